@@ -1,0 +1,147 @@
+//! The caller's identity on a worker thread.
+//!
+//! Changes of a name space run under the caller's own user, group and groups, so that the kernel
+//! judges permission with all it knows (ACLs, sticky directories, quotas). The switch concerns
+//! one thread; group goes before user, because a user other than root may not change groups.
+//!
+//! A thread remembers whom it is, and switches only when the next call is someone else's: a batch
+//! of calls by one caller costs one switch. Root identity is needed for `open_by_handle_at`, so
+//! [`as_server`] switches back.
+//!
+//! Invariants: only worker threads switch, they never await and never make a thread (a new thread
+//! inherits the identity); if the way back to the server's own identity fails, the process aborts,
+//! since every later call on that thread would run as somebody else.
+
+use std::cell::RefCell;
+use std::sync::{Arc, OnceLock};
+
+use havenfs_rpc::auth::Gids;
+use rustix::io::Errno;
+
+use super::sys;
+
+/// Supplementary groups: those of the call, or those that the server looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Groups {
+    /// From the credential of the call.
+    Wire(Gids),
+    /// From the server's own user database (`manage-gids`).
+    Resolved(Arc<[u32]>),
+}
+
+impl Groups {
+    /// The groups.
+    pub fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::Wire(gids) => gids.as_slice(),
+            Self::Resolved(gids) => gids,
+        }
+    }
+}
+
+/// Who a call acts as, after squashing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The user id.
+    pub uid: u32,
+    /// The group id.
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Groups,
+}
+
+impl Caller {
+    /// Whether the caller is a member of `gid`.
+    pub fn in_group(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups.as_slice().contains(&gid)
+    }
+}
+
+/// The identity that the server itself has, and whether it can take on others.
+#[derive(Debug, Clone)]
+struct Own {
+    caller: Caller,
+    can_switch: bool,
+}
+
+static OWN: OnceLock<Own> = OnceLock::new();
+
+thread_local! {
+    /// Whom this thread acts as; `None` is the server itself.
+    static ACTING: RefCell<Option<Caller>> = const { RefCell::new(None) };
+}
+
+fn own() -> &'static Own {
+    OWN.get_or_init(|| {
+        let groups = rustix::process::getgroups().unwrap_or_default();
+        let uid = rustix::process::geteuid();
+        Own {
+            caller: Caller {
+                uid: uid.as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+                groups: Groups::Resolved(groups.into_iter().map(rustix::fs::Gid::as_raw).collect()),
+            },
+            can_switch: uid.is_root() && probe_switch(),
+        }
+    })
+}
+
+/// Tries on a thread of its own whether another identity can be taken on.
+fn probe_switch() -> bool {
+    std::thread::spawn(|| sys::set_groups(&[]).is_ok() && sys::set_fsuid(1).is_ok())
+        .join()
+        .unwrap_or(false)
+}
+
+/// Whether calls run as their callers; if not, every call runs as the server's own user.
+pub fn can_switch() -> bool {
+    own().can_switch
+}
+
+/// The caller that calls act as when the server can't switch: the server's own user.
+pub fn own_caller() -> &'static Caller {
+    &own().caller
+}
+
+/// Runs `work` on this worker thread as `caller`.
+///
+/// # Errors
+/// EPERM: the caller's ids can't be taken on (not mapped in this user namespace).
+pub fn as_caller<T>(caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    if can_switch() {
+        ACTING.with_borrow_mut(|acting| -> Result<(), Errno> {
+            if acting.as_ref() != Some(caller) {
+                *acting = Some(caller.clone());
+                let switched = sys::set_groups(caller.groups.as_slice())
+                    .and_then(|()| sys::set_fsgid(caller.gid))
+                    .and_then(|()| sys::set_fsuid(caller.uid));
+                if let Err(errno) = switched {
+                    return_to_server(acting);
+                    return Err(errno);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    work()
+}
+
+/// Makes this thread act as the server itself again.
+pub fn as_server() {
+    ACTING.with_borrow_mut(return_to_server);
+}
+
+fn return_to_server(acting: &mut Option<Caller>) {
+    if acting.take().is_none() {
+        return;
+    }
+    let own = &own().caller;
+    let back = sys::set_fsuid(own.uid)
+        .and_then(|()| sys::set_fsgid(own.gid))
+        .and_then(|()| sys::set_groups(own.groups.as_slice()));
+    if back.is_err() {
+        // Going on would run the next caller's work with a wrong identity.
+        tracing::error!("cannot return to the server's own identity; aborting");
+        std::process::abort();
+    }
+}

@@ -1,0 +1,322 @@
+//! One opened file: its descriptors, what is known of its ACL, and what is not yet on disk.
+//!
+//! A file is held by an O_PATH descriptor, which has no side effects and works for every kind of
+//! file. Descriptors for reading and writing are opened when first needed, as the server itself,
+//! and so give no permission: every call is judged by [`File::allows`] on its own.
+//!
+//! Write descriptors are closed again when idle ([`File::close_idle`]), because Linux refuses to
+//! execute a file that somebody has open for writing.
+//!
+//! Invariant of the sync counters: a write adds to `written` after its data is in the page cache
+//! and before it is answered; a sync takes `written` before it begins and stores it in `synced`
+//! when it has succeeded. Equal counters mean that all answered writes are on disk. A file that
+//! was just opened does not know what its predecessors wrote, so it starts unequal.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{Access, AtFlags, FileType, Mode as OpenMode, OFlags, fstat};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::attributes::{Attributes, Want};
+use super::credential::{self, Caller};
+use super::handle::FileHandle;
+use super::sys::KernelHandle;
+use super::volume::Volume;
+use super::{Failure, Mode};
+
+/// What is known about the file's POSIX ACL: these bits, below the change time they hold for.
+const ACL_NONE: u64 = 1;
+const ACL_PRESENT: u64 = 2;
+
+/// A change time younger than this may hide a second change in the same clock tick.
+const CLOCK_TICK_NS: i64 = 50_000_000;
+
+/// An opened file.
+#[derive(Debug)]
+pub struct File {
+    /// The handle that clients know it by.
+    pub handle: FileHandle,
+    /// The file system it lies on.
+    pub volume: Arc<Volume>,
+    kernel: KernelHandle,
+    fd: OwnedFd,
+    /// `fd` itself is open for reading.
+    readable: bool,
+    kind: FileType,
+    read: Mutex<Option<Arc<OwnedFd>>>,
+    write: Mutex<Option<Arc<OwnedFd>>>,
+    used: AtomicBool,
+    acl: AtomicU64,
+    written: AtomicU64,
+    synced: AtomicU64,
+    sync: Mutex<()>,
+}
+
+/// A descriptor to read or write with: the file's own, or a shared one.
+#[derive(Debug)]
+pub enum DataFd<'a> {
+    /// The descriptor that the file is held by.
+    Own(BorrowedFd<'a>),
+    /// One that was opened for this purpose.
+    Opened(Arc<OwnedFd>),
+}
+
+impl AsFd for DataFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl File {
+    /// Takes over a descriptor; `readable` says that it was opened for reading.
+    pub const fn new(
+        handle: FileHandle,
+        kernel: KernelHandle,
+        volume: Arc<Volume>,
+        fd: OwnedFd,
+        kind: FileType,
+        readable: bool,
+    ) -> Self {
+        Self {
+            handle,
+            volume,
+            kernel,
+            fd,
+            readable,
+            kind,
+            read: Mutex::new(None),
+            write: Mutex::new(None),
+            used: AtomicBool::new(false),
+            acl: AtomicU64::new(0),
+            written: AtomicU64::new(1),
+            synced: AtomicU64::new(0),
+            sync: Mutex::new(()),
+        }
+    }
+
+    /// The descriptor that the file is held by; good for attributes and as a directory.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The kernel's handle, or the number of its entry in the handle table.
+    pub const fn handle_parts(&self) -> KernelHandle {
+        self.kernel
+    }
+
+    /// The kind of file.
+    pub const fn kind(&self) -> FileType {
+        self.kind
+    }
+
+    /// Whether it is the root of its export (or of a mount inside it).
+    pub fn is_root(&self, attributes: &Attributes) -> bool {
+        attributes.ino == self.volume.root_ino && attributes.dev == self.volume.dev
+    }
+
+    /// Reads the attributes.
+    ///
+    /// # Errors
+    /// [`Failure::Stale`] if the last name of the file is gone: this cache alone keeps it.
+    pub fn attributes(&self) -> Result<Attributes, Failure> {
+        let stat = fstat(&self.fd)?;
+        if stat.st_nlink == 0 {
+            return Err(Failure::Stale);
+        }
+        Ok(Attributes::from(&stat))
+    }
+
+    /// Succeeds if it is a directory.
+    ///
+    /// # Errors
+    /// ENOTDIR.
+    pub fn must_be_dir(&self) -> Result<(), Failure> {
+        if self.kind == FileType::Directory {
+            Ok(())
+        } else {
+            Err(Errno::NOTDIR.into())
+        }
+    }
+
+    /// Succeeds if it is a regular file. Anything else must never be opened for data: a FIFO or a
+    /// device would block or act.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, EINVAL for the rest.
+    pub fn must_be_regular(&self) -> Result<(), Failure> {
+        match self.kind {
+            FileType::RegularFile => Ok(()),
+            FileType::Directory => Err(Errno::ISDIR.into()),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    /// Succeeds if `caller` may do all of `want`.
+    ///
+    /// Mode bits are judged here; if the file has an ACL, the kernel is asked under the caller's
+    /// identity, which only a worker thread can do.
+    ///
+    /// # Errors
+    /// EACCES, or [`Failure::Wait`].
+    pub fn allows(
+        &self,
+        attributes: &Attributes,
+        caller: &Caller,
+        want: Want,
+        mode: Mode,
+    ) -> Result<(), Failure> {
+        if !self.has_acl(attributes)? {
+            let allowed = attributes.mode_allows(caller, want);
+            return if allowed {
+                Ok(())
+            } else {
+                Err(Errno::ACCESS.into())
+            };
+        }
+        if mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        let access = Access::from_bits_truncate(want.0);
+        let flags = AtFlags::EACCESS | AtFlags::EMPTY_PATH;
+        Ok(credential::as_caller(caller, || {
+            rustix::fs::accessat(&self.fd, c"", access, flags)
+        })?)
+    }
+
+    /// Whether the file has an access ACL beyond its mode bits. The answer is kept for as long as
+    /// the change time stays the same, which an ACL can't be given without changing.
+    fn has_acl(&self, attributes: &Attributes) -> Result<bool, Failure> {
+        if self.kind == FileType::Symlink {
+            return Ok(false);
+        }
+        let ctime = attributes.ctime;
+        let ctime_ns = ctime
+            .seconds
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(i64::from(ctime.nanoseconds));
+        let at_ctime = ctime_ns.cast_unsigned() << 2;
+        let known = self.acl.load(Ordering::Relaxed);
+        if known == at_ctime | ACL_NONE {
+            return Ok(false);
+        }
+        if known == at_ctime | ACL_PRESENT {
+            return Ok(true);
+        }
+        let path = self.proc_path();
+        let present =
+            match rustix::fs::getxattr(&path, c"system.posix_acl_access", &mut [0u8; 0][..]) {
+                Ok(_) => true,
+                Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT | Errno::NOSYS) => false,
+                Err(errno) => return Err(errno.into()),
+            };
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        let now_ns = now
+            .tv_sec
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(now.tv_nsec);
+        if now_ns.wrapping_sub(ctime_ns) > CLOCK_TICK_NS {
+            let known = if present { ACL_PRESENT } else { ACL_NONE };
+            self.acl.store(at_ctime | known, Ordering::Relaxed);
+        }
+        Ok(present)
+    }
+
+    /// A path of the file that system calls without a descriptor form accept.
+    pub fn proc_path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    /// A descriptor for reading.
+    ///
+    /// # Errors
+    /// [`Failure::Jukebox`] while another process holds a lease on the file.
+    pub fn read_fd(&self, mode: Mode) -> Result<DataFd<'_>, Failure> {
+        if self.readable {
+            return Ok(DataFd::Own(self.fd()));
+        }
+        self.data_fd(&self.read, OFlags::RDONLY, mode)
+    }
+
+    /// A descriptor for writing.
+    ///
+    /// # Errors
+    /// EROFS, ETXTBSY, or as [`File::read_fd`].
+    pub fn write_fd(&self, mode: Mode) -> Result<DataFd<'_>, Failure> {
+        self.data_fd(&self.write, OFlags::WRONLY, mode)
+    }
+
+    fn data_fd(
+        &self,
+        slot: &Mutex<Option<Arc<OwnedFd>>>,
+        flags: OFlags,
+        mode: Mode,
+    ) -> Result<DataFd<'_>, Failure> {
+        self.used.store(true, Ordering::Relaxed);
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = &*slot {
+            return Ok(DataFd::Opened(Arc::clone(fd)));
+        }
+        if mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        let fd = Arc::new(self.reopen(flags)?);
+        *slot = Some(Arc::clone(&fd));
+        Ok(DataFd::Opened(fd))
+    }
+
+    /// Opens the file anew, as the server itself. O_NONBLOCK: never wait for a lease to break.
+    pub fn reopen(&self, flags: OFlags) -> Result<OwnedFd, Failure> {
+        credential::as_server();
+        let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        if self.volume.has_handles {
+            return Ok(self.volume.open_by_handle(&self.kernel, flags)?);
+        }
+        Ok(rustix::fs::open(
+            self.proc_path(),
+            flags,
+            OpenMode::empty(),
+        )?)
+    }
+
+    /// Closes the data descriptors if none was used since the last call.
+    pub fn close_idle(&self) {
+        if !self.used.swap(false, Ordering::Relaxed) {
+            for slot in [&self.read, &self.write] {
+                slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            }
+        }
+    }
+
+    /// Notes that a change is in the page cache and about to be answered.
+    pub fn note_written(&self) {
+        self.written.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Runs `sync` unless every answered write is known to be on disk.
+    ///
+    /// One sync at a time: those that wait meanwhile find that theirs is done. And since the
+    /// kernel reports a failed write-back once, nobody may be told that all is well between the
+    /// report and what follows from it, so `sync` also does that.
+    pub fn sync_written(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        let _alone = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.written.load(Ordering::Acquire);
+        if self.synced.load(Ordering::Acquire) >= written {
+            return Ok(());
+        }
+        sync()?;
+        self.synced.store(written, Ordering::Release);
+        Ok(())
+    }
+
+    /// Runs `sync` in any case, for changes of attributes and names; counts for data as well.
+    pub fn sync_always(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        self.note_written();
+        self.sync_written(sync)
+    }
+}

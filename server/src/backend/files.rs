@@ -1,0 +1,347 @@
+//! From handle to opened file, and from directory and name to handle.
+//!
+//! [`Files`] owns the volumes, the key that signs handles and the cache of opened files. A handle
+//! whose bytes are in the cache was checked before; others are checked byte by byte before the
+//! kernel sees anything of them. No call walks a path that a client gave: names are looked up one
+//! by one, and symbolic links are never followed.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use quick_cache::sync::Cache;
+use rustix::fs::{FileType, Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
+
+use super::attributes::{Attributes, Want};
+use super::credential::{self, Caller};
+use super::file::File;
+use super::handle::{FileHandle, HandleParts, Signer};
+use super::sys::{self, KernelHandle};
+use super::table::HandleTable;
+use super::volume::Volume;
+use super::{Failure, Mode};
+
+/// How far above a directory its export's root may be: a path of one-letter names.
+const DEPTH_MAX: usize = 2048;
+
+/// All files that can be served.
+#[derive(Debug)]
+pub struct Files {
+    signer: Signer,
+    volumes: RwLock<HashMap<(u32, u32), Arc<Volume>>>,
+    opened: Cache<FileHandle, Arc<File>>,
+    table: HandleTable,
+    write_verifier: AtomicU64,
+}
+
+impl Files {
+    /// Makes an empty set that keeps about `opened_max` files open.
+    pub fn new(signer: Signer, table: HandleTable, opened_max: usize) -> Self {
+        Self {
+            signer,
+            volumes: RwLock::new(HashMap::new()),
+            opened: Cache::new(opened_max),
+            table,
+            write_verifier: AtomicU64::new(random_u64()),
+        }
+    }
+
+    /// The write verifier (RFC 1813 3.3.7): differs after each start and after each failed sync,
+    /// so that clients send again what may be lost.
+    pub fn write_verifier(&self) -> u64 {
+        self.write_verifier.load(Ordering::Acquire)
+    }
+
+    /// Notes that a sync failed: unstable data of any client may be lost.
+    pub fn note_sync_failed(&self, file: &File, errno: Errno) {
+        tracing::error!(fh = ?file.handle, error = %errno, "sync failed; changing the write verifier");
+        self.write_verifier.store(random_u64(), Ordering::Release);
+    }
+
+    /// Puts `volume` into service, in place of an earlier one with the same numbers.
+    pub fn add_volume(&self, volume: Volume) -> Arc<Volume> {
+        let volume = Arc::new(volume);
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        volumes.insert((volume.export_id, volume.fs_id), Arc::clone(&volume));
+        volume
+    }
+
+    /// Takes every volume of an export out of service and forgets its opened files.
+    pub fn remove_export(&self, export_id: u32) {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        volumes.retain(|(id, _), _| *id != export_id);
+        drop(volumes);
+        self.opened
+            .retain(|_, file| file.volume.export_id != export_id);
+    }
+
+    /// The volume with these numbers.
+    pub fn volume(&self, export_id: u32, fs_id: u32) -> Option<Arc<Volume>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.get(&(export_id, fs_id)).cloned()
+    }
+
+    /// The export that a handle says it belongs to, if the handle is ours.
+    pub fn export_of(&self, handle: &FileHandle) -> Result<u32, Failure> {
+        if let Some(file) = self.opened.get(handle) {
+            return Ok(file.volume.export_id);
+        }
+        Ok(self
+            .signer
+            .open(handle)
+            .map_err(|_| Failure::BadHandle)?
+            .export_id)
+    }
+
+    /// Opens the file that `handle` names.
+    ///
+    /// # Errors
+    /// [`Failure::BadHandle`], [`Failure::Stale`], or [`Failure::Wait`] if it is not open yet.
+    pub fn open(&self, handle: &FileHandle, mode: Mode) -> Result<Arc<File>, Failure> {
+        if let Some(file) = self.opened.get(handle) {
+            return Ok(file);
+        }
+        let parts = self.signer.open(handle).map_err(|_| Failure::BadHandle)?;
+        let volume = self
+            .volume(parts.export_id, parts.fs_id)
+            .ok_or(Failure::Stale)?;
+        if mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        credential::as_server();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let fd = if HandleTable::is_entry(&parts.file) {
+            self.table.open(&volume, &parts.file)?
+        } else {
+            volume.open_by_handle(&parts.file, flags)?
+        };
+        let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
+        let file = Arc::new(File::new(*handle, parts.file, volume, fd, kind, false));
+        self.opened.insert(*handle, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Opens the root of a volume.
+    pub fn open_root(&self, volume: &Arc<Volume>) -> Result<Arc<File>, Failure> {
+        credential::as_server();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(volume.root(), c".", flags, OpenMode::empty())?;
+        let kernel = if volume.has_handles {
+            sys::name_to_handle(fd.as_fd(), c"")?.0
+        } else {
+            self.table.root(volume)?
+        };
+        self.keep(volume, kernel, fd, FileType::Directory, false)
+    }
+
+    /// Looks `name` up in `dir`, with the permission to search it. Does not follow a symbolic
+    /// link; `..` stops at the root of the export.
+    ///
+    /// # Errors
+    /// As RFC 1813 3.3.3 lists them; EXDEV if another file system is mounted there.
+    pub fn lookup(
+        &self,
+        dir: &Arc<File>,
+        dir_attributes: &Attributes,
+        name: &CStr,
+        caller: &Caller,
+        mode: Mode,
+    ) -> Result<Arc<File>, Failure> {
+        dir.must_be_dir()?;
+        dir.allows(dir_attributes, caller, Want::EXECUTE, mode)?;
+        match name.to_bytes() {
+            b"." => return Ok(Arc::clone(dir)),
+            b".." => return self.parent(dir, dir_attributes, mode),
+            _ => {}
+        }
+        if mode == Mode::Worker {
+            credential::as_server();
+        }
+        let mut resolve = ResolveFlags::NO_XDEV;
+        if mode == Mode::Inline {
+            resolve |= ResolveFlags::CACHED;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match openat2(dir.fd(), name, flags, OpenMode::empty(), resolve) {
+            Ok(fd) => fd,
+            Err(Errno::AGAIN) if mode == Mode::Inline => return Err(Failure::Wait),
+            Err(errno) => return Err(errno.into()),
+        };
+        if !dir.volume.has_handles && mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        self.adopt(dir, name, fd, false)
+    }
+
+    /// Keeps a descriptor of `name` in `dir` that was just opened. `readable`: it was opened for
+    /// reading and not only as a path.
+    pub fn adopt(
+        &self,
+        dir: &Arc<File>,
+        name: &CStr,
+        fd: OwnedFd,
+        readable: bool,
+    ) -> Result<Arc<File>, Failure> {
+        let kernel = if dir.volume.has_handles {
+            sys::name_to_handle(fd.as_fd(), c"")?.0
+        } else {
+            self.table.entry(dir, name, fd.as_fd())?
+        };
+        let parts = parts(&dir.volume, kernel);
+        let handle = self
+            .signer
+            .sign(&parts)
+            .ok_or(Failure::Os(Errno::OVERFLOW))?;
+        if let Some(file) = self.opened.get(&handle) {
+            return Ok(file);
+        }
+        let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
+        self.keep(&dir.volume, kernel, fd, kind, readable)
+    }
+
+    fn keep(
+        &self,
+        volume: &Arc<Volume>,
+        kernel: KernelHandle,
+        fd: OwnedFd,
+        kind: FileType,
+        readable: bool,
+    ) -> Result<Arc<File>, Failure> {
+        let handle = self
+            .signer
+            .sign(&parts(volume, kernel))
+            .ok_or(Failure::Os(Errno::OVERFLOW))?;
+        let file = Arc::new(File::new(
+            handle,
+            kernel,
+            Arc::clone(volume),
+            fd,
+            kind,
+            readable,
+        ));
+        self.opened.insert(handle, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The handle of `name` in `dir` without opening it, for a listing.
+    ///
+    /// # Errors
+    /// EXDEV if another file system is mounted there; EOPNOTSUPP where handles are not the
+    /// kernel's: the client then looks the name up by itself.
+    pub fn handle_of(&self, dir: &File, dir_mount: i32, name: &CStr) -> Result<FileHandle, Errno> {
+        if !dir.volume.has_handles {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let (kernel, mount) = sys::name_to_handle(dir.fd(), name)?;
+        if mount != dir_mount {
+            return Err(Errno::XDEV);
+        }
+        self.signer
+            .sign(&parts(&dir.volume, kernel))
+            .ok_or(Errno::OVERFLOW)
+    }
+
+    /// The directory above `dir`; the root of a volume is its own parent.
+    fn parent(
+        &self,
+        dir: &Arc<File>,
+        attributes: &Attributes,
+        mode: Mode,
+    ) -> Result<Arc<File>, Failure> {
+        if dir.is_root(attributes) {
+            return Ok(Arc::clone(dir));
+        }
+        if mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        credential::as_server();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let up = |fd: std::os::fd::BorrowedFd<'_>| {
+            openat2(fd, c"..", flags, OpenMode::empty(), ResolveFlags::NO_XDEV)
+        };
+        let parent = up(dir.fd())?;
+        // A directory may have been moved out of the export: walk up until the root is met.
+        let mut above: Option<OwnedFd> = None;
+        let mut before = None;
+        for _ in 0..DEPTH_MAX {
+            let here = above.as_ref().unwrap_or(&parent);
+            let stat = fstat(here)?;
+            let place = (stat.st_dev, stat.st_ino);
+            if place == (dir.volume.dev, dir.volume.root_ino) {
+                return self.adopt(dir, c"..", parent, false);
+            }
+            if before == Some(place) {
+                break;
+            }
+            before = Some(place);
+            above = Some(up(here.as_fd())?);
+        }
+        Err(Failure::Stale)
+    }
+
+    /// Forgets the file `handle` if its last name is gone, so that its space is freed.
+    pub fn forget_if_unlinked(&self, handle: &FileHandle) {
+        if let Some(file) = self.opened.peek(handle)
+            && file.attributes() == Err(Failure::Stale)
+        {
+            self.opened.remove(handle);
+            if HandleTable::is_entry(&file.handle_parts())
+                && let Err(failure) = self.table.remove(&file.handle_parts())
+            {
+                // The entry stays: its handle says STALE, as it does without the entry.
+                tracing::warn!(?failure, "cannot remove an entry of the handle table");
+            }
+        }
+    }
+
+    /// Forgets a file that turned out to be stale.
+    pub fn forget(&self, handle: &FileHandle) {
+        self.opened.remove(handle);
+    }
+
+    /// The handle that the cache may know `name` by, before the name is taken away.
+    pub fn cached_handle(&self, dir: &File, name: &CStr) -> Option<FileHandle> {
+        if dir.volume.has_handles {
+            let (kernel, _) = sys::name_to_handle(dir.fd(), name).ok()?;
+            return self.signer.sign(&parts(&dir.volume, kernel));
+        }
+        let kernel = self.table.find(dir, name)?;
+        self.signer.sign(&parts(&dir.volume, kernel))
+    }
+
+    /// The handle table, which stands in where the kernel's handles can't be used.
+    pub const fn table(&self) -> &HandleTable {
+        &self.table
+    }
+
+    /// Closes data descriptors that were not used since the last call.
+    pub fn close_idle(&self) {
+        for (_, file) in self.opened.iter() {
+            file.close_idle();
+        }
+    }
+
+    /// How many files are open.
+    pub fn opened_count(&self) -> usize {
+        self.opened.len()
+    }
+}
+
+fn parts(volume: &Volume, file: KernelHandle) -> HandleParts {
+    HandleParts {
+        export_id: volume.export_id,
+        fs_id: volume.fs_id,
+        file,
+    }
+}
+
+/// Eight bytes from the kernel's random number generator.
+pub fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    // Short only for requests above 256 bytes; fails only before Linux 3.17.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes)
+}

@@ -1,0 +1,83 @@
+//! One file system of an export: the descriptor that its handles are opened against.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+
+use super::sys::{self, KernelHandle};
+
+/// A file system that is open for service.
+#[derive(Debug)]
+pub struct Volume {
+    /// The export it belongs to.
+    pub export_id: u32,
+    /// Its number within the export; 0 is the file system of the export's root.
+    pub fs_id: u32,
+    /// What clients see as `fsid`: configured, or generated once and stored.
+    pub fsid: u64,
+    /// Device number, to tell its files from those of other file systems on this node.
+    pub dev: u64,
+    /// Inode number of the root of the export (or of the mount, where `fs_id` is not 0).
+    pub root_ino: u64,
+    /// Whether the kernel makes handles and lets this process open them; if not, the handle
+    /// table stands in.
+    pub has_handles: bool,
+    root: OwnedFd,
+}
+
+impl Volume {
+    /// Opens the directory at `path` as the root of a volume.
+    ///
+    /// Unless `crosses`, and where the process may, the root is taken from a private copy of the
+    /// mount without the mounts below it: then a directory that another file system is mounted on
+    /// is seen as it is underneath, as clients of a Linux kernel server see it.
+    ///
+    /// # Errors
+    /// What open(2) says: the directory is missing, or not a directory.
+    pub fn open(
+        path: &Path,
+        export_id: u32,
+        fs_id: u32,
+        fsid: u64,
+        crosses: bool,
+    ) -> Result<Self, Errno> {
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let copy = if crosses {
+            Err(Errno::NOSYS)
+        } else {
+            sys::clone_mount(&name)
+        };
+        let root = match copy {
+            Ok(tree) => openat(&tree, c".", flags, Mode::empty())?,
+            Err(_) => rustix::fs::open(path, flags, Mode::empty())?,
+        };
+        let stat = fstat(&root)?;
+        let has_handles = sys::name_to_handle(root.as_fd(), c"")
+            .and_then(|(handle, _)| sys::open_by_handle(root.as_fd(), &handle, libc::O_PATH))
+            .is_ok();
+        Ok(Self {
+            export_id,
+            fs_id,
+            fsid,
+            dev: stat.st_dev,
+            root_ino: stat.st_ino,
+            has_handles,
+            root,
+        })
+    }
+
+    /// The root directory, opened for reading.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Opens a file by the kernel's handle.
+    pub fn open_by_handle(&self, handle: &KernelHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+        sys::open_by_handle(self.root(), handle, flags.bits().cast_signed())
+    }
+}

@@ -1,0 +1,244 @@
+//! The command line.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use havenfs::config::{self, File};
+use havenfs::{export, serve};
+use serde_json::Value;
+
+/// NFSv3 service of a node in one process: NFS, MOUNT and portmapper.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  havenfs serve --export '/srv/data:*(rw)'
+      Serve a directory to everybody, with user 0 mapped to nobody.
+  havenfs serve --export '/srv/data:10.0.0.0/8(rw,no_root_squash) backup(ro)'
+      Hosts and options as in exports(5).
+  havenfs exports check /etc/exports
+      Say what an export list means, and what is wrong with it.
+  havenfs status
+      Look at the running server.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve files until stopped; prints one line with `ready` when calls are answered
+    Serve(Box<ServeArgs>),
+    /// Show what the running server does
+    Status(ControlArgs),
+    /// Show the connections of NFS clients
+    Clients(ControlArgs),
+    /// Show, check or reload the exports
+    Exports(ExportsArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Directory to export: DIR or 'DIR:HOST(OPTIONS) HOST(OPTIONS)...', as in exports(5);
+    /// DIR alone means *(ro). Adds to /etc/exports and /etc/exports.d
+    #[arg(long, value_name = "SPEC")]
+    export: Vec<String>,
+    /// Export list to read in place of /etc/exports and /etc/exports.d
+    #[arg(long, value_name = "FILE")]
+    exports_file: Option<PathBuf>,
+    /// Configuration file (TOML); the command line wins over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to keep what must outlive the process [default: /var/lib/havenfs, or
+    /// $XDG_STATE_HOME/havenfs]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Address to listen on, repeatable [default: all]
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<IpAddr>,
+    /// Port of NFS [default: 2049]
+    #[arg(long, value_name = "N")]
+    nfs_port: Option<u16>,
+    /// Port of MOUNT [default: 20048]
+    #[arg(long, value_name = "N")]
+    mount_port: Option<u16>,
+    /// Port kept for NLM, which this version does not serve yet [default: 32803]
+    #[arg(long, value_name = "N")]
+    nlm_port: Option<u16>,
+    /// Port kept for NSM, which this version does not serve yet [default: 662]
+    #[arg(long, value_name = "N")]
+    nsm_port: Option<u16>,
+    /// How clients find the ports: auto, embedded, register, off [default: auto]
+    #[arg(long, value_name = "MODE")]
+    portmap: Option<String>,
+    /// Port of the portmapper [default: 111]
+    #[arg(long, value_name = "N")]
+    portmap_port: Option<u16>,
+    /// Serve NFS over UDP too
+    #[arg(long)]
+    nfs_udp: bool,
+    /// Where to serve metrics: ADDR:PORT or off [default: 127.0.0.1:9587]
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    metrics: Option<String>,
+    /// Control socket [default: /run/havenfs/control, or $XDG_RUNTIME_DIR/havenfs/control]
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ControlArgs {
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+    /// Control socket of the server
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct ExportsArgs {
+    #[command(subcommand)]
+    command: Option<ExportsCommand>,
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum ExportsCommand {
+    /// Show the exports in force
+    List(ControlArgs),
+    /// Say what an export list means
+    Check {
+        /// The list
+        file: PathBuf,
+    },
+    /// Read the export lists again; other clients notice nothing
+    Reload(ControlArgs),
+}
+
+/// Runs the program.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Serve(args) => run_serve(*args),
+        Command::Status(args) => show(&args, "status"),
+        Command::Clients(args) => show(&args, "clients"),
+        Command::Exports(ExportsArgs {
+            command: None,
+            control,
+        }) => show(&control, "exports"),
+        Command::Exports(ExportsArgs {
+            command: Some(command),
+            ..
+        }) => match command {
+            ExportsCommand::List(args) => show(&args, "exports"),
+            ExportsCommand::Check { file } => check(&file),
+            ExportsCommand::Reload(args) => show(&args, "reload"),
+        },
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "havenfs", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Each cause is part of the sentence of the one above it, unless it says more.
+            let mut text = error.to_string();
+            for cause in error.chain().skip(1) {
+                let cause = cause.to_string();
+                if !text.contains(&cause) {
+                    text = format!("{text}: {cause}");
+                }
+            }
+            let _ = writeln!(std::io::stderr(), "error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let file = args
+        .config
+        .as_deref()
+        .map_or_else(|| Ok(File::default()), File::read)?;
+    let line = File {
+        export: args.export,
+        exports_file: args.exports_file,
+        state_dir: args.state_dir,
+        listen: (!args.listen.is_empty()).then_some(args.listen),
+        nfs_port: args.nfs_port,
+        mount_port: args.mount_port,
+        nlm_port: args.nlm_port,
+        nsm_port: args.nsm_port,
+        portmap: args.portmap,
+        portmap_port: args.portmap_port,
+        nfs_udp: args.nfs_udp.then_some(true),
+        metrics: args.metrics,
+        control: args.control,
+    };
+    let settings = config::merge(line, file)?;
+    Ok(serve::run(&settings)?)
+}
+
+fn check(file: &Path) -> anyhow::Result<()> {
+    let loaded = export::load_file(file).map_err(|errors| {
+        let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", lines.join("\n"))
+    })?;
+    print(&loaded.describe())
+}
+
+/// Asks the running server and prints its answer.
+fn show(args: &ControlArgs, request: &str) -> anyhow::Result<()> {
+    let path = args.control.clone().unwrap_or_else(config::default_control);
+    let answer = ask(&path, request).with_context(|| {
+        format!(
+            "no server answers on `{}`\nhint: is `havenfs serve` running? name its socket with \
+             --control",
+            path.display()
+        )
+    })?;
+    if let Some(error) = answer.get("error").and_then(Value::as_str) {
+        anyhow::bail!("{error}");
+    }
+    if args.json {
+        return print(&format!("{answer:#}\n"));
+    }
+    print(&havenfs::control::table::render(request, &answer))
+}
+
+fn ask(path: &Path, request: &str) -> anyhow::Result<Value> {
+    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(serde_json::from_str(&answer)?)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}

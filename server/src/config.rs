@@ -1,0 +1,269 @@
+//! Settings of `serve`: from the command line and a TOML file, parsed once into valid values.
+//!
+//! The command line wins over the file, the file over the defaults. Unknown keys are refused with
+//! their line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use havenfs_rpc::program;
+use serde::Deserialize;
+
+use crate::export::Sources;
+use crate::register::PortmapMode;
+
+/// Where metrics are served unless configured otherwise.
+pub const METRICS_DEFAULT: &str = "127.0.0.1:9587";
+
+/// What `serve` needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where exports are listed.
+    pub sources: Sources,
+    /// What must outlive the process.
+    pub state_dir: PathBuf,
+    /// Addresses to listen on; none means all.
+    pub listen: Vec<IpAddr>,
+    /// The port of NFS; 0 lets the kernel choose.
+    pub nfs_port: u16,
+    /// The port of MOUNT; 0 lets the kernel choose.
+    pub mount_port: u16,
+    /// The port that NLM will have.
+    pub nlm_port: u16,
+    /// The port that NSM will have.
+    pub nsm_port: u16,
+    /// How clients find the ports.
+    pub portmap: PortmapMode,
+    /// The portmapper's port.
+    pub portmap_port: u16,
+    /// Whether NFS is served over UDP as well.
+    pub nfs_udp: bool,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// The control socket.
+    pub control: PathBuf,
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Exports as on the command line.
+    #[serde(default)]
+    pub export: Vec<String>,
+    /// The file to read in place of /etc/exports and its folder.
+    pub exports_file: Option<PathBuf>,
+    /// See [`Settings::state_dir`].
+    pub state_dir: Option<PathBuf>,
+    /// See [`Settings::listen`].
+    pub listen: Option<Vec<IpAddr>>,
+    /// See [`Settings::nfs_port`].
+    pub nfs_port: Option<u16>,
+    /// See [`Settings::mount_port`].
+    pub mount_port: Option<u16>,
+    /// See [`Settings::nlm_port`].
+    pub nlm_port: Option<u16>,
+    /// See [`Settings::nsm_port`].
+    pub nsm_port: Option<u16>,
+    /// See [`Settings::portmap`].
+    pub portmap: Option<String>,
+    /// See [`Settings::portmap_port`].
+    pub portmap_port: Option<u16>,
+    /// See [`Settings::nfs_udp`].
+    pub nfs_udp: Option<bool>,
+    /// `ADDR:PORT` or `off`.
+    pub metrics: Option<String>,
+    /// See [`Settings::control`].
+    pub control: Option<PathBuf>,
+}
+
+/// Why the settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read configuration file `{}`: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file says something that is not understood.
+    #[error("{}:{line}: {problem}", .path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A value makes no sense.
+    #[error("{name}: `{value}` {problem}")]
+    Value {
+        /// The option.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl File {
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text.get(..start).unwrap_or_default().matches('\n').count() + 1;
+            ConfigError::Parse {
+                path: path.to_path_buf(),
+                line,
+                problem: error.message().to_owned(),
+            }
+        })
+    }
+}
+
+/// Makes settings of what the command line says and, where it says nothing, the file.
+pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
+    let portmap = line
+        .portmap
+        .or(file.portmap)
+        .map_or(Ok(PortmapMode::default()), |word| {
+            word.parse().map_err(|problem| ConfigError::Value {
+                name: "portmap",
+                value: word,
+                problem,
+            })
+        })?;
+    let metrics = line
+        .metrics
+        .or(file.metrics)
+        .unwrap_or_else(|| METRICS_DEFAULT.to_owned());
+    let metrics = if metrics == "off" {
+        None
+    } else {
+        Some(metrics.parse().map_err(|_| ConfigError::Value {
+            name: "metrics",
+            value: metrics,
+            problem: "is neither ADDR:PORT nor `off`".to_owned(),
+        })?)
+    };
+    let mut sources = Sources::default();
+    if let Some(path) = line.exports_file.or(file.exports_file) {
+        sources.file = Some(path);
+        sources.directory = None;
+    }
+    let exports = if line.export.is_empty() {
+        file.export
+    } else {
+        line.export
+    };
+    sources.arguments = exports.into_iter().map(String::into_bytes).collect();
+    let port = |line: Option<u16>, file: Option<u16>, default| line.or(file).unwrap_or(default);
+    Ok(Settings {
+        sources,
+        state_dir: line
+            .state_dir
+            .or(file.state_dir)
+            .unwrap_or_else(default_state_dir),
+        listen: line.listen.or(file.listen).unwrap_or_default(),
+        nfs_port: port(line.nfs_port, file.nfs_port, program::NFS_PORT),
+        mount_port: port(line.mount_port, file.mount_port, program::MOUNT_PORT),
+        nlm_port: port(line.nlm_port, file.nlm_port, program::NLM_PORT),
+        nsm_port: port(line.nsm_port, file.nsm_port, program::NSM_PORT),
+        portmap,
+        portmap_port: port(line.portmap_port, file.portmap_port, program::PORTMAP_PORT),
+        nfs_udp: line.nfs_udp.or(file.nfs_udp).unwrap_or(false),
+        metrics,
+        control: line
+            .control
+            .or(file.control)
+            .unwrap_or_else(default_control),
+    })
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// `/var/lib/havenfs` for root, else a folder of the user's own.
+pub fn default_state_dir() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/var/lib/havenfs");
+    }
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(home)
+        .unwrap_or_else(std::env::temp_dir)
+        .join("havenfs")
+}
+
+/// `/run/havenfs/control` for root, else a socket of the user's own.
+pub fn default_control() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/run/havenfs/control");
+    }
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .map_or_else(default_state_dir, |dir| PathBuf::from(dir).join("havenfs"))
+        .join("control")
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<File, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("havenfs.toml");
+        std::fs::write(&path, text).unwrap();
+        File::read(&path)
+    }
+
+    #[test]
+    fn the_line_wins_over_the_file_and_the_file_over_the_defaults() {
+        let file = parse("nfs_port = 1\nmount_port = 2\nexport = ['/a']\n").unwrap();
+        let line = File {
+            nfs_port: Some(3),
+            ..File::default()
+        };
+        let settings = merge(line, file).unwrap();
+        assert_eq!(
+            (
+                settings.nfs_port,
+                settings.mount_port,
+                settings.portmap_port
+            ),
+            (3, 2, 111)
+        );
+        assert_eq!(settings.sources.arguments, [b"/a".to_vec()]);
+        assert_eq!(settings.metrics, Some(METRICS_DEFAULT.parse().unwrap()));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let error = parse("nfs_port = 1\nnfs_prot = 2\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(":2: unknown field `nfs_prot`, expected"),
+            "{error}"
+        );
+        let error = parse("\n\nnfs_port = 70000\n").unwrap_err().to_string();
+        assert!(error.contains(":3: "), "{error}");
+        let line = File {
+            metrics: Some("here".into()),
+            ..File::default()
+        };
+        let error = merge(line, File::default()).unwrap_err().to_string();
+        assert_eq!(error, "metrics: `here` is neither ADDR:PORT nor `off`");
+    }
+}

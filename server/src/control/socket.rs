@@ -1,0 +1,205 @@
+//! The control socket: a request is one line, the answer one JSON document.
+//!
+//! Requests: `status`, `clients`, `exports`, `reload`. The socket belongs to the server's user and
+//! to nobody else. A socket that is left over from a dead server is replaced.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+use crate::clients::unix_seconds;
+use crate::config::Settings;
+use crate::node::Node;
+
+/// The longest request.
+const REQUEST_BYTES_MAX: usize = 4096;
+/// How long a request may take to arrive.
+const TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The open control socket.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ControlSocket {
+    /// Opens the socket and serves it until `stopped` is true.
+    pub fn open(
+        settings: Settings,
+        node: Arc<Node>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> io::Result<Self> {
+        let path = settings.control.clone();
+        let listener = listen(&path)?;
+        let task = tokio::spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    _ = stopped.wait_for(|stopped| *stopped) => return,
+                };
+                if let Ok((stream, _)) = accepted {
+                    let (settings, node) = (settings.clone(), Arc::clone(&node));
+                    tokio::spawn(async move {
+                        if let Err(error) = answer(&settings, &node, stream).await {
+                            tracing::debug!(%error, "control request failed");
+                        }
+                    });
+                }
+            }
+        });
+        Ok(Self { path, task })
+    }
+
+    /// Waits for the end of the service and removes the socket.
+    pub async fn close(self) {
+        // The task ends by itself once the server stops.
+        let _ = self.task.await;
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    // The state directory's lock has made sure that no other server of ours is alive on it; a
+    // server on another one would answer here.
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "another server answers on `{}`; give this one a socket of its own with \
+                     --control",
+                    path.display()
+                ),
+            ));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -> io::Result<()> {
+    let mut request = Vec::new();
+    let read = async {
+        while !request.contains(&b'\n') && request.len() < REQUEST_BYTES_MAX {
+            if stream.read_buf(&mut request).await? == 0 {
+                break;
+            }
+        }
+        Ok::<(), io::Error>(())
+    };
+    tokio::time::timeout(TIME_MAX, read).await??;
+    let answer = match request.trim_ascii() {
+        b"status" => status(settings, node),
+        b"clients" => clients(node),
+        b"exports" => exports(node),
+        b"reload" => match super::reload(settings, node).await {
+            Ok(done) => json!({ "done": done }),
+            Err(error) => json!({ "error": error }),
+        },
+        other => json!({ "error": format!("unknown request `{}`", other.escape_ascii()) }),
+    };
+    stream.write_all(answer.to_string().as_bytes()).await?;
+    stream.shutdown().await
+}
+
+fn status(settings: &Settings, node: &Node) -> Value {
+    let ports: Vec<Value> = node
+        .ports
+        .entries()
+        .iter()
+        .map(|entry| {
+            json!({
+                "program": entry.program,
+                "version": entry.version,
+                "netid": entry.netid.name(),
+                "port": entry.address.port(),
+            })
+        })
+        .collect();
+    let limits: serde_json::Map<String, Value> = node
+        .metrics
+        .limits()
+        .iter()
+        .map(|(name, counter)| ((*name).to_owned(), counter.get().into()))
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "state_dir": settings.state_dir.display().to_string(),
+        "starts": node.state.starts(),
+        "exports": node.exports.load().exports().len(),
+        "connections": node.connections.all(),
+        "calls": node.metrics.calls(),
+        "files_open": node.files.opened_count(),
+        "held_bytes": node.budget.used(),
+        "ports": ports,
+        "limits_hit": limits,
+    })
+}
+
+fn clients(node: &Node) -> Value {
+    let now = unix_seconds();
+    let mounts = node.mounts.entries();
+    node.clients
+        .list()
+        .iter()
+        .map(|client| {
+            let traffic = client.traffic();
+            let idle = (traffic.last_call > 0).then(|| now.saturating_sub(traffic.last_call));
+            let mounted: Vec<String> = mounts
+                .iter()
+                .filter(|entry| entry.host == client.peer.ip())
+                .map(|entry| entry.path.escape_ascii().to_string())
+                .collect();
+            json!({
+                "peer": client.peer.to_string(),
+                "local": client.local.to_string(),
+                "exports": mounted,
+                "connected_seconds": now.saturating_sub(client.since),
+                "calls": traffic.calls,
+                "bytes_received": traffic.bytes_received,
+                "bytes_sent": traffic.bytes_sent,
+                "idle_seconds": idle,
+            })
+        })
+        .collect()
+}
+
+fn exports(node: &Node) -> Value {
+    node.exports
+        .load()
+        .exports()
+        .iter()
+        .map(|export| {
+            let volume = node.files.volume(export.id, 0);
+            let rules: Vec<Value> = export
+                .rules()
+                .iter()
+                .map(|rule| {
+                    json!({ "client": rule.client.to_string(), "options": rule.options.words() })
+                })
+                .collect();
+            json!({
+                "path": export.spec.path.display().to_string(),
+                "id": export.id,
+                "open": volume.is_some(),
+                "kernel_handles": volume.as_ref().is_some_and(|volume| volume.has_handles),
+                "fsid": volume.map(|volume| format!("{:016x}", volume.fsid)),
+                "rules": rules,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,142 @@
+//! Answers of the control socket as tables for people. (Writing to a string can't fail: the results
+//! of `write!` are left alone.)
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+/// Renders an answer; `request` says what was asked.
+pub fn render(request: &str, answer: &Value) -> String {
+    match request {
+        "status" => status(answer),
+        "clients" => columns(
+            &[
+                "peer",
+                "local",
+                "exports",
+                "calls",
+                "bytes_received",
+                "bytes_sent",
+                "idle_seconds",
+            ],
+            answer,
+            "no NFS client is connected\n",
+        ),
+        "exports" => exports(answer),
+        _ => match answer.get("done").and_then(Value::as_str) {
+            Some(done) => format!("{done}\n"),
+            None => format!("{answer:#}\n"),
+        },
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) if values.is_empty() => "-".to_owned(),
+        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+/// A line a row, each column as wide as its widest value.
+fn columns(names: &[&str], answer: &Value, none: &str) -> String {
+    let rows = answer.as_array().map_or(&[][..], Vec::as_slice);
+    if rows.is_empty() {
+        return none.to_owned();
+    }
+    let head = names
+        .iter()
+        .map(|name| name.replace('_', " ").to_uppercase())
+        .collect();
+    let mut lines: Vec<Vec<String>> = vec![head];
+    for row in rows {
+        lines.push(
+            names
+                .iter()
+                .map(|name| row.get(name).map_or_else(String::new, text))
+                .collect(),
+        );
+    }
+    let mut out = String::new();
+    for line in &lines {
+        for (column, cell) in line.iter().enumerate() {
+            let width = lines
+                .iter()
+                .filter_map(|line| line.get(column))
+                .map(String::len)
+                .max();
+            let width = if column + 1 == line.len() {
+                0
+            } else {
+                width.unwrap_or(0) + 2
+            };
+            let _ = write!(out, "{cell:width$}");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn status(answer: &Value) -> String {
+    let get = |name: &str| answer.get(name).map_or_else(|| "-".to_owned(), text);
+    let mut out = format!(
+        "havenfs {} (process {}), start number {}\nstate directory  {}\nexports          {}\n\
+         connections      {}\ncalls served     {}\nfiles open       {}\nbytes held       {}\n",
+        get("version"),
+        get("pid"),
+        get("starts"),
+        get("state_dir"),
+        get("exports"),
+        get("connections"),
+        get("calls"),
+        get("files_open"),
+        get("held_bytes"),
+    );
+    let hit = answer.get("limits_hit").and_then(Value::as_object);
+    let hit: Vec<String> = hit
+        .into_iter()
+        .flatten()
+        .filter(|(_, count)| count.as_u64() != Some(0))
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    let hit = if hit.is_empty() {
+        "none".to_owned()
+    } else {
+        hit.join(", ")
+    };
+    let _ = writeln!(out, "limits hit       {hit}");
+    out
+}
+
+fn exports(answer: &Value) -> String {
+    let mut out = String::new();
+    for export in answer.as_array().map_or(&[][..], Vec::as_slice) {
+        let get = |name: &str| export.get(name).map_or_else(|| "-".to_owned(), text);
+        let open = export.get("open").and_then(Value::as_bool) == Some(true);
+        let kernel = export.get("kernel_handles").and_then(Value::as_bool) == Some(true);
+        let state = match (open, kernel) {
+            (false, _) => ", NOT OPEN",
+            (true, false) => ", handle table",
+            (true, true) => "",
+        };
+        let _ = writeln!(
+            out,
+            "{} (id {}, fsid {}{state})",
+            get("path"),
+            get("id"),
+            get("fsid")
+        );
+        for rule in export
+            .get("rules")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let get = |name: &str| rule.get(name).map_or_else(String::new, text);
+            let _ = writeln!(out, "    {}({})", get("client"), get("options"));
+        }
+    }
+    out
+}

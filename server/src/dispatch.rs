@@ -1,0 +1,265 @@
+//! From a message to its reply: header, program, version, credential, procedure, arguments.
+//!
+//! Owns the order of the checks (RFC 5531 9) and the RPC reply header. Does not know sockets, and
+//! leaves every decision about a procedure to its program. Every message that has a transaction
+//! id gets exactly one reply, unless the program says that silence is right.
+//!
+//! A call is first tried in the task that received it ([`Mode::Inline`]), which must never wait
+//! for a disk. A procedure that may have to wait answers [`Refusal::Wait`] there; the caller then
+//! runs the same call again on a worker thread ([`Mode::Worker`]), where it is carried out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use havenfs_rpc::auth::{AuthStat, Credential, OpaqueAuth};
+use havenfs_rpc::message::{self, AcceptStat, Call, CallError};
+use havenfs_rpc::program;
+use havenfs_rpc::xdr::{Writer, XdrError};
+
+use crate::node::Node;
+use crate::programs;
+
+/// How a message arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// In a TCP stream.
+    Tcp,
+    /// As a UDP datagram.
+    Udp,
+}
+
+/// Where a message came from and which of our addresses it was sent to. IPv4-mapped IPv6
+/// addresses are the IPv4 host (use [`Origin::new`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The peer's address and port.
+    pub peer: SocketAddr,
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The transport.
+    pub transport: Transport,
+}
+
+impl Origin {
+    /// Makes an origin with both addresses in their plain form.
+    pub fn new(peer: SocketAddr, local: SocketAddr, transport: Transport) -> Self {
+        let plain =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self {
+            peer: plain(peer),
+            local: plain(local),
+            transport,
+        }
+    }
+
+    /// The peer's address.
+    pub const fn host(&self) -> IpAddr {
+        self.peer.ip()
+    }
+
+    /// Whether the peer sends from this machine's loopback.
+    pub const fn is_loopback(&self) -> bool {
+        self.peer.ip().is_loopback()
+    }
+
+    /// Whether the peer's port is one that only its superuser may use (below 1024).
+    pub const fn from_reserved_port(&self) -> bool {
+        self.peer.port() < 1024
+    }
+}
+
+/// Where a call is being carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// In a task of the data runtime: must not wait for a disk.
+    Inline,
+    /// On a worker thread: may wait.
+    Worker,
+}
+
+/// The set of programs that a port serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// NFS.
+    Nfs,
+    /// MOUNT.
+    Mount,
+    /// The portmapper.
+    Portmap,
+}
+
+/// A call with its header checked and its arguments still encoded.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Where it came from.
+    pub origin: &'a Origin,
+    /// Where it runs.
+    pub mode: Mode,
+    /// The transaction id.
+    pub xid: u32,
+    /// The program's version, already checked.
+    pub version: u32,
+    /// The procedure.
+    pub procedure: u32,
+    /// Who the caller says it is.
+    pub credential: Credential<'a>,
+    /// The encoded arguments.
+    pub args: &'a [u8],
+}
+
+/// Why a procedure wrote no results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The program has no such procedure.
+    ProcUnavail,
+    /// The arguments can't be decoded.
+    GarbageArgs,
+    /// The credential is refused.
+    Auth(AuthStat),
+    /// The call may have to wait: run it again with [`Mode::Worker`].
+    Wait,
+    /// The call gets no reply.
+    Silence,
+}
+
+impl From<XdrError> for Refusal {
+    fn from(_: XdrError) -> Self {
+        Self::GarbageArgs
+    }
+}
+
+/// What [`serve`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// The reply was appended.
+    Replied,
+    /// Nothing was appended: the call must run on a worker thread.
+    Wait,
+    /// Nothing was appended and nothing will be.
+    Silent,
+}
+
+/// Serves one message that arrived on `port`; appends the reply, without a record mark, to `out`.
+pub fn serve(
+    node: &Node,
+    port: Port,
+    origin: &Origin,
+    mode: Mode,
+    message: &[u8],
+    out: &mut Vec<u8>,
+) -> Served {
+    let mut writer = Writer::new(out);
+    let call = match Call::decode(message) {
+        Ok(call) => call,
+        Err(CallError::NotACall) => {
+            node.metrics.malformed.add(1);
+            return Served::Silent;
+        }
+        Err(CallError::RpcMismatch { xid }) => {
+            message::reply_rpc_mismatch(&mut writer, xid);
+            return Served::Replied;
+        }
+        Err(CallError::Garbage { xid }) => {
+            node.metrics.malformed.add(1);
+            message::reply_accepted(&mut writer, xid, AcceptStat::GarbageArgs);
+            return Served::Replied;
+        }
+    };
+    let xid = call.xid;
+    let Some((low, high)) = versions(port, call.program) else {
+        message::reply_accepted(&mut writer, xid, AcceptStat::ProgUnavail);
+        return Served::Replied;
+    };
+    if call.version < low || call.version > high {
+        message::reply_accepted(&mut writer, xid, AcceptStat::ProgMismatch { low, high });
+        return Served::Replied;
+    }
+    if call.procedure == 0 {
+        return serve_null(&call, &mut writer);
+    }
+    let credential = match Credential::decode(call.cred, call.verf) {
+        Ok(credential @ (Credential::None | Credential::Sys(_))) => credential,
+        // RFC 9289 4.1: AUTH_TLS is a probe and goes with the NULL procedure only.
+        Ok(Credential::Tls) => {
+            message::reply_auth_error(&mut writer, xid, AuthStat::BadCred);
+            return Served::Replied;
+        }
+        Ok(Credential::Other(_)) => {
+            message::reply_auth_error(&mut writer, xid, AuthStat::RejectedCred);
+            return Served::Replied;
+        }
+        Err(stat) => {
+            message::reply_auth_error(&mut writer, xid, stat);
+            return Served::Replied;
+        }
+    };
+    let request = Request {
+        origin,
+        mode,
+        xid,
+        version: call.version,
+        procedure: call.procedure,
+        credential,
+        args: call.args,
+    };
+    let began = Instant::now();
+    let start = writer.position();
+    message::reply_accepted(&mut writer, xid, AcceptStat::Success);
+    let result = match call.program {
+        program::NFS => programs::nfs3::serve(node, &request, &mut writer),
+        program::MOUNT => programs::mount::serve(node, &request, &mut writer),
+        _ => programs::portmap::serve(&node.ports, &request, &mut writer),
+    };
+    let served = match result {
+        Ok(()) => Served::Replied,
+        Err(refusal) => {
+            writer.truncate(start);
+            match refusal {
+                Refusal::Wait => return Served::Wait,
+                Refusal::Silence => Served::Silent,
+                Refusal::ProcUnavail => {
+                    message::reply_accepted(&mut writer, xid, AcceptStat::ProcUnavail);
+                    Served::Replied
+                }
+                Refusal::GarbageArgs => {
+                    message::reply_accepted(&mut writer, xid, AcceptStat::GarbageArgs);
+                    Served::Replied
+                }
+                Refusal::Auth(stat) => {
+                    message::reply_auth_error(&mut writer, xid, stat);
+                    Served::Replied
+                }
+            }
+        }
+    };
+    node.metrics
+        .called(call.program, call.procedure, began.elapsed());
+    served
+}
+
+/// The versions of `program` that `port` serves, lowest and highest.
+const fn versions(port: Port, program: u32) -> Option<(u32, u32)> {
+    match (port, program) {
+        // A quick mismatch is what makes a Linux client fall back from NFSv4.
+        (Port::Nfs, program::NFS) => Some((program::NFS_VERSION, program::NFS_VERSION)),
+        // Version 2 has MNT with the 32-byte handle of version 1; clients ask for 1 or 3.
+        (Port::Mount, program::MOUNT) => Some((1, 3)),
+        (Port::Portmap, program::PORTMAP) => Some((2, 4)),
+        _ => None,
+    }
+}
+
+/// NULL accepts every flavor, since clients ping with whatever they have; the AUTH_TLS probe is
+/// answered with an empty verifier, which says that there is no TLS (RFC 9289 4.1).
+fn serve_null(call: &Call<'_>, writer: &mut Writer<'_>) -> Served {
+    match Credential::decode(call.cred, call.verf) {
+        Err(stat) => message::reply_auth_error(writer, call.xid, stat),
+        Ok(_) if !call.args.is_empty() => {
+            message::reply_accepted(writer, call.xid, AcceptStat::GarbageArgs);
+        }
+        Ok(_) => {
+            message::reply_verified(writer, call.xid, OpaqueAuth::NONE, AcceptStat::Success);
+        }
+    }
+    Served::Replied
+}

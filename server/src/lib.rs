@@ -1,0 +1,45 @@
+//! havenfs: the whole NFSv3 service of a node in one process.
+//!
+//! # Architecture
+//!
+//! ```text
+//!   clients --TCP, UDP--> net --> dispatch --> programs --> backend --> kernel
+//!                          |                      |
+//!                          +-- reply_cache        +-- export (who may), mount_list, portmap
+//!                          +-- pool (workers)
+//! ```
+//!
+//! - [`net`] turns bytes into messages with a bound on everything; [`dispatch`] checks a call's
+//!   header; [`programs`] decode arguments, ask, and encode answers; [`backend`] makes the system
+//!   calls and knows no RPC; [`export`] decides who may do what.
+//! - Two runtimes: the data runtime has one task per connection and never waits for a disk; what
+//!   may wait goes to the worker threads of [`pool`]. The control runtime, on a thread of its own,
+//!   serves the control socket, metrics and the registration with rpcbind, so that a slow disk
+//!   delays none of them.
+//! - State that must outlive the process lies in the [`state`] directory, in files with versions.
+//!
+//! What is deliberately absent: no path is walked that a client gave; no handle holds a device
+//! number or a time; no call waits for DNS; nothing is allocated because a length field says so.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("havenfs needs a 64-bit system: file offsets and lengths are u64 and usize alike");
+
+pub mod backend;
+pub mod clients;
+pub mod config;
+pub mod control;
+pub mod dispatch;
+pub mod export;
+pub mod fault;
+pub mod metrics;
+pub mod mount_list;
+pub mod net;
+pub mod node;
+pub mod pool;
+pub mod programs;
+pub mod register;
+pub mod reply_cache;
+pub mod rpc_client;
+pub mod serve;
+pub mod state;
+pub mod volumes;

@@ -1,0 +1,112 @@
+//! Where workers put finished replies, and a connection's task takes them all at once.
+//!
+//! A [`Sink`] is the right to send one reply; whoever holds it sends it or drops it, so that the
+//! count of outstanding calls always comes down. The reply cache may move a running call's reply
+//! to a newer connection by replacing the sink.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::limits::Reservation;
+
+/// A finished reply, with its record mark in front.
+#[derive(Debug)]
+pub struct Reply {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// For a datagram: to whom, and from which of our addresses.
+    pub to: Option<(SocketAddr, IpAddr)>,
+    /// Its part of the budget, until it is sent.
+    pub reservation: Reservation,
+}
+
+/// The finished replies of one connection or socket.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    replies: Mutex<Vec<Reply>>,
+    outstanding: AtomicUsize,
+    reserved: AtomicUsize,
+    wake: Notify,
+}
+
+impl Mailbox {
+    /// How many calls have not been answered yet.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
+    /// How many bytes the calls that are not answered yet may hold.
+    pub fn reserved(&self) -> usize {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    /// Takes all finished replies.
+    pub fn take(&self) -> Vec<Reply> {
+        std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until a reply was put in or a call was dropped since the last wait.
+    pub async fn changed(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Makes the right to send one reply; `reservation` is what call and reply may hold.
+    pub fn sink(
+        self: &Arc<Self>,
+        to: Option<(SocketAddr, IpAddr)>,
+        reservation: Reservation,
+    ) -> Sink {
+        self.outstanding.fetch_add(1, Ordering::AcqRel);
+        let reserved = reservation.bytes();
+        self.reserved.fetch_add(reserved, Ordering::AcqRel);
+        Sink {
+            mailbox: Arc::clone(self),
+            to,
+            reserved,
+            reservation: Some(reservation),
+        }
+    }
+}
+
+/// The right to send one reply.
+#[derive(Debug)]
+pub struct Sink {
+    mailbox: Arc<Mailbox>,
+    to: Option<(SocketAddr, IpAddr)>,
+    reserved: usize,
+    reservation: Option<Reservation>,
+}
+
+impl Sink {
+    /// Sends the reply.
+    pub fn send(mut self, bytes: Vec<u8>) {
+        let Some(mut reservation) = self.reservation.take() else {
+            return;
+        };
+        reservation.resize(bytes.len());
+        let reply = Reply {
+            bytes,
+            to: self.to,
+            reservation,
+        };
+        self.mailbox
+            .replies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(reply);
+        // Dropping it counts the call down and wakes the task.
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.mailbox.outstanding.fetch_sub(1, Ordering::AcqRel);
+        self.mailbox
+            .reserved
+            .fetch_sub(self.reserved, Ordering::AcqRel);
+        self.mailbox.wake.notify_one();
+    }
+}

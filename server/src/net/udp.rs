@@ -1,0 +1,138 @@
+//! UDP: one task per socket. A reply leaves from the address that the call was sent to, and to the
+//! port it came from: clients that have connected their socket drop everything else.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use havenfs_rpc::record::{MARK_BYTES, Record};
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use tokio::io::Interest;
+use tokio::sync::watch;
+
+use super::intake::Intake;
+use super::limits::{CALLS_OUTSTANDING_MAX, DATAGRAM_BYTES_MAX};
+use super::mailbox::Mailbox;
+use crate::dispatch::{Origin, Port, Transport};
+use crate::node::Node;
+
+/// Datagrams taken with one system call.
+const BATCH: usize = 8;
+
+/// Serves datagrams until `stop` is true.
+pub async fn serve(
+    node: Arc<Node>,
+    port: Port,
+    socket: UdpSocket,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+    let socket = Socket {
+        local: socket.local_addr()?,
+        io: tokio::net::UdpSocket::from_std(socket)?,
+        state,
+    };
+    let mailbox = Arc::new(Mailbox::default());
+    let mut buffers = vec![vec![0; DATAGRAM_BYTES_MAX]; BATCH];
+    loop {
+        // Datagrams that come while too many calls are with the workers are dropped by the kernel
+        // when its queue is full; clients send them again.
+        let may_read = mailbox.outstanding() < CALLS_OUTSTANDING_MAX && node.budget.has_room(0);
+        let readable = tokio::select! {
+            biased;
+            () = mailbox.changed() => false,
+            ready = socket.io.readable(), if may_read => {
+                ready?;
+                true
+            }
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        };
+        if readable {
+            receive(&node, port, &socket, &mailbox, &mut buffers).await?;
+        }
+        for reply in mailbox.take() {
+            if let Some((peer, from)) = reply.to {
+                socket.send(&reply.bytes, peer, from).await;
+            }
+        }
+    }
+}
+
+struct Socket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+}
+
+impl Socket {
+    /// Sends a reply; what the network refuses is lost, and the client asks again.
+    async fn send(&self, record: &[u8], peer: SocketAddr, from: IpAddr) {
+        let transmit = Transmit {
+            destination: peer,
+            ecn: None,
+            contents: record.get(MARK_BYTES..).unwrap_or_default(),
+            segment_size: None,
+            src_ip: Some(from),
+        };
+        let sent = self
+            .io
+            .async_io(Interest::WRITABLE, || {
+                self.state.try_send(UdpSockRef::from(&self.io), &transmit)
+            })
+            .await;
+        if let Err(error) = sent {
+            tracing::debug!(%peer, %error, "cannot send a datagram");
+        }
+    }
+}
+
+/// Takes what is there and answers what can be answered at once.
+async fn receive(
+    node: &Arc<Node>,
+    port: Port,
+    socket: &Socket,
+    mailbox: &Arc<Mailbox>,
+    buffers: &mut [Vec<u8>],
+) -> io::Result<()> {
+    let mut metas = [RecvMeta::default(); BATCH];
+    let received = {
+        let mut slices: Vec<IoSliceMut<'_>> = buffers
+            .iter_mut()
+            .map(|buffer| IoSliceMut::new(buffer))
+            .collect();
+        socket.io.try_io(Interest::READABLE, || {
+            socket
+                .state
+                .recv(UdpSockRef::from(&socket.io), &mut slices, &mut metas)
+        })
+    };
+    let count = match received {
+        Ok(count) => count,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        // An ICMP error for an earlier reply: it says nothing about this socket.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut out = Vec::new();
+    for (meta, buffer) in metas.iter().zip(buffers.iter()).take(count) {
+        let from = meta.dst_ip.unwrap_or_else(|| socket.local.ip());
+        let local = SocketAddr::new(from, socket.local.port());
+        let origin = Origin::new(meta.addr, local, Transport::Udp);
+        // The kernel may hand over several datagrams of one peer in one buffer.
+        let stride = meta.stride.max(1);
+        for datagram in buffer.get(..meta.len).unwrap_or_default().chunks(stride) {
+            let intake = Intake {
+                node,
+                port,
+                mailbox,
+                reply_to: Some((meta.addr, from)),
+            };
+            out.clear();
+            intake.take(&origin, Record::Lent(datagram), &mut out);
+            if !out.is_empty() {
+                socket.send(&out, meta.addr, from).await;
+            }
+        }
+    }
+    Ok(())
+}

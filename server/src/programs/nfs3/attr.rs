@@ -1,0 +1,296 @@
+//! GETATTR, SETATTR, ACCESS, READLINK, FSSTAT, FSINFO, PATHCONF.
+
+use havenfs_rpc::xdr::{Reader, Writer};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use super::wire::{Fail, Nfsstat3, put_post_op_attr, put_wcc_data};
+use super::{Nfs3, TRANSFER_BYTES_MAX, Target, attr_of, conclude, encode, with_attr, with_wcc};
+use crate::backend::Failure;
+use crate::backend::attributes::{Attributes, Time, Want};
+use crate::backend::handle::FileHandle;
+use crate::backend::setattr::{self, Changes};
+use crate::dispatch::{Mode, Refusal};
+
+const ACCESS3_READ: u32 = 0x01;
+const ACCESS3_LOOKUP: u32 = 0x02;
+const ACCESS3_MODIFY: u32 = 0x04;
+const ACCESS3_EXTEND: u32 = 0x08;
+const ACCESS3_DELETE: u32 = 0x10;
+const ACCESS3_EXECUTE: u32 = 0x20;
+
+const FSF3_LINK: u32 = 0x01;
+const FSF3_SYMLINK: u32 = 0x02;
+const FSF3_HOMOGENEOUS: u32 = 0x08;
+const FSF3_CANSETTIME: u32 = 0x10;
+
+/// Directories are listed well in pages of this size.
+const DIRECTORY_BYTES_PREFERRED: u32 = 64 * 1024;
+
+impl Nfs3<'_> {
+    /// RFC 1813 3.3.1.
+    pub(super) fn getattr(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        args.finish()?;
+        let result = self.target(&handle).and_then(|target| {
+            let attributes = self.note(&handle, target.file.attributes())?;
+            Ok(encode(&target.file, &attributes))
+        });
+        conclude(writer, result, |writer, attr| writer.fixed(&attr), |_| {})
+    }
+
+    /// RFC 1813 3.3.2.
+    pub(super) fn setattr(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        let changes: Changes = args.value()?;
+        let guard: Option<Time> = args.optional()?;
+        args.finish()?;
+        let target = self.target_to_change(&handle);
+        let result = target.as_ref().map_err(|fail| *fail).and_then(|target| {
+            let before = self.note(&handle, target.file.attributes())?;
+            // The wire has 32 bits of seconds.
+            let ctime = Time {
+                seconds: i64::from(before.ctime.seconds as u32),
+                ..before.ctime
+            };
+            if guard.is_some_and(|guard| guard != ctime) {
+                return Err(Nfsstat3::NotSync.into());
+            }
+            let (file, options) = (&target.file, &target.options);
+            Ok(setattr::setattr(
+                &self.node.files,
+                file,
+                &target.caller,
+                &changes,
+                options.sync,
+            )?)
+        });
+        let after = target.ok().and_then(|target| attr_of(&target.file));
+        with_wcc(writer, after.as_ref(), result, |writer, _| {
+            put_wcc_data(writer, after.as_ref());
+        })
+    }
+
+    /// RFC 1813 3.3.4. A right that is refused is a cleared bit, not an error; all bits that the
+    /// answer has set were asked for.
+    pub(super) fn access(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        let asked = args.u32()?;
+        args.finish()?;
+        let target = self.target(&handle);
+        let attributes = target
+            .as_ref()
+            .map_err(|fail| *fail)
+            .and_then(|target| self.note(&handle, target.file.attributes()));
+        let attr = match (&target, &attributes) {
+            (Ok(target), Ok(attributes)) => Some(encode(&target.file, attributes)),
+            _ => None,
+        };
+        let result = attributes.and_then(|attributes| {
+            let target = target.as_ref().map_err(|fail| *fail)?;
+            self.rights(target, &attributes, asked)
+        });
+        with_attr(writer, attr.as_ref(), result, |writer, rights| {
+            put_post_op_attr(writer, attr.as_ref());
+            writer.u32(rights);
+        })
+    }
+
+    /// Which of the asked rights the caller has. Source of the meaning for directories and for
+    /// devices on read-only exports: Linux fs/nfsd/vfs.c.
+    fn rights(&self, target: &Target, attributes: &Attributes, asked: u32) -> Result<u32, Fail> {
+        let write_and_search = Want::WRITE.and(Want::EXECUTE);
+        let meanings: &[(u32, Want)] = match attributes.kind {
+            FileType::Directory => &[
+                (ACCESS3_READ, Want::READ),
+                (ACCESS3_LOOKUP, Want::EXECUTE),
+                (ACCESS3_MODIFY, write_and_search),
+                (ACCESS3_EXTEND, write_and_search),
+                (ACCESS3_DELETE, write_and_search),
+            ],
+            FileType::RegularFile => &[
+                (ACCESS3_READ, Want::READ),
+                (ACCESS3_MODIFY, Want::WRITE),
+                (ACCESS3_EXTEND, Want::WRITE),
+                (ACCESS3_EXECUTE, Want::EXECUTE),
+            ],
+            _ => &[
+                (ACCESS3_READ, Want::READ),
+                (ACCESS3_MODIFY, Want::WRITE),
+                (ACCESS3_EXTEND, Want::WRITE),
+            ],
+        };
+        let on_this_file_system =
+            matches!(attributes.kind, FileType::Directory | FileType::RegularFile);
+        let mut rights = 0;
+        for (bit, want) in meanings.iter().filter(|(bit, _)| asked & bit != 0) {
+            let writes = want.0 & Want::WRITE.0 != 0;
+            if writes && target.options.read_only && on_this_file_system {
+                continue;
+            }
+            match target
+                .file
+                .allows(attributes, &target.caller, *want, self.request.mode)
+            {
+                Ok(()) => rights |= bit,
+                Err(Failure::Os(Errno::ACCESS | Errno::ROFS | Errno::PERM)) => {}
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Ok(rights)
+    }
+
+    /// RFC 1813 3.3.5.
+    pub(super) fn readlink(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        args.finish()?;
+        let target = self.target(&handle);
+        let attr = target
+            .as_ref()
+            .ok()
+            .and_then(|target| attr_of(&target.file));
+        let result = target.and_then(|target| {
+            if target.file.kind() != FileType::Symlink {
+                return Err(Nfsstat3::Inval.into());
+            }
+            // The text of a long link is a block of its own on disk.
+            if self.request.mode == Mode::Inline {
+                return Err(Fail::Wait);
+            }
+            Ok(rustix::fs::readlinkat(target.file.fd(), c"", Vec::new()).map_err(Failure::from)?)
+        });
+        with_attr(writer, attr.as_ref(), result, |writer, text| {
+            put_post_op_attr(writer, attr.as_ref());
+            writer.opaque(text.as_bytes());
+        })
+    }
+
+    /// RFC 1813 3.3.18.
+    pub(super) fn fsstat(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        args.finish()?;
+        let target = self.target(&handle);
+        let attr = target
+            .as_ref()
+            .ok()
+            .and_then(|target| attr_of(&target.file));
+        let result = target
+            .and_then(|target| Ok(rustix::fs::fstatvfs(target.file.fd()).map_err(Failure::from)?));
+        with_attr(writer, attr.as_ref(), result, |writer, stat| {
+            put_post_op_attr(writer, attr.as_ref());
+            for blocks in [stat.f_blocks, stat.f_bfree, stat.f_bavail] {
+                writer.u64(blocks.saturating_mul(stat.f_frsize));
+            }
+            for files in [stat.f_files, stat.f_ffree, stat.f_favail] {
+                writer.u64(files);
+            }
+            // `invarsec`: the numbers may change at any time.
+            writer.u32(0);
+        })
+    }
+
+    /// RFC 1813 3.3.19.
+    pub(super) fn fsinfo(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        args.finish()?;
+        let target = self.target(&handle);
+        let attr = target
+            .as_ref()
+            .ok()
+            .and_then(|target| attr_of(&target.file));
+        with_attr(writer, attr.as_ref(), target, |writer, _| {
+            put_post_op_attr(writer, attr.as_ref());
+            // rtmax, rtpref, rtmult, wtmax, wtpref, wtmult, dtpref
+            for value in [
+                TRANSFER_BYTES_MAX,
+                TRANSFER_BYTES_MAX,
+                4096,
+                TRANSFER_BYTES_MAX,
+                TRANSFER_BYTES_MAX,
+                4096,
+                DIRECTORY_BYTES_PREFERRED,
+            ] {
+                writer.u32(value);
+            }
+            writer.u64(crate::backend::data::OFFSET_MAX);
+            // time_delta: a nanosecond.
+            writer.u32(0);
+            writer.u32(1);
+            writer.u32(FSF3_LINK | FSF3_SYMLINK | FSF3_HOMOGENEOUS | FSF3_CANSETTIME);
+        })
+    }
+
+    /// RFC 1813 3.3.20.
+    pub(super) fn pathconf(
+        &self,
+        mut args: Reader<'_>,
+        writer: &mut Writer<'_>,
+    ) -> Result<(), Refusal> {
+        let handle: FileHandle = args.value()?;
+        args.finish()?;
+        let target = self.target(&handle);
+        let attr = target
+            .as_ref()
+            .ok()
+            .and_then(|target| attr_of(&target.file));
+        let result = target.and_then(|target| {
+            let stat = rustix::fs::fstatvfs(target.file.fd()).map_err(Failure::from)?;
+            let magic = rustix::fs::fstatfs(target.file.fd())
+                .map_err(Failure::from)?
+                .f_type;
+            Ok((
+                link_max(magic as u64),
+                u32::try_from(stat.f_namemax).unwrap_or(u32::MAX),
+            ))
+        });
+        with_attr(
+            writer,
+            attr.as_ref(),
+            result,
+            |writer, (link_max, name_max)| {
+                put_post_op_attr(writer, attr.as_ref());
+                writer.u32(link_max);
+                writer.u32(name_max);
+                // no_trunc, chown_restricted, case_insensitive, case_preserving
+                for claim in [true, true, false, true] {
+                    writer.bool(claim);
+                }
+            },
+        )
+    }
+}
+
+/// The most names that a file can have, by the file system's magic number. Linux has no call that
+/// tells; the numbers are those of the file systems' own headers, 127 being POSIX's "unknown".
+const fn link_max(magic: u64) -> u32 {
+    match magic {
+        0xef53 => 65_000,
+        0x5846_5342 | 0x0102_1994 => i32::MAX as u32,
+        0x9123_683e => 65_535,
+        _ => 127,
+    }
+}

@@ -1,0 +1,288 @@
+//! The duplicate request cache: a call that is sent again gets the first answer again.
+//!
+//! Owns the replies of the ten procedures whose repetition would do harm (RFC 1813 4.5: a REMOVE
+//! that is repeated says NOENT). A repeat of a finished call is answered from here; a repeat of a
+//! call that is still running is attached to it, and the answer goes to the newest connection,
+//! because a client repeats on a new connection when the old one has died.
+//!
+//! The key leaves out the client's port, since most clients come back from another one, and takes
+//! in what tells two calls with the same transaction id apart: the service's address, the
+//! procedure, the length, the credential and the first bytes of the arguments.
+//!
+//! Bounded by bytes. WRITE and SETATTR, whose repetition does little harm, have a part of their
+//! own, so that a stream of writes does not push out the answer of a RENAME. Running calls are
+//! never pushed out.
+//!
+//! The cache is per node and in memory: a crash loses it, and a client that repeats a REMOVE
+//! across a crash sees NOENT.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hasher;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use havenfs_rpc::message::Call;
+use havenfs_rpc::program;
+use siphasher::sip::SipHasher13;
+
+use crate::dispatch::Origin;
+use crate::net::mailbox::Sink;
+
+/// Bytes of replies kept for calls that must not be repeated.
+const BYTES_MAX: usize = 12 * 1024 * 1024;
+/// Bytes of replies kept for WRITE and SETATTR.
+const REPEATABLE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What an entry costs besides its reply.
+const ENTRY_BYTES: usize = 200;
+/// How much of the arguments is looked at.
+const ARGS_BYTES: usize = 256;
+
+/// What tells calls apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    peer: IpAddr,
+    local: IpAddr,
+    xid: u32,
+    procedure: u32,
+    len: usize,
+    checksum: u64,
+}
+
+impl Key {
+    /// The key of a call, if its reply is to be kept.
+    pub fn new(origin: &Origin, call: &Call<'_>) -> Option<Self> {
+        let kept = call.program == program::NFS
+            && call.version == program::NFS_VERSION
+            && matches!(call.procedure, 2 | 7..=15);
+        kept.then(|| {
+            let mut hasher = SipHasher13::new();
+            hasher.write_u32(call.cred.flavor);
+            hasher.write(call.cred.body);
+            hasher.write(call.args.get(..ARGS_BYTES).unwrap_or(call.args));
+            Self {
+                peer: origin.host(),
+                local: origin.local.ip(),
+                xid: call.xid,
+                procedure: call.procedure,
+                len: call.args.len(),
+                checksum: hasher.finish(),
+            }
+        })
+    }
+
+    /// Whether a repetition does little harm (SETATTR, WRITE).
+    const fn repeatable(&self) -> bool {
+        matches!(self.procedure, 2 | 7)
+    }
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// The call runs; the reply goes here.
+    Running(Sink),
+    /// The call is answered.
+    Done(Arc<[u8]>),
+}
+
+/// What to do with a call.
+#[derive(Debug)]
+pub enum Begin {
+    /// It is new: run it, and then call [`ReplyCache::finish`].
+    New,
+    /// It is running already: its answer will come to the newest connection.
+    Attached,
+    /// It was answered with these bytes.
+    Done(Arc<[u8]>),
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: HashMap<Key, Entry>,
+    /// Answered calls, oldest first: those that must not be repeated, and the others.
+    ages: [VecDeque<Key>; 2],
+    bytes: [usize; 2],
+}
+
+/// The replies that may be asked for again.
+#[derive(Debug, Default)]
+pub struct ReplyCache {
+    inner: Mutex<Inner>,
+}
+
+impl ReplyCache {
+    /// Looks a call up; a new one is entered as running, and its reply belongs to `sink`.
+    pub fn begin(&self, key: Key, sink: Sink) -> Begin {
+        let mut inner = self.lock();
+        let replaced = match inner.entries.get_mut(&key) {
+            Some(Entry::Done(reply)) => return Begin::Done(Arc::clone(reply)),
+            Some(Entry::Running(older)) => std::mem::replace(older, sink),
+            None => {
+                inner.entries.insert(key, Entry::Running(sink));
+                return Begin::New;
+            }
+        };
+        drop(inner);
+        // Counts down on the connection that no longer waits.
+        drop(replaced);
+        Begin::Attached
+    }
+
+    /// Enters the reply of a running call and sends it. Without a reply the call is forgotten.
+    pub fn finish(&self, key: Key, reply: Option<Vec<u8>>) {
+        let mut inner = self.lock();
+        let Some(Entry::Running(sink)) = inner.entries.remove(&key) else {
+            return;
+        };
+        let Some(reply) = reply else { return };
+        let part = usize::from(key.repeatable());
+        inner
+            .entries
+            .insert(key, Entry::Done(Arc::from(reply.as_slice())));
+        inner.ages[part].push_back(key);
+        inner.bytes[part] += reply.len() + ENTRY_BYTES;
+        let max = [BYTES_MAX, REPEATABLE_BYTES_MAX][part];
+        while inner.bytes[part] > max {
+            let Some(oldest) = inner.ages[part].pop_front() else {
+                break;
+            };
+            if let Some(Entry::Done(reply)) = inner.entries.remove(&oldest) {
+                inner.bytes[part] -= reply.len() + ENTRY_BYTES;
+            }
+        }
+        drop(inner);
+        sink.send(reply);
+    }
+
+    /// How many replies are kept.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether no reply is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use havenfs_rpc::auth::OpaqueAuth;
+
+    use super::*;
+    use crate::dispatch::Transport;
+    use crate::net::limits::{Budget, Reservation};
+    use crate::net::mailbox::Mailbox;
+
+    fn key(xid: u32, procedure: u32) -> Key {
+        let address = ([127, 0, 0, 1], 700).into();
+        let origin = Origin::new(address, address, Transport::Tcp);
+        Key::new(&origin, &call(xid, procedure, b"args")).expect("a kept procedure")
+    }
+
+    fn call(xid: u32, procedure: u32, args: &'static [u8]) -> Call<'static> {
+        let (program, version) = (program::NFS, 3);
+        let (cred, verf) = (OpaqueAuth::NONE, OpaqueAuth::NONE);
+        Call {
+            xid,
+            program,
+            version,
+            procedure,
+            cred,
+            verf,
+            args,
+        }
+    }
+
+    fn sink(mailbox: &Arc<Mailbox>) -> Sink {
+        mailbox.sink(None, Reservation::new(&Arc::new(Budget::default()), 1))
+    }
+
+    const REMOVE: u32 = 12;
+    const WRITE: u32 = 7;
+
+    #[test]
+    fn idempotent_calls_are_not_kept() {
+        let address = ([127, 0, 0, 1], 700).into();
+        let origin = Origin::new(address, address, Transport::Tcp);
+        for procedure in [1, 3, 4, 5, 6, 16, 17, 18, 19, 20, 21] {
+            assert_eq!(Key::new(&origin, &call(1, procedure, b"")), None);
+        }
+    }
+
+    #[test]
+    fn the_port_makes_no_difference_and_the_arguments_do() {
+        let origin = |port| {
+            let local = ([127, 0, 0, 2], 2049).into();
+            Origin::new(([127, 0, 0, 1], port).into(), local, Transport::Tcp)
+        };
+        let first = Key::new(&origin(700), &call(1, REMOVE, b"aaaa"));
+        assert_eq!(first, Key::new(&origin(701), &call(1, REMOVE, b"aaaa")));
+        assert_ne!(first, Key::new(&origin(700), &call(1, REMOVE, b"aaab")));
+        assert_ne!(first, Key::new(&origin(700), &call(2, REMOVE, b"aaaa")));
+    }
+
+    #[test]
+    fn a_repeat_of_a_running_call_moves_its_answer_to_the_newest_connection() {
+        let cache = ReplyCache::default();
+        let (old, new) = (Arc::new(Mailbox::default()), Arc::new(Mailbox::default()));
+        assert!(matches!(
+            cache.begin(key(1, REMOVE), sink(&old)),
+            Begin::New
+        ));
+        assert!(matches!(
+            cache.begin(key(1, REMOVE), sink(&new)),
+            Begin::Attached
+        ));
+        assert_eq!((old.outstanding(), new.outstanding()), (0, 1));
+        cache.finish(key(1, REMOVE), Some(b"reply".to_vec()));
+        assert_eq!((old.take().len(), new.take().len()), (0, 1));
+        assert_eq!(new.outstanding(), 0);
+        assert!(matches!(
+            cache.begin(key(1, REMOVE), sink(&old)),
+            Begin::Done(reply) if *reply == *b"reply"
+        ));
+    }
+
+    #[test]
+    fn a_call_without_a_reply_is_forgotten() {
+        let cache = ReplyCache::default();
+        let mailbox = Arc::new(Mailbox::default());
+        assert!(matches!(
+            cache.begin(key(1, REMOVE), sink(&mailbox)),
+            Begin::New
+        ));
+        cache.finish(key(1, REMOVE), None);
+        assert_eq!(mailbox.outstanding(), 0);
+        assert!(matches!(
+            cache.begin(key(1, REMOVE), sink(&mailbox)),
+            Begin::New
+        ));
+    }
+
+    #[test]
+    fn writes_do_not_push_out_a_remove() {
+        let cache = ReplyCache::default();
+        let mailbox = Arc::new(Mailbox::default());
+        let answer = |key| {
+            assert!(matches!(cache.begin(key, sink(&mailbox)), Begin::New));
+            cache.finish(key, Some(vec![0; 1000]));
+        };
+        answer(key(1, REMOVE));
+        for xid in 0..20_000 {
+            answer(key(xid, WRITE));
+        }
+        assert!(matches!(
+            cache.begin(key(1, REMOVE), sink(&mailbox)),
+            Begin::Done(_)
+        ));
+        assert!(matches!(
+            cache.begin(key(0, WRITE), sink(&mailbox)),
+            Begin::New
+        ));
+        assert!(cache.len() < 5000, "bounded by bytes");
+    }
+}

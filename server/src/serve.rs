@@ -1,0 +1,530 @@
+//! `havenfs serve`: puts a node together, says that it is ready, and takes it down again.
+//!
+//! Order at start: state directory (and its lock), export lists, ports, volumes, portmapper, ready
+//! line. Nothing answers before the exports are open. At SIGTERM: no new calls, what the workers
+//! have is finished, the registration is taken back.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use havenfs_rpc::portmap::Netid;
+use havenfs_rpc::program;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::backend::files::Files;
+use crate::backend::handle::Signer;
+use crate::backend::table::{HandleTable, TableError};
+use crate::backend::{credential, sys};
+use crate::clients::Clients;
+use crate::config::Settings;
+use crate::control;
+use crate::dispatch::Port;
+use crate::export::{
+    self, DirectoryFault, ExportErrors, ExportTable, Groups, Names, NoAnswer, Resolver,
+};
+use crate::metrics::Metrics;
+use crate::mount_list::{MountList, MountListError};
+use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
+use crate::net::listen::{self, Bound, ListenError};
+use crate::net::{tcp, udp};
+use crate::node::Node;
+use crate::pool::Pool;
+use crate::programs::portmap::{PortEntry, PortTable};
+use crate::register::{self, Choice, RegisterError, port_holder};
+use crate::reply_cache::ReplyCache;
+use crate::state::{State, StateError};
+use crate::volumes::{self, VolumeError};
+
+/// Threads for calls that may wait for a disk.
+const WORKERS: usize = 8;
+/// How often rpcbind is asked whether our entries are still there.
+const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
+/// How often unused descriptors are closed.
+const IDLE_CHECK: Duration = Duration::from_secs(10);
+/// How long calls under way may take after SIGTERM.
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Why `serve` can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The export lists have errors.
+    #[error("{}", join(.0))]
+    Exports(ExportErrors),
+    /// Nothing is exported.
+    #[error(
+        "nothing is exported\nhint: name a directory with --export DIR, or list it in /etc/exports"
+    )]
+    NoExports,
+    /// A directory can't be exported.
+    #[error("{0}")]
+    Directory(String),
+    /// See [`StateError`].
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// See [`TableError`].
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// See [`MountListError`].
+    #[error(transparent)]
+    MountList(#[from] MountListError),
+    /// A port is taken.
+    #[error("{error}\nhint: {hint}")]
+    Listen {
+        /// What failed.
+        error: ListenError,
+        /// What to do.
+        hint: String,
+    },
+    /// See [`VolumeError`].
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// See [`RegisterError`].
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// Something that every process needs is not to be had.
+    #[error("cannot {step}: {source}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn join(errors: &ExportErrors) -> String {
+    errors
+        .0
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |source| ServeError::System { step, source }
+}
+
+/// Runs a server until it is told to stop.
+pub fn run(settings: &Settings) -> Result<(), ServeError> {
+    sys::clear_umask();
+    let descriptors = raise_descriptor_limit();
+    let data = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("data")
+        .enable_all()
+        .build()
+        .map_err(system("start the data runtime"))?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("start the control runtime"))?;
+    let state = State::open(&settings.state_dir)?;
+    let table = load_table(settings, &state)?;
+    if table.exports().is_empty() {
+        return Err(ServeError::NoExports);
+    }
+    let ports = Ports::bind(settings)?;
+    let node = Arc::new(new_node(state, table, descriptors, &ports)?);
+    open_exports(&node)?;
+    let result = control.block_on(serve(settings, &node, ports, data.handle()));
+    node.pool.finish();
+    data.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Raises the limit of open files as far as allowed; returns it.
+fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum;
+    // A failure leaves the lower limit, which is then used.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: most,
+            maximum: most,
+        },
+    );
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    usize::try_from(now).unwrap_or(1024)
+}
+
+fn new_node(
+    state: State,
+    table: ExportTable,
+    descriptors: usize,
+    ports: &Ports,
+) -> Result<Node, ServeError> {
+    let names = Names::new(Resolver::system());
+    let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
+    names
+        .prepare(&table)
+        .map_err(system("start the resolver"))?;
+    if table.manages_gids() {
+        groups.start().map_err(system("start looking up groups"))?;
+    }
+    let signer = Signer::new(state.handle_keys());
+    let handles = HandleTable::load(state.dir())?;
+    let mounts = MountList::open(state.dir())?;
+    // A file may have three descriptors; a part is left for connections and everything else.
+    let files = Files::new(signer, handles, (descriptors / 6).clamp(64, 65_536));
+    Ok(Node {
+        state,
+        exports: ArcSwap::from_pointee(table),
+        names,
+        groups,
+        files,
+        mounts,
+        ports: PortTable::new(ports.entries()),
+        reply_cache: ReplyCache::default(),
+        pool: Pool::start(WORKERS).map_err(system("start the worker threads"))?,
+        metrics: Metrics::default(),
+        budget: Arc::new(Budget::default()),
+        connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
+        clients: Arc::new(Clients::default()),
+    })
+}
+
+/// Reads the export lists and gives every export its id.
+fn load_table(settings: &Settings, state: &State) -> Result<ExportTable, ServeError> {
+    let loaded = export::load(&settings.sources).map_err(ServeError::Exports)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    for problem in export::check_directories(&loaded.specs) {
+        match problem.fault {
+            DirectoryFault::NotMounted | DirectoryFault::SameDirectory => {
+                tracing::warn!("{}", problem.problem);
+            }
+            _ => return Err(ServeError::Directory(problem.problem.to_string())),
+        }
+    }
+    let mut ids = std::collections::HashMap::new();
+    for spec in &loaded.specs {
+        ids.insert(spec.path.clone(), state.export_numbers(&spec.path)?.0);
+    }
+    Ok(ExportTable::new(loaded.specs, |path: &Path| {
+        ids.get(path).copied().unwrap_or(0)
+    }))
+}
+
+/// Opens every export; one whose `mountpoint` is not mounted is left out for now.
+fn open_exports(node: &Node) -> Result<(), ServeError> {
+    let exports = node.exports.load_full();
+    let specs: Vec<_> = exports
+        .exports()
+        .iter()
+        .map(|export| export.spec.clone())
+        .collect();
+    let faults = export::check_directories(&specs);
+    for export in exports.exports() {
+        let unmounted = faults.iter().any(|problem| {
+            problem.path == export.spec.path && problem.fault == DirectoryFault::NotMounted
+        });
+        if !unmounted && node.files.volume(export.id, 0).is_none() {
+            volumes::open_export(node, export)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the export lists again and brings what changed into force; nothing else changes for
+/// clients. With an error in the lists everything stays as it was.
+pub fn reload(settings: &Settings, node: &Node) -> Result<String, ServeError> {
+    let table = load_table(settings, &node.state)?;
+    node.names
+        .prepare(&table)
+        .map_err(system("start the resolver"))?;
+    if table.manages_gids() {
+        node.groups
+            .start()
+            .map_err(system("start looking up groups"))?;
+    }
+    let before = node.exports.load_full();
+    let volume_options = |table: &ExportTable, id: u32| {
+        table.by_id(id).map(|export| {
+            let crossing: Vec<_> = export
+                .rules()
+                .iter()
+                .map(|rule| rule.options.crossmnt)
+                .collect();
+            (export.spec.fsid, crossing)
+        })
+    };
+    let changed = before
+        .exports()
+        .iter()
+        .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id));
+    let changed: Vec<u32> = changed.map(|export| export.id).collect();
+    node.exports.store(Arc::new(table));
+    for id in changed {
+        node.files.remove_export(id);
+    }
+    open_exports(node)?;
+    let count = node.exports.load().exports().len();
+    tracing::info!(exports = count, "export lists reloaded");
+    Ok(format!("{count} exports in force"))
+}
+
+/// The bound sockets.
+struct Ports {
+    nfs: Bound,
+    mount: Bound,
+    nfs_udp: bool,
+}
+
+impl Ports {
+    fn bind(settings: &Settings) -> Result<Self, ServeError> {
+        let bind = |purpose, option: &str, port, udp| {
+            listen::bind(purpose, &settings.listen, port, udp).map_err(|error| ServeError::Listen {
+                hint: taken_hint(&error, option),
+                error,
+            })
+        };
+        Ok(Self {
+            nfs: bind("NFS", "--nfs-port", settings.nfs_port, settings.nfs_udp)?,
+            mount: bind("MOUNT", "--mount-port", settings.mount_port, true)?,
+            nfs_udp: settings.nfs_udp,
+        })
+    }
+
+    /// What the portmapper tells.
+    fn entries(&self) -> Vec<PortEntry> {
+        let mut entries = Vec::new();
+        let ipv6 = self
+            .nfs
+            .tcp
+            .iter()
+            .any(|socket| socket.local_addr().is_ok_and(|address| address.is_ipv6()));
+        let netids: &[Netid] = if ipv6 {
+            &[Netid::Tcp, Netid::Udp, Netid::Tcp6, Netid::Udp6]
+        } else {
+            &[Netid::Tcp, Netid::Udp]
+        };
+        for netid in netids {
+            if self.nfs_udp || matches!(netid, Netid::Tcp | Netid::Tcp6) {
+                entries.push(PortEntry::own(program::NFS, 3, *netid, self.nfs.port));
+            }
+            for version in [1, 2, 3] {
+                entries.push(PortEntry::own(
+                    program::MOUNT,
+                    version,
+                    *netid,
+                    self.mount.port,
+                ));
+            }
+        }
+        entries
+    }
+}
+
+/// What to do about a port that can't be bound.
+fn taken_hint(error: &ListenError, option: &str) -> String {
+    match error.source.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            format!("ports below 1024 need root; choose another with {option}")
+        }
+        std::io::ErrorKind::AddrInUse => {
+            let port = error.address.port();
+            match port_holder(port) {
+                Some(holder) => format!(
+                    "{holder} has port {port}; stop it, or choose another \
+                                         port with {option}"
+                ),
+                None if Path::new("/proc/fs/nfsd/threads").exists() => format!(
+                    "the kernel's NFS server has port {port}: `systemctl stop nfs-server`, or \
+                     choose another port with {option}"
+                ),
+                None => format!(
+                    "something else has port {port}; find it with `ss -lnp`, or \
+                                 choose another port with {option}"
+                ),
+            }
+        }
+        _ => format!("choose another port with {option}, or another address with --listen"),
+    }
+}
+
+async fn serve(
+    settings: &Settings,
+    node: &Arc<Node>,
+    ports: Ports,
+    data: &tokio::runtime::Handle,
+) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
+    let (stop, stopped) = watch::channel(false);
+    let portmap_settings = register::Settings::new(settings.portmap_port, &settings.listen);
+    let own = ports.entries();
+    let choice = register::choose(settings.portmap, &portmap_settings, &own).await?;
+    let (nfs_port, mount_port) = (ports.nfs.port, ports.mount.port);
+    let mut sockets = vec![(Port::Nfs, ports.nfs), (Port::Mount, ports.mount)];
+    if matches!(choice, Choice::Embedded) {
+        let bound = listen::bind(
+            "the portmapper",
+            &settings.listen,
+            settings.portmap_port,
+            true,
+        )
+        .map_err(|error| ServeError::Listen {
+            hint: taken_hint(&error, "--portmap-port"),
+            error,
+        })?;
+        let portmap = [Netid::Tcp, Netid::Udp, Netid::Tcp6, Netid::Udp6]
+            .into_iter()
+            .filter(|netid| own.iter().any(|entry| entry.netid == *netid))
+            .flat_map(|netid| {
+                [2, 3, 4]
+                    .map(|version| PortEntry::own(program::PORTMAP, version, netid, bound.port))
+            });
+        node.ports.set_own(own.iter().copied().chain(portmap));
+        sockets.push((Port::Portmap, bound));
+    }
+    {
+        let _entered = data.enter();
+        for (port, bound) in sockets {
+            spawn_port(node, port, bound, &stopped).map_err(system("serve a port"))?;
+        }
+    }
+    let control = control::start(settings, Arc::clone(node), stopped.clone())
+        .await
+        .map_err(system("open the control socket"))?;
+    tell_ready(&ready_line(node, settings, nfs_port, mount_port, &choice));
+    let watching = async {
+        match &choice {
+            Choice::Registered(registration) => registration.watch(REGISTRATION_CHECK).await,
+            _ => std::future::pending().await,
+        }
+    };
+    let idle = async {
+        let mut tick = tokio::time::interval(IDLE_CHECK);
+        loop {
+            tick.tick().await;
+            node.files.close_idle();
+        }
+    };
+    let hangups = async {
+        while hangup.recv().await.is_some() {
+            control::reload_in_background(settings, node).await;
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = watching => {}
+        () = idle => {}
+        () = hangups => {}
+    }
+    tracing::info!("stopping");
+    // Nobody may be left to listen.
+    let _ = stop.send(true);
+    if let Choice::Registered(registration) = &choice
+        && let Ok(Err(error)) = tokio::time::timeout(STOP_TIME_MAX, registration.remove()).await
+    {
+        tracing::warn!(%error, "cannot take the registration with rpcbind back");
+    }
+    control.close().await;
+    Ok(())
+}
+
+fn spawn_port(
+    node: &Arc<Node>,
+    port: Port,
+    bound: Bound,
+    stopped: &watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    for listener in bound.tcp {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(tcp::accept(
+            Arc::clone(node),
+            port,
+            listener,
+            stopped.clone(),
+        ));
+    }
+    for socket in bound.udp {
+        let serving = udp::serve(Arc::clone(node), port, socket, stopped.clone());
+        tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, ?port, "UDP socket failed");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// One line with everything a user needs to mount.
+fn ready_line(
+    node: &Node,
+    settings: &Settings,
+    nfs_port: u16,
+    mount_port: u16,
+    choice: &Choice,
+) -> String {
+    let exports = node.exports.load();
+    let mut shown = Vec::new();
+    for export in exports.exports() {
+        let path = export.spec.path.display();
+        let read_only = export.rules().iter().all(|rule| rule.options.read_only);
+        shown.push(if read_only {
+            format!("{path} (read-only: add :*(rw))")
+        } else {
+            format!("{path} (rw)")
+        });
+    }
+    let mut options = String::from("vers=3,nolock");
+    // Without a portmapper the client must be told the ports.
+    if matches!(choice, Choice::Off(_)) || settings.portmap_port != program::PORTMAP_PORT {
+        options = format!("{options},tcp,port={nfs_port},mountport={mount_port},mountproto=tcp");
+    } else if nfs_port != program::NFS_PORT {
+        options = format!("{options},port={nfs_port}");
+    }
+    let host = settings
+        .listen
+        .first()
+        .map(|ip| SocketAddr::new(*ip, 0))
+        .filter(|address| !address.ip().is_unspecified())
+        .map_or_else(host_name, |address| match address {
+            SocketAddr::V4(v4) => v4.ip().to_string(),
+            SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+        });
+    let path = exports
+        .exports()
+        .first()
+        .map(|export| export.spec.path.display().to_string());
+    let identity = if credential::can_switch() {
+        String::new()
+    } else {
+        format!(
+            "; all files belong to user {}",
+            credential::own_caller().uid
+        )
+    };
+    format!(
+        "havenfs ready: NFS port {nfs_port}, MOUNT port {mount_port}, portmapper {choice}; \
+         exports {}{identity}; mount -t nfs -o {options} {host}:{} /mnt",
+        shown.join(", "),
+        path.unwrap_or_default()
+    )
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn tell_ready(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // Nobody may be reading.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    // Not started by systemd: there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
