@@ -1,0 +1,3 @@
+//! Support for the integration tests: the lab of real clients and the small test client.
+
+pub mod lab;
