@@ -3,7 +3,8 @@
 //! Pure: no system calls. A file with a POSIX ACL is judged by the kernel instead (see
 //! [`super::file::File::allows`]).
 
-use rustix::fs::{FileType, Stat};
+pub use rustix::fs::FileType;
+use rustix::fs::Stat;
 
 use super::credential::Caller;
 

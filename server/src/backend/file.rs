@@ -12,11 +12,14 @@
 //! when it has succeeded. Equal counters mean that all answered writes are on disk. A file that
 //! was just opened does not know what its predecessors wrote, so it starts unequal.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{Access, AtFlags, FileType, Mode as OpenMode, OFlags, fstat};
+use rustix::fs::{
+    Access, AtFlags, FileType, Mode as OpenMode, OFlags, fstat, fstatvfs, readlinkat,
+};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -130,6 +133,31 @@ impl File {
             return Err(Failure::Stale);
         }
         Ok(Attributes::from(&stat))
+    }
+
+    /// What clients see as `fsid`: that of the volume, unless the file system has parts with inode
+    /// numbers of their own (btrfs subvolumes), which clients must be able to tell apart.
+    pub fn fsid(&self, attributes: &Attributes) -> u64 {
+        if attributes.dev == self.volume.dev {
+            return self.volume.fsid;
+        }
+        fstatvfs(&self.fd).map_or(self.volume.fsid, |part| {
+            self.volume.fsid ^ part.f_fsid.rotate_left(17)
+        })
+    }
+
+    /// The text of a symbolic link.
+    ///
+    /// # Errors
+    /// EINVAL if it is none; [`Failure::Wait`], since a long text is a block of its own on disk.
+    pub fn read_link(&self, mode: Mode) -> Result<CString, Failure> {
+        if self.kind != FileType::Symlink {
+            return Err(Errno::INVAL.into());
+        }
+        if mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        Ok(readlinkat(&self.fd, c"", Vec::new())?)
     }
 
     /// Succeeds if it is a directory.

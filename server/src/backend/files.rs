@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
-use rustix::fs::{FileType, Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{
+    AtFlags, FileType, Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2, statat,
+};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, Want};
@@ -26,6 +28,10 @@ use super::{Failure, Mode};
 
 /// How far above a directory its export's root may be: a path of one-letter names.
 const DEPTH_MAX: usize = 2048;
+
+/// A mount, as the kernel numbers it until the next boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountId(i32);
 
 /// All files that can be served.
 #[derive(Debug)]
@@ -102,6 +108,9 @@ impl Files {
     /// [`Failure::BadHandle`], [`Failure::Stale`], or [`Failure::Wait`] if it is not open yet.
     pub fn open(&self, handle: &FileHandle, mode: Mode) -> Result<Arc<File>, Failure> {
         if let Some(file) = self.opened.get(handle) {
+            if mode == Mode::Inline && file.volume.always_waits {
+                return Err(Failure::Wait);
+            }
             return Ok(file);
         }
         let parts = self.signer.open(handle).map_err(|_| Failure::BadHandle)?;
@@ -226,22 +235,33 @@ impl Files {
         Ok(file)
     }
 
-    /// The handle of `name` in `dir` without opening it, for a listing.
-    ///
-    /// # Errors
-    /// EXDEV if another file system is mounted there; EOPNOTSUPP where handles are not the
-    /// kernel's: the client then looks the name up by itself.
-    pub fn handle_of(&self, dir: &File, dir_mount: i32, name: &CStr) -> Result<FileHandle, Errno> {
+    /// The mount that a directory lies on, for [`Files::details`].
+    pub fn mount_of(&self, dir: &File) -> Result<Option<MountId>, Failure> {
         if !dir.volume.has_handles {
-            return Err(Errno::OPNOTSUPP);
+            return Ok(None);
         }
-        let (kernel, mount) = sys::name_to_handle(dir.fd(), name)?;
-        if mount != dir_mount {
-            return Err(Errno::XDEV);
+        Ok(Some(MountId(sys::name_to_handle(dir.fd(), c"")?.1)))
+    }
+
+    /// Attributes and handle of `name` in `dir` without opening it, for a listing. `None` where
+    /// the client must find out by LOOKUP: the entry has vanished meanwhile, another file system
+    /// is mounted on it, or it is a part of the file system with inode numbers of its own.
+    pub fn details(
+        &self,
+        dir: &File,
+        mount: MountId,
+        name: &CStr,
+    ) -> Option<(Attributes, FileHandle)> {
+        let (kernel, on) = sys::name_to_handle(dir.fd(), name).ok()?;
+        if MountId(on) != mount {
+            return None;
         }
-        self.signer
-            .sign(&parts(&dir.volume, kernel))
-            .ok_or(Errno::OVERFLOW)
+        let stat = statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let attributes = Attributes::from(&stat);
+        if attributes.dev != dir.volume.dev {
+            return None;
+        }
+        Some((attributes, self.signer.sign(&parts(&dir.volume, kernel))?))
     }
 
     /// The directory above `dir`; the root of a volume is its own parent.

@@ -18,6 +18,7 @@ pub mod files;
 pub mod handle;
 pub mod namespace;
 pub mod setattr;
+pub mod space;
 pub mod sys;
 pub mod table;
 pub mod volume;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::fs::{Mode, OFlags, fstat, fstatfs, openat};
 use rustix::io::Errno;
 
 use super::sys::{self, KernelHandle};
@@ -26,6 +26,9 @@ pub struct Volume {
     /// Whether the kernel makes handles and lets this process open them; if not, the handle
     /// table stands in.
     pub has_handles: bool,
+    /// Whether even the attributes of an open file may have to be asked for elsewhere, so that no
+    /// call may be carried out inline.
+    pub always_waits: bool,
     root: OwnedFd,
 }
 
@@ -67,6 +70,7 @@ impl Volume {
             dev: stat.st_dev,
             root_ino: stat.st_ino,
             has_handles,
+            always_waits: ANSWERED_ELSEWHERE.contains(&(fstatfs(&root)?.f_type as u64)),
             root,
         })
     }
@@ -81,3 +85,13 @@ impl Volume {
         sys::open_by_handle(self.root(), handle, flags.bits().cast_signed())
     }
 }
+
+/// File systems whose calls another process or machine answers: FUSE, NFS, SMB, 9P, Ceph.
+const ANSWERED_ELSEWHERE: [u64; 6] = [
+    0x6573_5546,
+    0x6969,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+];

@@ -1,7 +1,7 @@
 //! GETATTR, SETATTR, ACCESS, READLINK, FSSTAT, FSINFO, PATHCONF.
 
+use crate::backend::attributes::FileType;
 use havenfs_rpc::xdr::{Reader, Writer};
-use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::wire::{Fail, Nfsstat3, put_post_op_attr, put_wcc_data};
@@ -10,7 +10,8 @@ use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Time, Want};
 use crate::backend::handle::FileHandle;
 use crate::backend::setattr::{self, Changes};
-use crate::dispatch::{Mode, Refusal};
+use crate::backend::space;
+use crate::dispatch::Refusal;
 
 const ACCESS3_READ: u32 = 0x01;
 const ACCESS3_LOOKUP: u32 = 0x02;
@@ -165,16 +166,7 @@ impl Nfs3<'_> {
             .as_ref()
             .ok()
             .and_then(|target| attr_of(&target.file));
-        let result = target.and_then(|target| {
-            if target.file.kind() != FileType::Symlink {
-                return Err(Nfsstat3::Inval.into());
-            }
-            // The text of a long link is a block of its own on disk.
-            if self.request.mode == Mode::Inline {
-                return Err(Fail::Wait);
-            }
-            Ok(rustix::fs::readlinkat(target.file.fd(), c"", Vec::new()).map_err(Failure::from)?)
-        });
+        let result = target.and_then(|target| Ok(target.file.read_link(self.request.mode)?));
         with_attr(writer, attr.as_ref(), result, |writer, text| {
             put_post_op_attr(writer, attr.as_ref());
             writer.opaque(text.as_bytes());
@@ -194,15 +186,18 @@ impl Nfs3<'_> {
             .as_ref()
             .ok()
             .and_then(|target| attr_of(&target.file));
-        let result = target
-            .and_then(|target| Ok(rustix::fs::fstatvfs(target.file.fd()).map_err(Failure::from)?));
-        with_attr(writer, attr.as_ref(), result, |writer, stat| {
+        let result = target.and_then(|target| Ok(space::space(&target.file)?));
+        with_attr(writer, attr.as_ref(), result, |writer, space| {
             put_post_op_attr(writer, attr.as_ref());
-            for blocks in [stat.f_blocks, stat.f_bfree, stat.f_bavail] {
-                writer.u64(blocks.saturating_mul(stat.f_frsize));
-            }
-            for files in [stat.f_files, stat.f_ffree, stat.f_favail] {
-                writer.u64(files);
+            for number in [
+                space.bytes,
+                space.free_bytes,
+                space.available_bytes,
+                space.files,
+                space.free_files,
+                space.available_files,
+            ] {
+                writer.u64(number);
             }
             // `invarsec`: the numbers may change at any time.
             writer.u32(0);
@@ -257,40 +252,15 @@ impl Nfs3<'_> {
             .as_ref()
             .ok()
             .and_then(|target| attr_of(&target.file));
-        let result = target.and_then(|target| {
-            let stat = rustix::fs::fstatvfs(target.file.fd()).map_err(Failure::from)?;
-            let magic = rustix::fs::fstatfs(target.file.fd())
-                .map_err(Failure::from)?
-                .f_type;
-            Ok((
-                link_max(magic as u64),
-                u32::try_from(stat.f_namemax).unwrap_or(u32::MAX),
-            ))
-        });
-        with_attr(
-            writer,
-            attr.as_ref(),
-            result,
-            |writer, (link_max, name_max)| {
-                put_post_op_attr(writer, attr.as_ref());
-                writer.u32(link_max);
-                writer.u32(name_max);
-                // no_trunc, chown_restricted, case_insensitive, case_preserving
-                for claim in [true, true, false, true] {
-                    writer.bool(claim);
-                }
-            },
-        )
-    }
-}
-
-/// The most names that a file can have, by the file system's magic number. Linux has no call that
-/// tells; the numbers are those of the file systems' own headers, 127 being POSIX's "unknown".
-const fn link_max(magic: u64) -> u32 {
-    match magic {
-        0xef53 => 65_000,
-        0x5846_5342 | 0x0102_1994 => i32::MAX as u32,
-        0x9123_683e => 65_535,
-        _ => 127,
+        let result = target.and_then(|target| Ok(space::name_limits(&target.file)?));
+        with_attr(writer, attr.as_ref(), result, |writer, limits| {
+            put_post_op_attr(writer, attr.as_ref());
+            writer.u32(limits.link_max);
+            writer.u32(limits.name_max);
+            // no_trunc, chown_restricted, case_insensitive, case_preserving
+            for claim in [true, true, false, true] {
+                writer.bool(claim);
+            }
+        })
     }
 }

@@ -60,7 +60,7 @@ pub const PROCEDURES: [&str; 22] = [
 /// # Errors
 /// Why there are no results.
 pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Result<(), Refusal> {
-    let exports = node.exports.load_full();
+    let exports = node.exports.load();
     let call = Nfs3 {
         node,
         request,
@@ -73,11 +73,9 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
         4 => call.access(args, writer),
         6 => call.read(args, writer),
         5 => call.readlink(args, writer),
-        18 => call.fsstat(args, writer),
         19 => call.fsinfo(args, writer),
-        20 => call.pathconf(args, writer),
         22.. => Err(Refusal::ProcUnavail),
-        // What changes anything or lists a directory always needs the disk.
+        // What changes anything, lists a directory or asks the file system always may wait.
         _ if request.mode == Mode::Inline => Err(Refusal::Wait),
         2 => call.setattr(args, writer),
         7 => call.write(args, writer),
@@ -91,6 +89,8 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
         15 => call.link(args, writer),
         16 => call.readdir(args, writer),
         17 => call.readdirplus(args, writer),
+        18 => call.fsstat(args, writer),
+        20 => call.pathconf(args, writer),
         21 => call.commit(args, writer),
         0 => Ok(()),
     }
@@ -166,7 +166,7 @@ impl Nfs3<'_> {
 
 /// The attributes of a file as clients see them.
 fn encode(file: &File, attributes: &Attributes) -> [u8; FATTR3_BYTES] {
-    fattr3(attributes, fsid(file, attributes))
+    fattr3(attributes, file.fsid(attributes))
 }
 
 /// The attributes of a file now, if they can be had.
@@ -174,17 +174,6 @@ fn attr_of(file: &File) -> Option<[u8; FATTR3_BYTES]> {
     file.attributes()
         .ok()
         .map(|attributes| encode(file, &attributes))
-}
-
-/// What `fsid` is for a file: that of its volume, unless the file system has parts with inode
-/// numbers of their own (btrfs subvolumes), which clients must be able to tell apart.
-fn fsid(file: &File, attributes: &Attributes) -> u64 {
-    if attributes.dev == file.volume.dev {
-        return file.volume.fsid;
-    }
-    rustix::fs::fstatvfs(file.fd()).map_or(file.volume.fsid, |part| {
-        file.volume.fsid ^ part.f_fsid.rotate_left(17)
-    })
 }
 
 /// Whom a call acts as.

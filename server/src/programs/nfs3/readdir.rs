@@ -3,10 +3,7 @@
 //! The cookie verifier is always zero and never checked: cookies are the kernel's own positions
 //! and stay valid for the life of a directory, as with Linux's server.
 
-use std::os::fd::AsFd;
-
 use havenfs_rpc::xdr::{Reader, Writer};
-use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::wire::{FATTR3_BYTES, Fail, Nfsstat3, fattr3, put_post_op_attr, put_post_op_fh3};
@@ -15,7 +12,6 @@ use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Want};
 use crate::backend::directory::{self, Next};
 use crate::backend::handle::{FileHandle, HANDLE_BYTES_MAX};
-use crate::backend::sys;
 use crate::dispatch::Refusal;
 
 /// What stands before the entries: status, `post_op_attr`, `cookieverf`.
@@ -141,10 +137,10 @@ impl Nfs3<'_> {
             .allows(attributes, &target.caller, Want::EXECUTE, mode)
             .is_ok();
         let plus = page.plus && may_search;
-        let dir_mount = if plus && dir.volume.has_handles {
-            sys::name_to_handle(dir.fd(), c"").map_err(Failure::from)?.1
+        let mount = if plus {
+            self.node.files.mount_of(dir)?
         } else {
-            -1
+            None
         };
         let end = writer.position().saturating_sub(HEAD_BYTES) + page.maxcount;
         let is_root = dir.is_root(attributes);
@@ -167,11 +163,11 @@ impl Nfs3<'_> {
             writer.u64(entry.dir_cookie);
             names_bytes += writer.position() - before;
             if page.plus {
-                let (attr, handle) = if plus && name != b".." {
-                    self.details(target, dir_mount, entry.name)
-                } else {
-                    (None, None)
-                };
+                let details = mount
+                    .filter(|_| name != b"..")
+                    .and_then(|mount| self.node.files.details(dir, mount, entry.name));
+                let (attr, handle) = details.unzip();
+                let attr = attr.map(|attributes| fattr3(&attributes, dir.volume.fsid));
                 put_post_op_attr(writer, attr.as_ref());
                 put_post_op_fh3(writer, handle.as_ref());
             }
@@ -190,28 +186,5 @@ impl Nfs3<'_> {
             }
             Err(failure) => Err(failure.into()),
         }
-    }
-
-    /// Attributes and handle of an entry; both absent where the entry has vanished meanwhile or
-    /// another file system is mounted on it, which the client then finds out by LOOKUP.
-    fn details(
-        &self,
-        target: &Target,
-        dir_mount: i32,
-        name: &std::ffi::CStr,
-    ) -> (Option<[u8; FATTR3_BYTES]>, Option<FileHandle>) {
-        let dir = &target.file;
-        let Ok(handle) = self.node.files.handle_of(dir, dir_mount, name) else {
-            return (None, None);
-        };
-        let stat = rustix::fs::statat(dir.fd().as_fd(), name, AtFlags::SYMLINK_NOFOLLOW);
-        let Ok(attributes) = stat.map(|stat| Attributes::from(&stat)) else {
-            return (None, None);
-        };
-        if attributes.dev != dir.volume.dev {
-            // A part with inode numbers of its own: its `fsid` is found out by LOOKUP.
-            return (None, None);
-        }
-        (Some(fattr3(&attributes, dir.volume.fsid)), Some(handle))
     }
 }

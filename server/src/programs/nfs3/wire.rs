@@ -6,11 +6,10 @@
 use std::ffi::CString;
 
 use havenfs_rpc::xdr::{Decode, Reader, Writer, XdrError};
-use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::backend::Failure;
-use crate::backend::attributes::{Attributes, Time};
+use crate::backend::attributes::{Attributes, FileType, Time};
 use crate::backend::handle::{FileHandle, HANDLE_BYTES_MAX};
 use crate::backend::setattr::{Changes, SetTime};
 
