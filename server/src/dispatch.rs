@@ -139,32 +139,36 @@ pub enum Served {
     Silent,
 }
 
-/// Serves one message that arrived on `port`; appends the reply, without a record mark, to `out`.
+/// Answers a message that is no call which can be served; false if there is nobody to answer.
+pub fn refuse(node: &Node, error: CallError, out: &mut Vec<u8>) -> bool {
+    let mut writer = Writer::new(out);
+    match error {
+        CallError::NotACall => {
+            node.metrics.malformed.add(1);
+            return false;
+        }
+        CallError::RpcMismatch { xid } => message::reply_rpc_mismatch(&mut writer, xid),
+        CallError::Garbage { xid } => {
+            node.metrics.malformed.add(1);
+            message::reply_accepted(&mut writer, xid, AcceptStat::GarbageArgs);
+        }
+    }
+    true
+}
+
+/// Serves one call that arrived on `port`; appends the reply, without a record mark, to `out`.
+///
+/// `clock` is when the work on it began, and is set to when it ended.
 pub fn serve(
     node: &Node,
     port: Port,
     origin: &Origin,
     mode: Mode,
-    message: &[u8],
+    call: &Call<'_>,
+    clock: &mut Instant,
     out: &mut Vec<u8>,
 ) -> Served {
     let mut writer = Writer::new(out);
-    let call = match Call::decode(message) {
-        Ok(call) => call,
-        Err(CallError::NotACall) => {
-            node.metrics.malformed.add(1);
-            return Served::Silent;
-        }
-        Err(CallError::RpcMismatch { xid }) => {
-            message::reply_rpc_mismatch(&mut writer, xid);
-            return Served::Replied;
-        }
-        Err(CallError::Garbage { xid }) => {
-            node.metrics.malformed.add(1);
-            message::reply_accepted(&mut writer, xid, AcceptStat::GarbageArgs);
-            return Served::Replied;
-        }
-    };
     let xid = call.xid;
     let Some((low, high)) = versions(port, call.program) else {
         message::reply_accepted(&mut writer, xid, AcceptStat::ProgUnavail);
@@ -175,7 +179,7 @@ pub fn serve(
         return Served::Replied;
     }
     if call.procedure == 0 {
-        return serve_null(&call, &mut writer);
+        return serve_null(node, call, clock, &mut writer);
     }
     let credential = match Credential::decode(call.cred, call.verf) {
         Ok(credential @ (Credential::None | Credential::Sys(_))) => credential,
@@ -202,7 +206,6 @@ pub fn serve(
         credential,
         args: call.args,
     };
-    let began = Instant::now();
     let start = writer.position();
     message::reply_accepted(&mut writer, xid, AcceptStat::Success);
     let result = match call.program {
@@ -232,9 +235,15 @@ pub fn serve(
             }
         }
     };
-    node.metrics
-        .called(call.program, call.procedure, began.elapsed());
+    note_time(node, call, clock);
     served
+}
+
+fn note_time(node: &Node, call: &Call<'_>, clock: &mut Instant) {
+    let now = Instant::now();
+    let elapsed = now.duration_since(*clock);
+    *clock = now;
+    node.metrics.called(call.program, call.procedure, elapsed);
 }
 
 /// The versions of `program` that `port` serves, lowest and highest.
@@ -251,7 +260,13 @@ const fn versions(port: Port, program: u32) -> Option<(u32, u32)> {
 
 /// NULL accepts every flavor, since clients ping with whatever they have; the AUTH_TLS probe is
 /// answered with an empty verifier, which says that there is no TLS (RFC 9289 4.1).
-fn serve_null(call: &Call<'_>, writer: &mut Writer<'_>) -> Served {
+fn serve_null(
+    node: &Node,
+    call: &Call<'_>,
+    clock: &mut Instant,
+    writer: &mut Writer<'_>,
+) -> Served {
+    note_time(node, call, clock);
     match Credential::decode(call.cred, call.verf) {
         Err(stat) => message::reply_auth_error(writer, call.xid, stat),
         Ok(_) if !call.args.is_empty() => {

@@ -4,48 +4,130 @@
 //! the connections, each of which stops reading when it has too many outstanding. A hung disk
 //! holds these threads and nothing else; the data runtime goes on.
 //!
+//! Waking a thread costs more than a short job, so a batch of short jobs is left to one thread,
+//! and a batch of long ones (they wait for a disk) is spread over all. Which is which the pool
+//! learns: it keeps the mean time of each kind of job. Should a job that is usually short get
+//! stuck, [`Pool::unstick`], called every few milliseconds while jobs are queued, wakes another
+//! thread.
+//!
+//! A finished job returns whom to tell; a thread tells them when it has nothing short left to do,
+//! so that the replies of a batch leave together.
+//!
 //! The threads are made at start, as the server itself: a thread inherits the identity of its
 //! maker (see `backend::credential`).
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// How often a queue that is not empty is looked at.
+const UNSTICK_AFTER: Duration = Duration::from_millis(5);
+/// A job whose kind takes less on average is short, in nanoseconds.
+const SHORT_NS: u64 = 50_000;
+/// One more thread is woken for so many short jobs.
+const SHORT_JOBS_PER_THREAD: usize = 16;
+/// For how many jobs, or how long, telling may be put off.
+const TELL_AFTER_JOBS: usize = 16;
+const TELL_AFTER: Duration = Duration::from_micros(100);
+/// How many kinds of jobs are told apart.
+pub const KINDS: usize = 32;
+
+/// Somebody who waits for a finished job.
+pub trait Tell: Send + Sync {
+    /// Wakes them.
+    fn tell(&self);
+}
 
 /// Work for a worker thread.
-pub type Job = Box<dyn FnOnce() + Send>;
+pub struct Job {
+    /// What kind of work it is, below [`KINDS`].
+    pub kind: usize,
+    /// The work; returns whom to tell.
+    pub work: Box<dyn FnOnce() -> Option<Arc<dyn Tell>> + Send>,
+}
 
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
     idle: usize,
     closed: bool,
+    /// Jobs taken so far.
+    taken: u64,
+    /// Threads at work on a short job: they will be back soon. A hint: 0 if one of them is stuck.
+    short_running: usize,
 }
 
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Mean time of a job by kind, in nanoseconds.
+    mean_ns: [AtomicU64; KINDS],
+    /// Set while somebody looks at the queue every few milliseconds.
+    watched: AtomicBool,
+    watch: Notify,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_short(&self, kind: usize) -> bool {
+        self.mean_ns
+            .get(kind)
+            .is_some_and(|mean| mean.load(Ordering::Relaxed) < SHORT_NS)
+    }
+
+    fn note_time(&self, kind: usize, elapsed: Duration) {
+        let Some(mean) = self.mean_ns.get(kind) else {
+            return;
+        };
+        let before = mean.load(Ordering::Relaxed);
+        let now = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        // A lost update of another thread does no harm to a mean.
+        mean.store(before - before / 8 + now / 8, Ordering::Relaxed);
+    }
+
+    /// Whether the jobs at the front of the queue are worth another thread.
+    fn wants_thread(&self, queue: &Queue) -> bool {
+        let Some(first) = queue.jobs.front() else {
+            return false;
+        };
+        let soon_taken = self.is_short(first.kind) && queue.short_running > 0;
+        queue.idle > 0 && (!soon_taken || queue.jobs.len() >= SHORT_JOBS_PER_THREAD)
+    }
 }
 
 /// A fixed set of worker threads.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    count: usize,
 }
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("threads", &self.count)
+            .finish_non_exhaustive()
     }
 }
 
 impl Pool {
-    /// Starts `threads` workers.
-    pub fn start(threads: usize) -> io::Result<Self> {
+    /// Starts `count` workers.
+    pub fn start(count: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue::default()),
             wake: Condvar::new(),
+            mean_ns: std::array::from_fn(|_| AtomicU64::new(SHORT_NS)),
+            watched: AtomicBool::new(false),
+            watch: Notify::new(),
         });
-        let threads = (0..threads)
+        let threads = (0..count)
             .map(|number| {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
@@ -56,42 +138,62 @@ impl Pool {
         Ok(Self {
             shared,
             threads: Mutex::new(threads),
+            count,
         })
     }
 
-    /// Queues a job.
-    pub fn submit(&self, job: Job) {
-        let mut queue = self
-            .shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        queue.jobs.push_back(job);
-        // A busy worker looks at the queue again by itself.
-        let wake = queue.idle > 0;
+    /// Queues jobs; `jobs` is empty afterwards.
+    pub fn submit(&self, jobs: &mut Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        let mut queue = self.shared.lock();
+        queue.jobs.extend(jobs.drain(..));
+        let wake = self.shared.wants_thread(&queue);
         drop(queue);
         if wake {
             self.shared.wake.notify_one();
+        }
+        if !self.shared.watched.swap(true, Ordering::AcqRel) {
+            self.shared.watch.notify_one();
         }
     }
 
     /// How many jobs wait for a thread.
     pub fn queued(&self) -> usize {
-        self.shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .jobs
-            .len()
+        self.shared.lock().jobs.len()
+    }
+
+    /// Wakes another thread whenever nothing was taken from a queue that is not empty. Runs for
+    /// as long as the pool lives; sleeps while the queue is empty.
+    pub async fn unstick(&self) {
+        loop {
+            self.shared.watch.notified().await;
+            let mut taken = None;
+            loop {
+                tokio::time::sleep(UNSTICK_AFTER).await;
+                let mut queue = self.shared.lock();
+                if queue.jobs.is_empty() {
+                    // Under the queue's lock: a job that comes later starts the watch again.
+                    self.shared.watched.store(false, Ordering::Release);
+                    break;
+                }
+                let stuck = taken == Some(queue.taken) && queue.idle > 0;
+                taken = Some(queue.taken);
+                if stuck {
+                    queue.short_running = 0;
+                }
+                drop(queue);
+                if stuck {
+                    self.shared.wake.notify_one();
+                }
+            }
+        }
     }
 
     /// Lets the workers finish what is queued and waits for them.
     pub fn finish(&self) {
-        self.shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closed = true;
+        self.shared.lock().closed = true;
         self.shared.wake.notify_all();
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -103,31 +205,83 @@ impl Pool {
 }
 
 fn work(shared: &Shared) {
-    let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut untold: Vec<Arc<dyn Tell>> = Vec::new();
+    let mut untold_since = None;
+    let mut queue = shared.lock();
     loop {
-        if let Some(job) = queue.jobs.pop_front() {
-            drop(queue);
-            job();
-            queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        } else if queue.closed {
-            return;
-        } else {
+        let Some(job) = queue.jobs.pop_front() else {
+            if !untold.is_empty() {
+                drop(queue);
+                tell(&mut untold);
+                queue = shared.lock();
+                continue;
+            }
+            if queue.closed {
+                return;
+            }
             queue.idle += 1;
             queue = shared
                 .wake
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
+            continue;
+        };
+        queue.taken += 1;
+        let short = shared.is_short(job.kind);
+        queue.short_running += usize::from(short);
+        let wake = shared.wants_thread(&queue);
+        drop(queue);
+        if wake {
+            shared.wake.notify_one();
         }
+        let began = Instant::now();
+        let overdue = untold_since.is_some_and(|since| began.duration_since(since) > TELL_AFTER);
+        if overdue || untold.len() >= TELL_AFTER_JOBS || !short {
+            tell(&mut untold);
+        }
+        if untold.is_empty() {
+            untold_since = Some(began);
+        }
+        if let Some(waiting) = (job.work)()
+            && !untold.iter().any(|known| Arc::ptr_eq(known, &waiting))
+        {
+            untold.push(waiting);
+        }
+        shared.note_time(job.kind, began.elapsed());
+        if !short {
+            // Whoever waited for a long job has waited long enough.
+            tell(&mut untold);
+        }
+        queue = shared.lock();
+        queue.short_running = queue.short_running.saturating_sub(usize::from(short));
+    }
+}
+
+fn tell(untold: &mut Vec<Arc<dyn Tell>>) {
+    for waiting in untold.drain(..) {
+        waiting.tell();
     }
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
 
     use super::*;
+
+    fn job(work: impl FnOnce() + Send + 'static) -> Job {
+        let work = move || {
+            work();
+            None
+        };
+        Job {
+            kind: 0,
+            work: Box::new(work),
+        }
+    }
 
     #[test]
     fn finish_waits_for_every_job() {
@@ -135,12 +289,41 @@ mod tests {
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..1000 {
             let done = Arc::clone(&done);
-            pool.submit(Box::new(move || {
+            pool.submit(&mut vec![job(move || {
                 done.fetch_add(1, Ordering::Relaxed);
-            }));
+            })]);
         }
         pool.finish();
         assert_eq!(done.load(Ordering::Relaxed), 1000);
         assert_eq!(pool.queued(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_short_kind_that_gets_stuck_does_not_hold_up_the_rest() {
+        let pool = Pool::start(2).unwrap();
+        // Make the kind known as short.
+        for _ in 0..100 {
+            pool.submit(&mut vec![job(|| {})]);
+        }
+        while pool.queued() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let (free, stuck) = mpsc::channel::<()>();
+        let (done, finished) = tokio::sync::oneshot::channel();
+        let mut jobs = vec![
+            job(move || {
+                let _ = stuck.recv();
+            }),
+            job(move || {
+                let _ = done.send(());
+            }),
+        ];
+        pool.submit(&mut jobs);
+        tokio::select! {
+            finished = finished => finished.unwrap(),
+            () = pool.unstick() => {}
+        }
+        drop(free);
+        pool.finish();
     }
 }

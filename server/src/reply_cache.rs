@@ -7,9 +7,9 @@
 //!
 //! The key leaves out the client's port, since most clients come back from another one, and takes
 //! in what tells two calls with the same transaction id apart: the service's address, the
-//! procedure, the length, the credential and the first bytes of the arguments.
+//! procedure, the length, the credential and the two ends of the arguments.
 //!
-//! Bounded by bytes. WRITE and SETATTR, whose repetition does little harm, have a part of their
+//! Bounded by bytes, and by time: hosts use transaction ids again. WRITE and SETATTR, whose repetition does little harm, have a part of their
 //! own, so that a stream of writes does not push out the answer of a RENAME. Running calls are
 //! never pushed out.
 //!
@@ -20,6 +20,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
@@ -27,6 +28,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::dispatch::Origin;
 use crate::net::mailbox::Sink;
+use crate::pool::Tell;
 
 /// Bytes of replies kept for calls that must not be repeated.
 const BYTES_MAX: usize = 12 * 1024 * 1024;
@@ -34,8 +36,12 @@ const BYTES_MAX: usize = 12 * 1024 * 1024;
 const REPEATABLE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What an entry costs besides its reply.
 const ENTRY_BYTES: usize = 200;
-/// How much of the arguments is looked at.
+/// How much of the arguments is looked at, from their start and from their end.
 const ARGS_BYTES: usize = 256;
+const ARGS_END_BYTES: usize = 64;
+/// How long a reply is kept: longer than clients repeat a call, and shorter than the time after
+/// which they use a transaction id again.
+const TIME_MAX: Duration = Duration::from_mins(2);
 
 /// What tells calls apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,6 +65,11 @@ impl Key {
             hasher.write_u32(call.cred.flavor);
             hasher.write(call.cred.body);
             hasher.write(call.args.get(..ARGS_BYTES).unwrap_or(call.args));
+            hasher.write(
+                call.args
+                    .last_chunk::<ARGS_END_BYTES>()
+                    .map_or(&[], |end| end),
+            );
             Self {
                 peer: origin.host(),
                 local: origin.local.ip(),
@@ -80,8 +91,8 @@ impl Key {
 enum Entry {
     /// The call runs; the reply goes here.
     Running(Sink),
-    /// The call is answered.
-    Done(Arc<[u8]>),
+    /// The call was answered at this time.
+    Done(Arc<[u8]>, Instant),
 }
 
 /// What to do with a call.
@@ -99,8 +110,17 @@ pub enum Begin {
 struct Inner {
     entries: HashMap<Key, Entry>,
     /// Answered calls, oldest first: those that must not be repeated, and the others.
-    ages: [VecDeque<Key>; 2],
+    ages: [VecDeque<(Key, Instant)>; 2],
     bytes: [usize; 2],
+}
+
+impl Inner {
+    /// Drops an answer.
+    fn forget(&mut self, key: &Key) {
+        if let Some(Entry::Done(reply, _)) = self.entries.remove(key) {
+            self.bytes[usize::from(key.repeatable())] -= reply.len() + ENTRY_BYTES;
+        }
+    }
 }
 
 /// The replies that may be asked for again.
@@ -114,9 +134,12 @@ impl ReplyCache {
     pub fn begin(&self, key: Key, sink: Sink) -> Begin {
         let mut inner = self.lock();
         let replaced = match inner.entries.get_mut(&key) {
-            Some(Entry::Done(reply)) => return Begin::Done(Arc::clone(reply)),
+            Some(Entry::Done(reply, at)) if at.elapsed() < TIME_MAX => {
+                return Begin::Done(Arc::clone(reply));
+            }
             Some(Entry::Running(older)) => std::mem::replace(older, sink),
-            None => {
+            _ => {
+                inner.forget(&key);
                 inner.entries.insert(key, Entry::Running(sink));
                 return Begin::New;
             }
@@ -127,30 +150,34 @@ impl ReplyCache {
         Begin::Attached
     }
 
-    /// Enters the reply of a running call and sends it. Without a reply the call is forgotten.
-    pub fn finish(&self, key: Key, reply: Option<Vec<u8>>) {
+    /// Enters the reply of a running call and sends it; returns who must be told. Without a reply
+    /// the call is forgotten.
+    #[must_use]
+    pub fn finish(&self, key: Key, reply: Option<Vec<u8>>) -> Option<Arc<dyn Tell>> {
         let mut inner = self.lock();
         let Some(Entry::Running(sink)) = inner.entries.remove(&key) else {
-            return;
+            return None;
         };
-        let Some(reply) = reply else { return };
+        let reply = reply?;
         let part = usize::from(key.repeatable());
-        inner
-            .entries
-            .insert(key, Entry::Done(Arc::from(reply.as_slice())));
-        inner.ages[part].push_back(key);
+        let now = Instant::now();
+        let done = Entry::Done(Arc::from(reply.as_slice()), now);
+        inner.entries.insert(key, done);
+        inner.ages[part].push_back((key, now));
         inner.bytes[part] += reply.len() + ENTRY_BYTES;
         let max = [BYTES_MAX, REPEATABLE_BYTES_MAX][part];
-        while inner.bytes[part] > max {
-            let Some(oldest) = inner.ages[part].pop_front() else {
-                break;
-            };
-            if let Some(Entry::Done(reply)) = inner.entries.remove(&oldest) {
-                inner.bytes[part] -= reply.len() + ENTRY_BYTES;
+        while let Some((oldest, at)) = inner.ages[part].front().copied()
+            && (inner.bytes[part] > max || at.elapsed() > TIME_MAX)
+        {
+            inner.ages[part].pop_front();
+            // An entry that was replaced meanwhile is younger, and stands further behind.
+            if matches!(inner.entries.get(&oldest), Some(Entry::Done(_, entered)) if *entered == at)
+            {
+                inner.forget(&oldest);
             }
         }
         drop(inner);
-        sink.send(reply);
+        sink.send(reply)
     }
 
     /// How many replies are kept.
@@ -238,7 +265,11 @@ mod tests {
             Begin::Attached
         ));
         assert_eq!((old.outstanding(), new.outstanding()), (0, 1));
-        cache.finish(key(1, REMOVE), Some(b"reply".to_vec()));
+        assert!(
+            cache
+                .finish(key(1, REMOVE), Some(b"reply".to_vec()))
+                .is_some()
+        );
         assert_eq!((old.take().len(), new.take().len()), (0, 1));
         assert_eq!(new.outstanding(), 0);
         assert!(matches!(
@@ -255,7 +286,7 @@ mod tests {
             cache.begin(key(1, REMOVE), sink(&mailbox)),
             Begin::New
         ));
-        cache.finish(key(1, REMOVE), None);
+        assert!(cache.finish(key(1, REMOVE), None).is_none());
         assert_eq!(mailbox.outstanding(), 0);
         assert!(matches!(
             cache.begin(key(1, REMOVE), sink(&mailbox)),
@@ -269,7 +300,7 @@ mod tests {
         let mailbox = Arc::new(Mailbox::default());
         let answer = |key| {
             assert!(matches!(cache.begin(key, sink(&mailbox)), Begin::New));
-            cache.finish(key, Some(vec![0; 1000]));
+            assert!(cache.finish(key, Some(vec![0; 1000])).is_some());
         };
         answer(key(1, REMOVE));
         for xid in 0..20_000 {

@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::mount_list::{MountList, MountListError};
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
 use crate::net::listen::{self, Bound, ListenError};
+use crate::net::runtimes::Runtimes;
 use crate::net::{tcp, udp};
 use crate::node::Node;
 use crate::pool::Pool;
@@ -115,11 +116,6 @@ fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
 pub fn run(settings: &Settings) -> Result<(), ServeError> {
     sys::clear_umask();
     let descriptors = raise_descriptor_limit();
-    let data = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("data")
-        .enable_all()
-        .build()
-        .map_err(system("start the data runtime"))?;
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -132,9 +128,13 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
     let ports = Ports::bind(settings)?;
     let node = Arc::new(new_node(state, table, descriptors, &ports)?);
     open_exports(&node)?;
-    let result = control.block_on(serve(settings, &node, ports, data.handle()));
+    let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
+    let result = control.block_on(serve(settings, &node, ports, &data));
     node.pool.finish();
-    data.shutdown_timeout(Duration::from_secs(1));
+    drop(control);
+    if let Some(data) = Arc::into_inner(data) {
+        data.finish();
+    }
     result
 }
 
@@ -354,7 +354,7 @@ async fn serve(
     settings: &Settings,
     node: &Arc<Node>,
     ports: Ports,
-    data: &tokio::runtime::Handle,
+    data: &Arc<Runtimes>,
 ) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
@@ -386,11 +386,8 @@ async fn serve(
         node.ports.set_own(own.iter().copied().chain(portmap));
         sockets.push((Port::Portmap, bound));
     }
-    {
-        let _entered = data.enter();
-        for (port, bound) in sockets {
-            spawn_port(node, port, bound, &stopped).map_err(system("serve a port"))?;
-        }
+    for (port, bound) in sockets {
+        spawn_port(node, data, port, bound, &stopped).map_err(system("serve a port"))?;
     }
     let control = control::start(settings, Arc::clone(node), stopped.clone())
         .await
@@ -419,6 +416,7 @@ async fn serve(
         _ = interrupt.recv() => {}
         () = watching => {}
         () = idle => {}
+        () = node.pool.unstick() => {}
         () = hangups => {}
     }
     tracing::info!("stopping");
@@ -435,22 +433,25 @@ async fn serve(
 
 fn spawn_port(
     node: &Arc<Node>,
+    data: &Arc<Runtimes>,
     port: Port,
     bound: Bound,
     stopped: &watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     for listener in bound.tcp {
+        // Connections are accepted on the control runtime and served on the others.
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::spawn(tcp::accept(
             Arc::clone(node),
             port,
             listener,
+            Arc::clone(data),
             stopped.clone(),
         ));
     }
     for socket in bound.udp {
         let serving = udp::serve(Arc::clone(node), port, socket, stopped.clone());
-        tokio::spawn(async move {
+        data.next().spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, ?port, "UDP socket failed");
             }

@@ -31,6 +31,9 @@ pub struct ReadDone {
 /// opened (the mode may have changed since); so may who may execute it, because a program is
 /// paged in by READ. Source: Linux fs/nfsd/vfs.c.
 ///
+/// Permission is judged by the attributes that are read afterwards for the reply: what was read
+/// without it never leaves the buffer.
+///
 /// # Errors
 /// EISDIR, EINVAL, EACCES; [`Failure::Wait`] if the data is not in memory.
 pub fn read(
@@ -42,60 +45,82 @@ pub fn read(
     mode: Mode,
 ) -> Result<ReadDone, Failure> {
     file.must_be_regular()?;
-    let before = file.attributes()?;
-    if caller.uid != before.uid {
-        match file.allows(&before, caller, Want::READ, mode) {
-            Err(Failure::Os(Errno::ACCESS)) => file.allows(&before, caller, Want::EXECUTE, mode)?,
+    let start = out.len();
+    let done = read_and_judge(file, caller, offset, count, out, mode);
+    if done.is_err() {
+        out.truncate(start);
+    }
+    done
+}
+
+fn read_and_judge(
+    file: &File,
+    caller: &Caller,
+    offset: u64,
+    count: usize,
+    out: &mut Vec<u8>,
+    mode: Mode,
+) -> Result<ReadDone, Failure> {
+    let start = out.len();
+    if count > 0 && offset <= OFFSET_MAX {
+        let fd = file.read_fd(mode)?;
+        let no_wait = mode == Mode::Inline && !file.volume.in_memory;
+        let count = usize::try_from(OFFSET_MAX - offset)
+            .unwrap_or(count)
+            .min(count);
+        read_at(fd.as_fd(), offset, count, out, no_wait)?;
+    }
+    let attributes = file.attributes()?;
+    if caller.uid != attributes.uid {
+        match file.allows(&attributes, caller, Want::READ, mode) {
+            Err(Failure::Os(Errno::ACCESS)) => {
+                file.allows(&attributes, caller, Want::EXECUTE, mode)?;
+            }
             other => other?,
         }
     }
-    let start = out.len();
-    if count > 0 && offset < before.size {
-        let fd = file.read_fd(mode)?;
-        read_at(fd.as_fd(), offset, count, before.size, out, mode).inspect_err(|_| {
-            out.truncate(start);
-        })?;
+    let got = out.len() - start;
+    let end = offset.saturating_add(got as u64);
+    if got < count && end < attributes.size && mode == Mode::Inline {
+        // Only the first part is in memory.
+        return Err(Failure::Wait);
     }
-    let attributes = file.attributes()?;
-    let count = out.len() - start;
-    let eof = offset.saturating_add(count as u64) >= attributes.size;
     Ok(ReadDone {
         attributes,
-        count,
-        eof,
+        count: got,
+        eof: end >= attributes.size,
     })
 }
 
+/// Reads until `count` bytes or the end of the file; with `no_wait` what is in memory.
 fn read_at(
     fd: BorrowedFd<'_>,
     offset: u64,
     count: usize,
-    size: u64,
     out: &mut Vec<u8>,
-    mode: Mode,
+    no_wait: bool,
 ) -> Result<(), Failure> {
     let start = out.len();
-    let wanted = usize::try_from(size - offset)
-        .unwrap_or(usize::MAX)
-        .min(count);
-    out.reserve(wanted);
-    let flags = match mode {
-        Mode::Inline => ReadWriteFlags::NOWAIT,
-        Mode::Worker => ReadWriteFlags::empty(),
+    out.reserve(count);
+    let flags = if no_wait {
+        ReadWriteFlags::NOWAIT
+    } else {
+        ReadWriteFlags::empty()
     };
-    while out.len() - start < wanted {
-        let at = offset + (out.len() - start) as u64;
-        match super::sys::preadv2_append(fd, out, start + wanted, at, flags) {
-            Ok(0) => break,
+    loop {
+        let done = out.len() - start;
+        let at = offset + done as u64;
+        match super::sys::preadv2_append(fd, out, start + count, at, flags) {
+            Ok(0) => return Ok(()),
+            // A short read is the end of the file, or of what is in memory: the caller's look at
+            // the size tells, and a second system call for every last page is saved.
+            Ok(_) if no_wait || out.len() - start == count => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             // Not in memory, or a file system without RWF_NOWAIT.
-            Err(Errno::AGAIN | Errno::OPNOTSUPP) if mode == Mode::Inline => {
-                return Err(Failure::Wait);
-            }
+            Err(Errno::AGAIN | Errno::OPNOTSUPP) if no_wait => return Err(Failure::Wait),
             Err(errno) => return Err(errno.into()),
         }
     }
-    Ok(())
 }
 
 /// Writes `data` at `offset`; with `stable` it is on disk, with all attributes, before this

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::hash::Hasher as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,6 +17,7 @@ use rustix::fs::{
     AtFlags, FileType, Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2, statat,
 };
 use rustix::io::Errno;
+use siphasher::sip::SipHasher13;
 
 use super::attributes::{Attributes, Want};
 use super::credential::{self, Caller};
@@ -29,16 +31,14 @@ use super::{Failure, Mode};
 /// How far above a directory its export's root may be: a path of one-letter names.
 const DEPTH_MAX: usize = 2048;
 
-/// A mount, as the kernel numbers it until the next boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MountId(i32);
-
 /// All files that can be served.
 #[derive(Debug)]
 pub struct Files {
     signer: Signer,
     volumes: RwLock<HashMap<(u32, u32), Arc<Volume>>>,
     opened: Cache<FileHandle, Arc<File>>,
+    /// Names that were looked up lately, as hashes: a hint and nothing more.
+    looked_up: Cache<u64, ()>,
     table: HandleTable,
     write_verifier: AtomicU64,
 }
@@ -50,6 +50,7 @@ impl Files {
             signer,
             volumes: RwLock::new(HashMap::new()),
             opened: Cache::new(opened_max),
+            looked_up: Cache::new(opened_max),
             table,
             write_verifier: AtomicU64::new(random_u64()),
         }
@@ -166,7 +167,14 @@ impl Files {
             b".." => return self.parent(dir, dir_attributes, mode),
             _ => {}
         }
-        if mode == Mode::Worker {
+        if mode == Mode::Inline {
+            if !dir.volume.has_handles {
+                return Err(Failure::Wait);
+            }
+            if self.looked_up.contains_key(&name_key(dir, name)) {
+                return self.lookup_warm(dir, name);
+            }
+        } else {
             credential::as_server();
         }
         let mut resolve = ResolveFlags::NO_XDEV;
@@ -179,10 +187,22 @@ impl Files {
             Err(Errno::AGAIN) if mode == Mode::Inline => return Err(Failure::Wait),
             Err(errno) => return Err(errno.into()),
         };
-        if !dir.volume.has_handles && mode == Mode::Inline {
-            return Err(Failure::Wait);
+        let found = self.adopt(dir, name, fd, false)?;
+        self.looked_up.insert(name_key(dir, name), ());
+        Ok(found)
+    }
+
+    /// Looks up a name that was looked up before and is thus in the kernel's own cache: its handle
+    /// is to be had without opening anything, and leads to the file that is open already.
+    fn lookup_warm(&self, dir: &Arc<File>, name: &CStr) -> Result<Arc<File>, Failure> {
+        let (kernel, mount) = sys::name_to_handle(dir.fd(), name)?;
+        if mount != dir.volume.mount_id {
+            return Err(Errno::XDEV.into());
         }
-        self.adopt(dir, name, fd, false)
+        let handle = self.signer.sign(&parts(&dir.volume, kernel));
+        let handle = handle.ok_or(Failure::Os(Errno::OVERFLOW))?;
+        // The file was closed meanwhile: a worker opens it again.
+        self.opened.get(&handle).ok_or(Failure::Wait)
     }
 
     /// Keeps a descriptor of `name` in `dir` that was just opened. `readable`: it was opened for
@@ -235,25 +255,15 @@ impl Files {
         Ok(file)
     }
 
-    /// The mount that a directory lies on, for [`Files::details`].
-    pub fn mount_of(&self, dir: &File) -> Result<Option<MountId>, Failure> {
-        if !dir.volume.has_handles {
-            return Ok(None);
-        }
-        Ok(Some(MountId(sys::name_to_handle(dir.fd(), c"")?.1)))
-    }
-
     /// Attributes and handle of `name` in `dir` without opening it, for a listing. `None` where
     /// the client must find out by LOOKUP: the entry has vanished meanwhile, another file system
     /// is mounted on it, or it is a part of the file system with inode numbers of its own.
-    pub fn details(
-        &self,
-        dir: &File,
-        mount: MountId,
-        name: &CStr,
-    ) -> Option<(Attributes, FileHandle)> {
-        let (kernel, on) = sys::name_to_handle(dir.fd(), name).ok()?;
-        if MountId(on) != mount {
+    pub fn details(&self, dir: &File, name: &CStr) -> Option<(Attributes, FileHandle)> {
+        if !dir.volume.has_handles {
+            return None;
+        }
+        let (kernel, mount) = sys::name_to_handle(dir.fd(), name).ok()?;
+        if mount != dir.volume.mount_id {
             return None;
         }
         let stat = statat(dir.fd(), name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
@@ -348,6 +358,13 @@ impl Files {
     pub fn opened_count(&self) -> usize {
         self.opened.len()
     }
+}
+
+fn name_key(dir: &File, name: &CStr) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(dir.handle.as_slice());
+    hasher.write(name.to_bytes());
+    hasher.finish()
 }
 
 fn parts(volume: &Volume, file: KernelHandle) -> HandleParts {

@@ -363,6 +363,9 @@ impl Change<'_> {
         if !self.durable {
             return Ok(());
         }
+        if !dir.volume.has_handles {
+            self.files.table().sync()?;
+        }
         setattr::sync_attributes(self.files, dir)
     }
 }

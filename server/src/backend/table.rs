@@ -3,7 +3,9 @@
 //! Some file systems make no handles (overlayfs in a container, some FUSE), and without
 //! CAP_DAC_READ_SEARCH a process may not open them. Then a handle holds the number of an entry
 //! here: which inode it is, and where it was last seen (directory and name). The entry is written
-//! to the state directory before the handle is answered, so that handles survive a restart.
+//! to the state directory before the handle is answered, so that handles survive a restart, and
+//! synced when the change that it belongs to is ([`HandleTable::sync`]), so that they survive a power
+//! cut where the file does.
 //!
 //! An inode is told apart from a later one with the same number by its time of birth; overlayfs
 //! is left out of that, since it makes a file anew when it is first written to.
@@ -32,12 +34,14 @@ use rustix::io::Errno;
 
 use super::Failure;
 use super::file::File;
+use super::files::random_u64;
 use super::sys::KernelHandle;
 use super::volume::Volume;
 
 /// The type that marks a handle as an entry of the table; no file system uses it.
 const ENTRY_KIND: i32 = 0xffff;
 const ROOT_ID: u64 = 0;
+const FIRST_ID: u64 = 1;
 const FIRST_LINE: &str = "havenfs handle table 1";
 const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 const DEPTH_MAX: usize = 2048;
@@ -56,7 +60,6 @@ struct Entry {
 struct Inner {
     entries: HashMap<u64, Entry>,
     ids: HashMap<Identity, u64>,
-    last_id: u64,
     log: Option<StdFile>,
 }
 
@@ -177,7 +180,9 @@ impl HandleTable {
             parent,
             name: name.to_owned(),
         };
-        let id = known.unwrap_or(inner.last_id + 1);
+        // Random, so that the number of an entry that was lost in a power cut never comes to stand
+        // for another file: the lost handle is stale.
+        let id = known.unwrap_or_else(|| random_u64().max(FIRST_ID));
         if inner.entries.get(&id) != Some(&entry) {
             self.append(&mut inner, id, Some(&entry))?;
             inner.put(id, Some(entry));
@@ -270,13 +275,21 @@ impl HandleTable {
         Ok(())
     }
 
+    /// Brings the entries to disk.
+    pub fn sync(&self) -> Result<(), Failure> {
+        let log = match &self.lock().log {
+            Some(log) if !crate::fault::no_sync() => log.try_clone().map_err(to_errno)?,
+            _ => return Ok(()),
+        };
+        Ok(log.sync_data().map_err(to_errno)?)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a line to the file; a kill of the process can't take it back.
     fn append(&self, inner: &mut Inner, id: u64, entry: Option<&Entry>) -> Result<(), Errno> {
-        let to_errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
         if inner.log.is_none() {
             let mut log = OpenOptions::new()
                 .create(true)
@@ -299,7 +312,6 @@ impl HandleTable {
 
 impl Inner {
     fn put(&mut self, id: u64, entry: Option<Entry>) {
-        self.last_id = self.last_id.max(id);
         let before = match entry {
             Some(entry) => {
                 self.ids.insert(entry.identity, id);
@@ -334,6 +346,10 @@ fn identity(volume: &Volume, dir: BorrowedFd<'_>, name: &CStr) -> Result<Identit
         0
     };
     Ok((volume.export_id, volume.fs_id, found.stx_ino, born))
+}
+
+fn to_errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 fn entry_handle(id: u64) -> Result<KernelHandle, Errno> {

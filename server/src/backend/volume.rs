@@ -29,6 +29,11 @@ pub struct Volume {
     /// Whether even the attributes of an open file may have to be asked for elsewhere, so that no
     /// call may be carried out inline.
     pub always_waits: bool,
+    /// Whether reading never waits, though the kernel does not say so when asked (RWF_NOWAIT): the
+    /// files are in memory.
+    pub in_memory: bool,
+    /// The mount, as the kernel numbers it until the next boot.
+    pub mount_id: i32,
     root: OwnedFd,
 }
 
@@ -60,6 +65,8 @@ impl Volume {
             Err(_) => rustix::fs::open(path, flags, Mode::empty())?,
         };
         let stat = fstat(&root)?;
+        let magic = fstatfs(&root)?.f_type as u64;
+        let mount_id = sys::name_to_handle(root.as_fd(), c"").map_or(-1, |(_, mount)| mount);
         let has_handles = sys::name_to_handle(root.as_fd(), c"")
             .and_then(|(handle, _)| sys::open_by_handle(root.as_fd(), &handle, libc::O_PATH))
             .is_ok();
@@ -70,7 +77,9 @@ impl Volume {
             dev: stat.st_dev,
             root_ino: stat.st_ino,
             has_handles,
-            always_waits: ANSWERED_ELSEWHERE.contains(&(fstatfs(&root)?.f_type as u64)),
+            always_waits: ANSWERED_ELSEWHERE.contains(&magic),
+            in_memory: magic == TMPFS,
+            mount_id,
             root,
         })
     }
@@ -86,6 +95,7 @@ impl Volume {
     }
 }
 
+const TMPFS: u64 = 0x0102_1994;
 /// File systems whose calls another process or machine answers: FUSE, NFS, SMB, 9P, Ceph.
 const ANSWERED_ELSEWHERE: [u64; 6] = [
     0x6573_5546,

@@ -2,21 +2,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
 use havenfs_rpc::record::{Record, begin_record, end_record};
-use havenfs_rpc::xdr::Reader;
 
 use super::limits::Reservation;
 use super::mailbox::Mailbox;
 use crate::dispatch::{self, Mode, Origin, Port, Served};
 use crate::node::Node;
+use crate::pool::{Job, KINDS, Tell};
 use crate::programs::nfs3::TRANSFER_BYTES_MAX;
 use crate::reply_cache::{Begin, Key};
 
 /// What a reply without data or entries holds at most.
-const SMALL_REPLY_BYTES: usize = 1024;
+const SMALL_REPLY_BYTES: usize = 512;
 
 /// What a connection or socket lends to its messages.
 pub struct Intake<'a> {
@@ -28,42 +29,60 @@ pub struct Intake<'a> {
     pub mailbox: &'a Arc<Mailbox>,
     /// For a datagram: to whom, and from which address.
     pub reply_to: Option<(SocketAddr, IpAddr)>,
+    /// Calls that a worker must carry out; the owner submits them when it has taken all that is
+    /// there.
+    pub jobs: &'a mut Vec<Job>,
+    /// When the message before was done with: one look at the clock a call is enough.
+    pub clock: &'a mut Instant,
 }
 
 impl Intake<'_> {
     /// Serves a message. The reply, with its record mark, is appended to `out`, or put into the
     /// mailbox later.
-    pub fn take(&self, origin: &Origin, message: Record<'_>, out: &mut Vec<u8>) {
-        let reply_bytes = reply_bytes_max(&message);
-        let key = match Call::decode(&message) {
-            Ok(call) if self.port == Port::Nfs => Key::new(origin, &call),
-            _ => None,
+    pub fn take(&mut self, origin: &Origin, message: Record<'_>, out: &mut Vec<u8>) {
+        let call = match Call::decode(&message) {
+            Ok(call) => call,
+            Err(error) => {
+                let start = begin_record(out);
+                if dispatch::refuse(self.node, error, out) {
+                    end_record(out, start);
+                } else {
+                    out.truncate(start);
+                }
+                return;
+            }
         };
-        let Some(key) = key else {
+        let reserved = message.len() + reply_bytes_max(&call);
+        let kind = call.procedure as usize % KINDS;
+        let Some(key) = Key::new(origin, &call).filter(|_| self.port == Port::Nfs) else {
             let start = begin_record(out);
-            match dispatch::serve(self.node, self.port, origin, Mode::Inline, &message, out) {
+            let served = dispatch::serve(
+                self.node,
+                self.port,
+                origin,
+                Mode::Inline,
+                &call,
+                self.clock,
+                out,
+            );
+            match served {
                 Served::Replied => end_record(out, start),
                 Served::Silent => out.truncate(start),
                 Served::Wait => {
                     out.truncate(start);
-                    let sink = self
-                        .mailbox
-                        .sink(self.reply_to, self.reserve(&message, reply_bytes));
-                    self.submit(origin, message, move |_, reply| match reply {
-                        Some(reply) => sink.send(reply),
-                        None => drop(sink),
-                    });
+                    let reservation = Reservation::new(&self.node.budget, reserved);
+                    let sink = self.mailbox.sink(self.reply_to, reservation);
+                    self.defer(origin, kind, message, move |_, reply| sink.send(reply?));
                 }
             }
             return;
         };
-        let sink = self
-            .mailbox
-            .sink(self.reply_to, self.reserve(&message, reply_bytes));
+        let reservation = Reservation::new(&self.node.budget, reserved);
+        let sink = self.mailbox.sink(self.reply_to, reservation);
         match self.node.reply_cache.begin(key, sink) {
             Begin::New => {
-                self.submit(origin, message, move |node, reply| {
-                    node.reply_cache.finish(key, reply);
+                self.defer(origin, kind, message, move |node, reply| {
+                    node.reply_cache.finish(key, reply)
                 });
             }
             Begin::Attached => self.node.metrics.replayed.add(1),
@@ -74,44 +93,56 @@ impl Intake<'_> {
         }
     }
 
-    fn reserve(&self, message: &[u8], reply_bytes: usize) -> Reservation {
-        Reservation::new(&self.node.budget, message.len() + reply_bytes)
-    }
-
-    fn submit(
-        &self,
+    /// Leaves a call to a worker.
+    fn defer(
+        &mut self,
         origin: &Origin,
+        kind: usize,
         message: Record<'_>,
-        done: impl FnOnce(&Node, Option<Vec<u8>>) + Send + 'static,
+        done: impl FnOnce(&Node, Option<Vec<u8>>) -> Option<Arc<dyn Tell>> + Send + 'static,
     ) {
         let (node, port, origin) = (Arc::clone(self.node), self.port, *origin);
         let message = message.into_owned();
-        self.node.pool.submit(Box::new(move || {
-            let mut out = Vec::new();
+        let work = move || {
+            let mut out = Vec::with_capacity(SMALL_REPLY_BYTES);
             let start = begin_record(&mut out);
-            let served = dispatch::serve(&node, port, &origin, Mode::Worker, &message, &mut out);
+            let mut clock = Instant::now();
+            let served = match Call::decode(&message) {
+                Ok(call) => dispatch::serve(
+                    &node,
+                    port,
+                    &origin,
+                    Mode::Worker,
+                    &call,
+                    &mut clock,
+                    &mut out,
+                ),
+                // It was decoded before, from the same bytes.
+                Err(_) => Served::Silent,
+            };
             // A call that still says "wait" is a bug of its procedure; silence is the safe answer.
             debug_assert_ne!(served, Served::Wait);
-            drop(message);
-            if served == Served::Replied {
+            let reply = (served == Served::Replied).then(|| {
                 end_record(&mut out, start);
-                done(&node, Some(out));
-            } else {
-                done(&node, None);
-            }
-        }));
+                out
+            });
+            done(&node, reply)
+        };
+        self.jobs.push(Job {
+            kind,
+            work: Box::new(work),
+        });
     }
 }
 
-/// How many bytes the reply to a message may have, as its arguments say. The last field of READ,
+/// How many bytes the reply to a call may have, as its arguments say. The last field of READ,
 /// READDIR and READDIRPLUS is a bound on the reply.
-pub fn reply_bytes_max(message: &[u8]) -> usize {
-    let mut header = Reader::new(message.get(12..).unwrap_or_default());
-    let (program, _version, procedure) = (header.u32(), header.u32(), header.u32());
-    if program != Ok(program::NFS) || !matches!(procedure, Ok(6 | 16 | 17)) {
+fn reply_bytes_max(call: &Call<'_>) -> usize {
+    if call.program != program::NFS || !matches!(call.procedure, 6 | 16 | 17) {
         return SMALL_REPLY_BYTES;
     }
-    let last = message
+    let last = call
+        .args
         .last_chunk::<4>()
         .map_or(0, |bytes| u32::from_be_bytes(*bytes));
     SMALL_REPLY_BYTES + last.min(TRANSFER_BYTES_MAX) as usize

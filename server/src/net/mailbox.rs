@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
 use super::limits::Reservation;
+use crate::pool::Tell;
 
 /// A finished reply, with its record mark in front.
 #[derive(Debug)]
@@ -81,11 +82,10 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Sends the reply.
-    pub fn send(mut self, bytes: Vec<u8>) {
-        let Some(mut reservation) = self.reservation.take() else {
-            return;
-        };
+    /// Puts the reply into the mailbox; returns who must be told, which may be put off a little.
+    #[must_use]
+    pub fn send(mut self, bytes: Vec<u8>) -> Option<Arc<dyn Tell>> {
+        let mut reservation = self.reservation.take()?;
         reservation.resize(bytes.len());
         let reply = Reply {
             bytes,
@@ -97,7 +97,14 @@ impl Sink {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(reply);
-        // Dropping it counts the call down and wakes the task.
+        Some(Arc::clone(&self.mailbox) as Arc<dyn Tell>)
+        // Dropping the sink counts the call down.
+    }
+}
+
+impl Tell for Mailbox {
+    fn tell(&self) {
+        self.wake.notify_one();
     }
 }
 
@@ -107,6 +114,9 @@ impl Drop for Sink {
         self.mailbox
             .reserved
             .fetch_sub(self.reserved, Ordering::AcqRel);
-        self.mailbox.wake.notify_one();
+        // Not sent: nobody else will tell the task that one call less is outstanding.
+        if self.reservation.is_some() {
+            self.mailbox.tell();
+        }
     }
 }

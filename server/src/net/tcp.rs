@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use havenfs_rpc::record::RecordReader;
-use tokio::io::{AsyncReadExt, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::intake::Intake;
 use super::limits::{
@@ -26,13 +26,18 @@ use super::limits::{
     TooMany,
 };
 use super::mailbox::{Mailbox, Reply};
+use super::runtimes::Runtimes;
+use crate::clients::Entered;
 use crate::dispatch::{Origin, Port, Transport};
 use crate::node::Node;
+use crate::pool::Job;
 
 /// How many replies one system call sends.
 const SEGMENTS_MAX: usize = 64;
 /// A reply up to this size is copied together with others; a larger one is sent from its place.
 const COPY_BYTES_MAX: usize = 8 * 1024;
+/// How often a connection looks at its times.
+const TICK: Duration = Duration::from_secs(5);
 /// How long to wait before asking again whether all connections together hold less.
 const BUDGET_RETRY: Duration = Duration::from_millis(10);
 
@@ -41,6 +46,7 @@ pub async fn accept(
     node: Arc<Node>,
     port: Port,
     listener: TcpListener,
+    runtimes: Arc<Runtimes>,
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
@@ -63,7 +69,11 @@ pub async fn accept(
                 };
                 node.metrics.connections.add(1);
                 let (node, stop) = (Arc::clone(&node), stop.clone());
-                tokio::spawn(async move {
+                // The other thread's runtime must watch the socket from now on.
+                let Ok(stream) = stream.into_std() else {
+                    continue;
+                };
+                runtimes.next().spawn(async move {
                     let _slot = slot;
                     if let Err(error) = serve(node, port, stream, peer, stop).await {
                         tracing::debug!(%peer, %error, "connection closed");
@@ -82,14 +92,15 @@ pub async fn accept(
 async fn serve(
     node: Arc<Node>,
     port: Port,
-    mut stream: TcpStream,
+    stream: std::net::TcpStream,
     peer: SocketAddr,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    let mut stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
     let clients = Arc::clone(&node.clients);
-    let _client = (port == Port::Nfs).then(|| clients.enter(&origin));
+    let client = (port == Port::Nfs).then(|| clients.enter(&origin));
     let record_bytes_max = if port == Port::Nfs {
         NFS_RECORD_BYTES_MAX
     } else {
@@ -101,7 +112,11 @@ async fn serve(
         reader: RecordReader::new(record_bytes_max),
         out: Outbox::default(),
         held: Reservation::new(&node.budget, 0),
-        record_deadline: None,
+        record_since: None,
+        last_call: Instant::now(),
+        received: 0,
+        jobs: Vec::new(),
+        client,
         port,
         origin,
         receiver,
@@ -167,11 +182,23 @@ struct Connection<'s> {
     out: Outbox,
     /// Bytes of the half-received record and of gathered replies.
     held: Reservation,
-    record_deadline: Option<Instant>,
+    /// When the first bytes of the half-received record were there.
+    record_since: Option<Instant>,
+    last_call: Instant,
+    /// Bytes received since they were last counted.
+    received: u64,
+    /// Empty between rounds.
+    jobs: Vec<Job>,
+    /// Where an NFS client's traffic is counted.
+    client: Option<Entered>,
 }
 
 impl Connection<'_> {
     async fn run(&mut self) -> io::Result<()> {
+        // One timer for the life of the connection: setting one for every wait would cost more
+        // than a short call.
+        let tick = sleep(TICK);
+        tokio::pin!(tick);
         loop {
             for reply in self.mailbox.take() {
                 self.out.add(reply);
@@ -193,11 +220,32 @@ impl Connection<'_> {
                     self.node.metrics.limit_bytes_in_all.add(1);
                     // What it needs may be given back by itself or by another connection.
                     let _ = timeout(BUDGET_RETRY, self.mailbox.changed()).await;
-                    self.check_deadline()?;
+                    self.check_times()?;
                 }
                 Pause::Empty => {
-                    if !self.wait().await? {
-                        return Ok(());
+                    if self.reader.held_bytes() == 0 {
+                        self.record_since = None;
+                    } else if self.record_since.is_none() {
+                        self.record_since = Some(Instant::now());
+                    }
+                    let (buffer, bytes_max) = self.reader.space();
+                    let mut room = buffer.limit(bytes_max);
+                    tokio::select! {
+                        biased;
+                        () = self.mailbox.changed() => {}
+                        read = self.receiver.read_buf(&mut room) => {
+                            let bytes = read?;
+                            if bytes == 0 {
+                                return Ok(());
+                            }
+                            self.received += bytes as u64;
+                        }
+                        () = &mut tick => {
+                            tick.as_mut().reset(Instant::now() + TICK);
+                            if !self.check_times()? {
+                                return Ok(());
+                            }
+                        }
                     }
                 }
             }
@@ -206,76 +254,72 @@ impl Connection<'_> {
 
     /// Serves whole records until something says pause.
     fn serve_records(&mut self) -> io::Result<Pause> {
-        loop {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        let before = self.out.gathered.len();
+        let mut calls = 0;
+        let mut clock = std::time::Instant::now();
+        let pause = loop {
             if self.out.len() >= FLUSH_BYTES {
-                return Ok(Pause::Flush);
+                break Ok(Pause::Flush);
             }
             let held = self.mailbox.reserved() + self.out.len();
             if self.mailbox.outstanding() >= CALLS_OUTSTANDING_MAX
                 || held >= BYTES_PER_CONNECTION_MAX
             {
-                return Ok(Pause::Outstanding);
+                break Ok(Pause::Outstanding);
             }
             if !self.node.budget.has_room(0) {
-                return Ok(Pause::Budget);
+                break Ok(Pause::Budget);
             }
-            let record = self.reader.next_record().map_err(|_| {
-                self.node.metrics.limit_record_bytes.add(1);
-                io::Error::other("record too long")
-            })?;
-            let Some(record) = record else {
-                return Ok(Pause::Empty);
+            let record = match self.reader.next_record() {
+                Ok(Some(record)) => record,
+                Ok(None) => break Ok(Pause::Empty),
+                Err(_) => {
+                    self.node.metrics.limit_record_bytes.add(1);
+                    break Err(io::Error::other("record too long"));
+                }
             };
-            self.record_deadline = None;
-            let intake = Intake {
+            calls += 1;
+            let mut intake = Intake {
                 node: &self.node,
                 port: self.port,
                 mailbox: &self.mailbox,
                 reply_to: None,
+                jobs: &mut jobs,
+                clock: &mut clock,
             };
             intake.take(&self.origin, record, &mut self.out.gathered);
+        };
+        self.node.pool.submit(&mut jobs);
+        self.jobs = jobs;
+        if calls > 0 {
+            // Every whole record ends the time that the next one may take.
+            self.record_since = None;
+            self.last_call = Instant::now();
         }
+        if let Some(client) = &self.client {
+            client.add(calls, (self.out.gathered.len() - before) as u64);
+            client.add_received(std::mem::take(&mut self.received));
+        }
+        pause
     }
 
-    /// Waits for bytes or finished replies; false at the end of the stream.
-    async fn wait(&mut self) -> io::Result<bool> {
-        let half = self.reader.held_bytes() > 0;
-        if half && self.record_deadline.is_none() {
-            self.record_deadline = Some(Instant::now() + RECORD_TIME_MAX);
-        }
-        let deadline = self
-            .record_deadline
-            .unwrap_or_else(|| Instant::now() + IDLE_TIME_MAX);
-        let (buffer, bytes_max) = self.reader.space();
-        let mut room = buffer.limit(bytes_max);
-        tokio::select! {
-            biased;
-            () = self.mailbox.changed() => Ok(true),
-            read = self.receiver.read_buf(&mut room) => Ok(read? > 0),
-            () = sleep_until(deadline) => {
-                if half {
-                    self.node.metrics.limit_record_time.add(1);
-                    return Err(io::Error::other("record did not arrive whole in time"));
-                }
-                // Calls that are with the workers are no idleness.
-                if self.mailbox.outstanding() == 0 {
-                    self.node.metrics.limit_idle_time.add(1);
-                    return Ok(false);
-                }
-                Ok(true)
-            }
-        }
-    }
-
-    fn check_deadline(&self) -> io::Result<()> {
+    /// Judges how long the connection has been silent, and how long its record has taken; false
+    /// if it is to be closed quietly.
+    fn check_times(&self) -> io::Result<bool> {
         if self
-            .record_deadline
-            .is_some_and(|deadline| deadline < Instant::now())
+            .record_since
+            .is_some_and(|since| since.elapsed() > RECORD_TIME_MAX)
         {
             self.node.metrics.limit_record_time.add(1);
             return Err(io::Error::other("record did not arrive whole in time"));
         }
-        Ok(())
+        // Calls that are with the workers are no idleness.
+        if self.mailbox.outstanding() == 0 && self.last_call.elapsed() > IDLE_TIME_MAX {
+            self.node.metrics.limit_idle_time.add(1);
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Sends everything. Whoever takes nothing for [`REPLY_TIME_MAX`] is closed.
@@ -296,12 +340,19 @@ impl Connection<'_> {
                 count += 1;
             }
             let segments = segments.get(..count).unwrap_or_default();
-            let sent = timeout(REPLY_TIME_MAX, self.sender.write_vectored(segments)).await;
-            let Ok(sent) = sent else {
-                self.node.metrics.limit_reply_time.add(1);
-                return Err(io::Error::other("replies were not read in time"));
+            let mut sent = match self.sender.try_write_vectored(segments) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if timeout(REPLY_TIME_MAX, self.sender.writable())
+                        .await
+                        .is_err()
+                    {
+                        self.node.metrics.limit_reply_time.add(1);
+                        return Err(io::Error::other("replies were not read in time"));
+                    }
+                    continue;
+                }
+                sent => sent?,
             };
-            let mut sent = sent?;
             if sent == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }

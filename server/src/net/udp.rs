@@ -4,6 +4,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Instant;
 
 use havenfs_rpc::record::{MARK_BYTES, Record};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -114,6 +115,8 @@ async fn receive(
         Err(error) => return Err(error),
     };
     let mut out = Vec::new();
+    let mut jobs = Vec::new();
+    let mut clock = Instant::now();
     for (meta, buffer) in metas.iter().zip(buffers.iter()).take(count) {
         let from = meta.dst_ip.unwrap_or_else(|| socket.local.ip());
         let local = SocketAddr::new(from, socket.local.port());
@@ -121,11 +124,13 @@ async fn receive(
         // The kernel may hand over several datagrams of one peer in one buffer.
         let stride = meta.stride.max(1);
         for datagram in buffer.get(..meta.len).unwrap_or_default().chunks(stride) {
-            let intake = Intake {
+            let mut intake = Intake {
                 node,
                 port,
                 mailbox,
                 reply_to: Some((meta.addr, from)),
+                jobs: &mut jobs,
+                clock: &mut clock,
             };
             out.clear();
             intake.take(&origin, Record::Lent(datagram), &mut out);
@@ -134,5 +139,6 @@ async fn receive(
             }
         }
     }
+    node.pool.submit(&mut jobs);
     Ok(())
 }

@@ -54,8 +54,9 @@ impl Nfs3<'_> {
         let changes: Changes = args.value()?;
         let guard: Option<Time> = args.optional()?;
         args.finish()?;
-        let target = self.target_to_change(&handle);
+        let target = self.target(&handle);
         let result = target.as_ref().map_err(|fail| *fail).and_then(|target| {
+            target.may_change()?;
             let before = self.note(&handle, target.file.attributes())?;
             // The wire has 32 bits of seconds.
             let ctime = Time {

@@ -157,9 +157,12 @@ impl Nfs3<'_> {
         };
         args.finish()?;
         let Some(special) = special else {
-            let dir = self.target_to_change(&what.dir);
+            let dir = self.target(&what.dir);
             let after = dir.as_ref().ok().and_then(|dir| attr_of(&dir.file));
-            let result = dir.and(Err::<(), _>(Fail::Status(Nfsstat3::BadType)));
+            let result = dir.and_then(|dir| {
+                dir.may_change()?;
+                Err::<(), _>(Fail::Status(Nfsstat3::BadType))
+            });
             return with_wcc(writer, after.as_ref(), result, |_, ()| {});
         };
         self.make(&what, writer, |change, dir, name| {
@@ -211,8 +214,8 @@ impl Nfs3<'_> {
         let from: Diropargs3<'_> = args.value()?;
         let to: Diropargs3<'_> = args.value()?;
         args.finish()?;
-        let from_dir = self.target_to_change(&from.dir);
-        let to_dir = self.target_to_change(&to.dir);
+        let from_dir = self.target(&from.dir);
+        let to_dir = self.target(&to.dir);
         let result = match (&from_dir, &to_dir) {
             (Err(fail), _) | (_, Err(fail)) => Err(*fail),
             (Ok(from_dir), Ok(to_dir)) => rename_name(&from.name)
@@ -222,7 +225,8 @@ impl Nfs3<'_> {
                     |(from_name, to_name)| {
                         let from = (&from_dir.file, from_name.as_c_str());
                         let to = (&to_dir.file, to_name.as_c_str());
-                        Ok(self.change(from_dir).rename(from, to)?)
+                        to_dir.may_change()?;
+                        Ok(self.change(from_dir)?.rename(from, to)?)
                     },
                 ),
         };
@@ -244,13 +248,16 @@ impl Nfs3<'_> {
         let handle: FileHandle = args.value()?;
         let link: Diropargs3<'_> = args.value()?;
         args.finish()?;
-        let file = self.target_to_change(&handle);
-        let dir = self.target_to_change(&link.dir);
+        let file = self.target(&handle);
+        let dir = self.target(&link.dir);
         let result = match (&file, &dir) {
             (Err(fail), _) | (_, Err(fail)) => Err(*fail),
             (Ok(file), Ok(dir)) => link.name.check_new().map_or_else(
                 |status| Err(status.into()),
-                |name| Ok(self.change(dir).link(&file.file, &dir.file, &name)?),
+                |name| {
+                    file.may_change()?;
+                    Ok(self.change(dir)?.link(&file.file, &dir.file, &name)?)
+                },
             ),
         };
         let file_attr = file.ok().and_then(|file| attr_of(&file.file));
@@ -262,12 +269,26 @@ impl Nfs3<'_> {
         conclude(writer, result, |writer, ()| put_both(writer), put_both)
     }
 
-    fn change<'t>(&'t self, target: &'t Target) -> Change<'t> {
-        Change {
+    fn change<'t>(&'t self, target: &'t Target) -> Result<Change<'t>, Fail> {
+        target.may_change()?;
+        Ok(Change {
             files: &self.node.files,
             caller: &target.caller,
             durable: target.options.sync,
+        })
+    }
+
+    /// In a directory that was removed every name is missing; the right answer is STALE.
+    fn stale_if_gone<T>(
+        &self,
+        handle: &FileHandle,
+        dir: &Target,
+        result: Result<T, Failure>,
+    ) -> Result<T, Fail> {
+        if matches!(result, Err(Failure::Os(Errno::NOENT))) {
+            self.note(handle, dir.file.attributes())?;
         }
+        Ok(result?)
     }
 
     /// CREATE, MKDIR, SYMLINK and MKNOD: `work` makes the file; the results are the same.
@@ -277,11 +298,11 @@ impl Nfs3<'_> {
         writer: &mut Writer<'_>,
         work: impl FnOnce(&Change<'_>, &Arc<File>, &CStr) -> Result<Arc<File>, Failure>,
     ) -> Result<(), Refusal> {
-        let dir = self.target_to_change(&what.dir);
+        let dir = self.target(&what.dir);
         let result = dir.as_ref().map_err(|fail| *fail).and_then(|dir| {
-            self.note(&what.dir, dir.file.attributes())?;
+            let change = self.change(dir)?;
             let name = what.name.check_new()?;
-            Ok(work(&self.change(dir), &dir.file, &name)?)
+            self.stale_if_gone(&what.dir, dir, work(&change, &dir.file, &name))
         });
         let made_attr = result.as_ref().ok().and_then(|made| attr_of(made));
         let dir_attr = dir.ok().and_then(|dir| attr_of(&dir.file));
@@ -300,10 +321,10 @@ impl Nfs3<'_> {
         writer: &mut Writer<'_>,
         work: impl FnOnce(&Change<'_>, &Arc<File>, &CStr) -> Result<(), Failure>,
     ) -> Result<(), Refusal> {
-        let dir = self.target_to_change(handle);
+        let dir = self.target(handle);
         let result = dir.as_ref().map_err(|fail| *fail).and_then(|dir| {
-            self.note(handle, dir.file.attributes())?;
-            Ok(work(&self.change(dir), &dir.file, &name?)?)
+            let change = self.change(dir)?;
+            self.stale_if_gone(handle, dir, work(&change, &dir.file, &name?))
         });
         let attr = dir.ok().and_then(|dir| attr_of(&dir.file));
         with_wcc(writer, attr.as_ref(), result, |writer, ()| {

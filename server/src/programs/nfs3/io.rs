@@ -94,8 +94,9 @@ impl Nfs3<'_> {
         // Taken before the write: if a sync fails meanwhile, the client must see the old one here
         // and another one in its COMMIT.
         let write_verifier = self.node.files.write_verifier();
-        let target = self.target_to_change(&handle);
+        let target = self.target(&handle);
         let result = target.as_ref().map_err(|fail| *fail).and_then(|target| {
+            target.may_change()?;
             let (files, file, caller) = (&self.node.files, &target.file, &target.caller);
             let sync = stable && target.options.sync;
             self.note(
@@ -128,8 +129,9 @@ impl Nfs3<'_> {
         let offset = args.u64()?;
         let count = args.u32()?;
         args.finish()?;
-        let target = self.target_to_change(&handle);
+        let target = self.target(&handle);
         let result = target.as_ref().map_err(|fail| *fail).and_then(|target| {
+            target.may_change()?;
             if offset
                 .checked_add(u64::from(count))
                 .is_none_or(|end| end > OFFSET_MAX)

@@ -110,6 +110,20 @@ struct Target {
     options: Options,
 }
 
+impl Target {
+    /// Succeeds if the peer may change what is in the export.
+    ///
+    /// # Errors
+    /// ROFS where the export is read-only for this peer.
+    fn may_change(&self) -> Result<(), Fail> {
+        if self.options.read_only {
+            Err(Nfsstat3::RoFs.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
 impl Nfs3<'_> {
     /// Opens a handle under the rules of its export.
     ///
@@ -124,18 +138,6 @@ impl Nfs3<'_> {
             caller,
             options,
         })
-    }
-
-    /// As [`Nfs3::target`], for a call that changes something.
-    ///
-    /// # Errors
-    /// ROFS where the export is read-only for this peer.
-    fn target_to_change(&self, handle: &FileHandle) -> Result<Target, Fail> {
-        let target = self.target(handle)?;
-        if target.options.read_only {
-            return Err(Nfsstat3::RoFs.into());
-        }
-        Ok(target)
     }
 
     fn admit(&self, export_id: u32) -> Result<(Options, Caller), Fail> {

@@ -137,11 +137,6 @@ impl Nfs3<'_> {
             .allows(attributes, &target.caller, Want::EXECUTE, mode)
             .is_ok();
         let plus = page.plus && may_search;
-        let mount = if plus {
-            self.node.files.mount_of(dir)?
-        } else {
-            None
-        };
         let end = writer.position().saturating_sub(HEAD_BYTES) + page.maxcount;
         let is_root = dir.is_root(attributes);
         let (mut names_bytes, mut count) = (0, 0);
@@ -163,9 +158,11 @@ impl Nfs3<'_> {
             writer.u64(entry.dir_cookie);
             names_bytes += writer.position() - before;
             if page.plus {
-                let details = mount
-                    .filter(|_| name != b"..")
-                    .and_then(|mount| self.node.files.details(dir, mount, entry.name));
+                let details = if plus && name != b".." {
+                    self.node.files.details(dir, entry.name)
+                } else {
+                    None
+                };
                 let (attr, handle) = details.unzip();
                 let attr = attr.map(|attributes| fattr3(&attributes, dir.volume.fsid));
                 put_post_op_attr(writer, attr.as_ref());

@@ -1,0 +1,205 @@
+//! `havenfs doctor`: what would stand in the way of `serve` here, and what each lack costs.
+//!
+//! Owns looking and telling. It never changes anything: no file is written, no entry is set in
+//! rpcbind, every port that is tried is closed again before a client could reach it. It works as
+//! any user, and sees what that user may see; most findings are about the rights of the process
+//! itself, so it is to be run as the user that will serve.
+//!
+//! A finding is an error if `serve` will refuse to start or an export can't be served, a warning
+//! if something is lost or will be in the way later, and fine otherwise. Nothing here decides
+//! anything for `serve`, which makes its own checks.
+//!
+//! - `ports`: who holds our ports, the portmapper, other servers in the kernel or in rpcbind.
+//! - `rights`: capabilities, user namespace, limit of open files.
+//! - `storage`: the file systems of the exports and of the state directory.
+//! - `mounts`: which file system a path lies on, as the kernel's table says.
+//! - `names`: host names of the exports, and our own.
+//! - `server`: whether a havenfs runs already, as its control socket says.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::config::Settings;
+use crate::export::{self, DirectoryFault, ExportSpec, Loaded, Problem};
+
+mod mounts;
+mod names;
+mod ports;
+mod rights;
+mod server;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// It works, but something is lost or will be in the way.
+    Warning,
+    /// `serve` will refuse to start, or an export can't be served.
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it is about: `server`, `ports`, `portmapper`, `kernel`, `rights`, `limits`, `exports`,
+    /// `storage`, `state` or `names`.
+    pub topic: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found.
+    pub text: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Everything that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Report {
+    /// In the order of looking.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// The worst severity; [`Severity::Ok`] if there is no finding.
+    pub fn worst(&self) -> Severity {
+        let severities = self.findings.iter().map(|finding| finding.severity);
+        severities.max().unwrap_or(Severity::Ok)
+    }
+
+    fn count(&self, severity: Severity) -> usize {
+        let findings = self.findings.iter();
+        findings
+            .filter(|finding| finding.severity == severity)
+            .count()
+    }
+
+    fn add(&mut self, topic: &'static str, severity: Severity, text: String, hint: Option<String>) {
+        self.findings.push(Finding {
+            topic,
+            severity,
+            text,
+            hint,
+        });
+    }
+
+    fn ok(&mut self, topic: &'static str, text: impl Into<String>) {
+        self.add(topic, Severity::Ok, text.into(), None);
+    }
+
+    fn warning(&mut self, topic: &'static str, text: impl Into<String>, hint: impl Into<String>) {
+        self.add(topic, Severity::Warning, text.into(), Some(hint.into()));
+    }
+
+    fn error(&mut self, topic: &'static str, text: impl Into<String>, hint: impl Into<String>) {
+        self.add(topic, Severity::Error, text.into(), Some(hint.into()));
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// Columns before the text of a finding.
+const INDENT: usize = 21;
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            let Finding {
+                topic,
+                severity,
+                text,
+                hint,
+            } = finding;
+            let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+            writeln!(f, "{severity:<8} {topic:<11} {first}")?;
+            let hint = hint.iter().flat_map(|hint| hint.lines());
+            let hints = hint.map(|line| format!("hint: {line}"));
+            for line in rest.lines().map(str::to_owned).chain(hints) {
+                writeln!(f, "{:INDENT$}{line}", "")?;
+            }
+        }
+        let (errors, warnings) = (self.count(Severity::Error), self.count(Severity::Warning));
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        writeln!(
+            f,
+            "{errors} error{}, {warnings} warning{}",
+            plural(errors),
+            plural(warnings)
+        )
+    }
+}
+
+/// Looks at everything that `serve` with these settings would need.
+pub fn run(settings: &Settings) -> Report {
+    let mut report = Report::default();
+    let running = server::look(&mut report, settings);
+    ports::look(&mut report, settings, running.as_ref());
+    rights::look(&mut report, settings);
+    let specs = look_at_exports(&mut report, settings);
+    let mounts = mounts::Mounts::read();
+    storage::look_at_exports(&mut report, &specs, &mounts);
+    storage::look_at_state(&mut report, settings, &specs, &mounts, running.as_ref());
+    names::look(&mut report, &specs);
+    report
+}
+
+/// Reads the export lists; returns those exports whose directory can be looked at further.
+fn look_at_exports(report: &mut Report, settings: &Settings) -> Vec<ExportSpec> {
+    let topic = "exports";
+    let Loaded { specs, warnings } = match export::load(&settings.sources) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            for problem in &errors.0 {
+                tell(report, problem);
+            }
+            return Vec::new();
+        }
+    };
+    for problem in &warnings {
+        tell(report, problem);
+    }
+    if specs.is_empty() {
+        report.warning(
+            topic,
+            "no directory is exported",
+            "name one with --export, or list it in /etc/exports; `serve` refuses to start without",
+        );
+        return specs;
+    }
+    let faults = export::check_directories(&specs);
+    for fault in &faults {
+        tell(report, &fault.problem);
+    }
+    let usable = |spec: &ExportSpec| {
+        let mut faults = faults.iter().filter(|fault| fault.path == spec.path);
+        faults.all(|fault| fault.fault == DirectoryFault::SameDirectory)
+    };
+    let usable: Vec<ExportSpec> = specs.into_iter().filter(usable).collect();
+    for spec in &usable {
+        report.ok(topic, spec.to_string());
+    }
+    usable
+}
+
+fn tell(report: &mut Report, problem: &Problem) {
+    let severity = match problem.severity {
+        export::Severity::Error => Severity::Error,
+        export::Severity::Warning => Severity::Warning,
+    };
+    let text = format!("{}: {}", problem.origin, problem.message);
+    report.add("exports", severity, text, problem.hint.clone());
+}

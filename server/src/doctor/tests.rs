@@ -1,0 +1,258 @@
+//! The doctor looks at temporary directories and ports of these tests.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use super::*;
+use crate::config::{self, File};
+use crate::register::PortmapMode;
+
+/// Settings whose every part lies in `dir`, and whose ports the kernel would choose.
+fn settings(dir: &Path) -> Settings {
+    let line = File {
+        exports_file: Some(dir.join("exports")),
+        state_dir: Some(dir.join("state")),
+        listen: Some(vec![Ipv4Addr::LOCALHOST.into()]),
+        nfs_port: Some(0),
+        mount_port: Some(0),
+        nlm_port: Some(0),
+        nsm_port: Some(0),
+        portmap: Some("off".into()),
+        metrics: Some("off".into()),
+        control: Some(dir.join("run/control")),
+        ..File::default()
+    };
+    config::merge(line, File::default()).unwrap()
+}
+
+fn with_export(dir: &Path, rule: &str) -> Settings {
+    let data = dir.join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let mut settings = settings(dir);
+    let argument = format!("{}:{rule}", data.display());
+    settings.sources.arguments = vec![argument.into_bytes()];
+    settings
+}
+
+fn about<'r>(report: &'r Report, topic: &str, part: &str) -> &'r Finding {
+    let found = report
+        .findings
+        .iter()
+        .find(|finding| finding.topic == topic && finding.text.contains(part));
+    found.unwrap_or_else(|| panic!("nothing about {topic} says `{part}`:\n{report}"))
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn nothing_is_made_and_nothing_is_left_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_export(dir.path(), "*(rw)");
+    // An address that no other test uses: nobody takes the port in between.
+    let address = Ipv4Addr::new(127, 0, 77, 1);
+    settings.listen = vec![address.into()];
+    settings.nfs_port = TcpListener::bind((address, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let before = entries(dir.path());
+    let report = run(&settings);
+    assert_eq!(entries(dir.path()), before);
+    let port = settings.nfs_port;
+    about(&report, "ports", &format!("NFS port {port} is free (TCP)"));
+    TcpListener::bind((address, port)).unwrap();
+    about(&report, "state", "does not exist yet");
+    about(&report, "exports", "*(rw,");
+    about(&report, "storage", "/data`: ");
+    let own = about(&report, "server", "no havenfs answers");
+    assert_eq!(own.severity, Severity::Ok);
+}
+
+#[test]
+fn a_taken_port_is_named_with_its_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_export(dir.path(), "*(rw)");
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let later = TcpListener::bind("127.0.0.1:0").unwrap();
+    settings.nfs_port = tcp.local_addr().unwrap().port();
+    settings.mount_port = udp.local_addr().unwrap().port();
+    settings.nlm_port = later.local_addr().unwrap().port();
+    let report = run(&settings);
+    let own = format!("(pid {})", std::process::id());
+    for (name, severity) in [
+        ("NFS port", Severity::Error),
+        ("MOUNT port", Severity::Error),
+        ("NLM port", Severity::Warning),
+    ] {
+        let finding = about(&report, "ports", name);
+        assert_eq!(finding.severity, severity, "{report}");
+        assert!(finding.text.contains(&own), "{}", finding.text);
+    }
+    let nfs = about(&report, "ports", "NFS port");
+    assert_eq!(
+        nfs.hint.as_deref(),
+        Some("stop it, or choose another port with --nfs-port")
+    );
+    assert_eq!(report.worst(), Severity::Error);
+}
+
+#[test]
+fn ports_of_the_running_server_are_as_they_should_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_export(dir.path(), "*(rw)");
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    settings.nfs_port = held.local_addr().unwrap().port();
+    settings.control = dir.path().join("control");
+    let listener = UnixListener::bind(&settings.control).unwrap();
+    let pid = std::process::id();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 7];
+        stream.read_exact(&mut request).unwrap();
+        assert_eq!(&request, b"status\n");
+        let answer = serde_json::json!({ "pid": pid, "ports": [] });
+        stream.write_all(answer.to_string().as_bytes()).unwrap();
+    });
+    let report = run(&settings);
+    server.join().unwrap();
+    about(&report, "server", &format!("havenfs runs (process {pid})"));
+    let finding = about(&report, "ports", "held by the running havenfs");
+    assert_eq!(finding.severity, Severity::Ok, "{report}");
+}
+
+#[test]
+fn a_portmapper_port_that_does_not_answer_is_told_by_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_export(dir.path(), "*(rw)");
+    // The doctor asks over TCP, where nobody listens.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    settings.portmap_port = silent.local_addr().unwrap().port();
+    for (mode, severity) in [
+        (PortmapMode::Auto, Severity::Warning),
+        (PortmapMode::Embedded, Severity::Error),
+        (PortmapMode::Register, Severity::Error),
+    ] {
+        settings.portmap = mode;
+        let mut report = Report::default();
+        ports::look(&mut report, &settings, None);
+        let holder = format!("(pid {})", std::process::id());
+        let finding = about(&report, "portmapper", &holder);
+        assert_eq!(finding.severity, severity, "{mode:?}: {report}");
+    }
+}
+
+#[test]
+fn mistakes_in_exports_come_with_place_and_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    let list = dir.path().join("exports");
+    std::fs::write(&list, "/srv *(rw)\n/srv/x *(rw,no_root_sqaush)\n").unwrap();
+    let report = run(&settings);
+    let finding = about(&report, "exports", "unknown option `no_root_sqaush`");
+    assert_eq!(finding.severity, Severity::Error);
+    let place = format!("{}:2:", list.display());
+    assert!(finding.text.starts_with(&place), "{}", finding.text);
+    assert_eq!(
+        finding.hint.as_deref(),
+        Some("did you mean `no_root_squash`?")
+    );
+
+    let missing = format!("{}/nowhere *(ro)\n", dir.path().display());
+    std::fs::write(&list, missing).unwrap();
+    let finding = about(&run(&settings), "exports", "does not exist").clone();
+    assert_eq!(finding.severity, Severity::Error);
+
+    settings.sources.file = None;
+    settings.sources.directory = None;
+    let report = run(&settings);
+    about(&report, "exports", "no directory is exported");
+}
+
+#[test]
+fn a_state_directory_where_clients_reach_it_is_warned_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_export(dir.path(), "*(rw)");
+    let report = run(&settings);
+    let shared = about(&report, "state", "clients can fill it");
+    assert_eq!(shared.severity, Severity::Warning);
+
+    settings.state_dir = dir.path().join("data/state");
+    let report = run(&settings);
+    let inside = about(&report, "state", "lies inside the export");
+    assert_eq!(inside.severity, Severity::Warning);
+}
+
+#[test]
+fn a_state_directory_that_can_not_be_used_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = with_export(dir.path(), "*(ro)");
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    settings.state_dir = dir.path().join("file/state");
+    let report = run(&settings);
+    let finding = about(&report, "state", "is not a directory");
+    assert_eq!(finding.severity, Severity::Error);
+
+    settings.state_dir = dir.path().join("state");
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&settings.state_dir)
+        .unwrap();
+    std::fs::write(settings.state_dir.join("state.json"), "{ torn").unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&settings.state_dir, open).unwrap();
+    let report = run(&settings);
+    assert_eq!(
+        about(&report, "state", "is damaged").severity,
+        Severity::Error
+    );
+    about(&report, "state", "other users may enter");
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    // Reserved for names that never exist (RFC 6761 6.4); an address needs no name server.
+    let settings = with_export(dir.path(), "no-such-host.invalid(rw) localhost(ro)");
+    let report = run(&settings);
+    let finding = about(&report, "names", "`no-such-host.invalid`");
+    assert_eq!(finding.severity, Severity::Warning);
+    let known = about(&report, "names", "exported host `localhost`");
+    assert_eq!(known.severity, Severity::Ok);
+}
+
+#[test]
+fn a_report_reads_well_and_serialises() {
+    let mut report = Report::default();
+    assert_eq!(report.worst(), Severity::Ok);
+    report.ok("ports", "NFS port 2049 is free");
+    report.error("state", "bad", "do this\nand that");
+    let text = "\
+ok       ports       NFS port 2049 is free
+error    state       bad
+                     hint: do this
+                     hint: and that
+1 error, 0 warnings
+";
+    assert_eq!(report.to_string(), text);
+    assert_eq!(
+        serde_json::to_value(&report).unwrap(),
+        serde_json::json!({ "findings": [
+            { "topic": "ports", "severity": "ok", "text": "NFS port 2049 is free" },
+            { "topic": "state", "severity": "error", "text": "bad",
+              "hint": "do this\nand that" },
+        ] })
+    );
+}
