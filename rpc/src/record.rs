@@ -114,6 +114,14 @@ impl RecordReader {
         (&mut self.shared, free)
     }
 
+    /// Gives the buffer back if nothing is held in it; it is made anew when bytes come.
+    pub fn release(&mut self) {
+        if self.held_bytes() == 0 {
+            self.shared = Vec::new();
+            self.start = 0;
+        }
+    }
+
     fn compact(&mut self) {
         if self.start > 0 {
             self.shared.drain(..self.start);

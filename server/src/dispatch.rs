@@ -118,6 +118,9 @@ pub enum Refusal {
     Auth(AuthStat),
     /// The call may have to wait: run it again with [`Mode::Worker`].
     Wait,
+    /// The call needs a name that is being looked up: run it with [`Mode::Worker`] when
+    /// something is known, or soon.
+    Pending,
     /// The call gets no reply.
     Silence,
 }
@@ -135,6 +138,8 @@ pub enum Served {
     Replied,
     /// Nothing was appended: the call must run on a worker thread.
     Wait,
+    /// Nothing was appended: the call must run on a worker thread, when a name was looked up.
+    Pending,
     /// Nothing was appended and nothing will be.
     Silent,
 }
@@ -219,7 +224,9 @@ pub fn serve(
             writer.truncate(start);
             match refusal {
                 Refusal::Wait => return Served::Wait,
-                Refusal::Silence => Served::Silent,
+                Refusal::Pending if mode == Mode::Inline => return Served::Pending,
+                // Looked up for long enough: the client asks again.
+                Refusal::Pending | Refusal::Silence => Served::Silent,
                 Refusal::ProcUnavail => {
                     message::reply_accepted(&mut writer, xid, AcceptStat::ProcUnavail);
                     Served::Replied

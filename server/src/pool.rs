@@ -16,7 +16,7 @@
 //! The threads are made at start, as the server itself: a thread inherits the identity of its
 //! maker (see `backend::credential`).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,6 +33,7 @@ const SHORT_JOBS_PER_THREAD: usize = 16;
 /// For how many jobs, or how long, telling may be put off.
 const TELL_AFTER_JOBS: usize = 16;
 const TELL_AFTER: Duration = Duration::from_micros(100);
+const FINISH_CHECK: Duration = Duration::from_millis(1);
 /// How many kinds of jobs are told apart.
 pub const KINDS: usize = 32;
 
@@ -52,13 +53,44 @@ pub struct Job {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    /// Jobs by source, and the sources in turn: no source waits for all jobs of another.
+    jobs: HashMap<u64, VecDeque<Job>>,
+    turns: VecDeque<u64>,
+    len: usize,
     idle: usize,
     closed: bool,
     /// Jobs taken so far.
     taken: u64,
     /// Threads at work on a short job: they will be back soon. A hint: 0 if one of them is stuck.
     short_running: usize,
+}
+
+impl Queue {
+    fn push(&mut self, source: u64, jobs: &mut Vec<Job>) {
+        self.len += jobs.len();
+        let of_source = self.jobs.entry(source).or_default();
+        if of_source.is_empty() {
+            self.turns.push_back(source);
+        }
+        of_source.extend(jobs.drain(..));
+    }
+
+    fn first(&self) -> Option<&Job> {
+        self.jobs.get(self.turns.front()?)?.front()
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let source = self.turns.pop_front()?;
+        let of_source = self.jobs.get_mut(&source)?;
+        let job = of_source.pop_front();
+        if of_source.is_empty() {
+            self.jobs.remove(&source);
+        } else {
+            self.turns.push_back(source);
+        }
+        self.len -= usize::from(job.is_some());
+        job
+    }
 }
 
 struct Shared {
@@ -94,11 +126,11 @@ impl Shared {
 
     /// Whether the jobs at the front of the queue are worth another thread.
     fn wants_thread(&self, queue: &Queue) -> bool {
-        let Some(first) = queue.jobs.front() else {
+        let Some(first) = queue.first() else {
             return false;
         };
         let soon_taken = self.is_short(first.kind) && queue.short_running > 0;
-        queue.idle > 0 && (!soon_taken || queue.jobs.len() >= SHORT_JOBS_PER_THREAD)
+        queue.idle > 0 && (!soon_taken || queue.len >= SHORT_JOBS_PER_THREAD)
     }
 }
 
@@ -142,13 +174,13 @@ impl Pool {
         })
     }
 
-    /// Queues jobs; `jobs` is empty afterwards.
-    pub fn submit(&self, jobs: &mut Vec<Job>) {
+    /// Queues jobs of one source (a connection); `jobs` is empty afterwards. Sources take turns.
+    pub fn submit(&self, source: u64, jobs: &mut Vec<Job>) {
         if jobs.is_empty() {
             return;
         }
         let mut queue = self.shared.lock();
-        queue.jobs.extend(jobs.drain(..));
+        queue.push(source, jobs);
         let wake = self.shared.wants_thread(&queue);
         drop(queue);
         if wake {
@@ -161,19 +193,18 @@ impl Pool {
 
     /// How many jobs wait for a thread.
     pub fn queued(&self) -> usize {
-        self.shared.lock().jobs.len()
+        self.shared.lock().len
     }
 
     /// Wakes another thread whenever nothing was taken from a queue that is not empty. Runs for
     /// as long as the pool lives; sleeps while the queue is empty.
     pub async fn unstick(&self) {
         loop {
-            self.shared.watch.notified().await;
             let mut taken = None;
             loop {
                 tokio::time::sleep(UNSTICK_AFTER).await;
                 let mut queue = self.shared.lock();
-                if queue.jobs.is_empty() {
+                if queue.len == 0 {
                     // Under the queue's lock: a job that comes later starts the watch again.
                     self.shared.watched.store(false, Ordering::Release);
                     break;
@@ -188,19 +219,27 @@ impl Pool {
                     self.shared.wake.notify_one();
                 }
             }
+            self.shared.watch.notified().await;
         }
     }
 
-    /// Lets the workers finish what is queued and waits for them.
-    pub fn finish(&self) {
+    /// Lets the workers finish what is queued and waits for them; false if some are still at it
+    /// after `time_max`.
+    pub fn finish(&self, time_max: Duration) -> bool {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
+        let deadline = Instant::now() + time_max;
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            // A worker that panicked has ended the process already.
-            let _ = thread.join();
+            while !thread.is_finished() {
+                if Instant::now() >= deadline {
+                    return false;
+                }
+                std::thread::sleep(FINISH_CHECK);
+            }
         }
+        true
     }
 }
 
@@ -209,7 +248,7 @@ fn work(shared: &Shared) {
     let mut untold_since = None;
     let mut queue = shared.lock();
     loop {
-        let Some(job) = queue.jobs.pop_front() else {
+        let Some(job) = queue.pop() else {
             if !untold.is_empty() {
                 drop(queue);
                 tell(&mut untold);
@@ -289,13 +328,37 @@ mod tests {
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..1000 {
             let done = Arc::clone(&done);
-            pool.submit(&mut vec![job(move || {
-                done.fetch_add(1, Ordering::Relaxed);
-            })]);
+            pool.submit(
+                1,
+                &mut vec![job(move || {
+                    done.fetch_add(1, Ordering::Relaxed);
+                })],
+            );
         }
-        pool.finish();
+        assert!(pool.finish(Duration::from_mins(1)));
         assert_eq!(done.load(Ordering::Relaxed), 1000);
         assert_eq!(pool.queued(), 0);
+    }
+
+    #[test]
+    fn sources_take_turns() {
+        let mut queue = Queue::default();
+        for (source, count) in [(1, 3), (2, 1), (3, 2)] {
+            let kind = usize::try_from(source).unwrap();
+            let make = || Job {
+                kind,
+                work: Box::new(|| None),
+            };
+            queue.push(
+                source,
+                &mut std::iter::repeat_with(make).take(count).collect(),
+            );
+        }
+        let order: Vec<usize> = std::iter::from_fn(|| queue.pop())
+            .map(|job| job.kind)
+            .collect();
+        assert_eq!(order, [1, 2, 3, 1, 3, 1]);
+        assert!(queue.len == 0 && queue.jobs.is_empty());
     }
 
     #[tokio::test]
@@ -303,7 +366,7 @@ mod tests {
         let pool = Pool::start(2).unwrap();
         // Make the kind known as short.
         for _ in 0..100 {
-            pool.submit(&mut vec![job(|| {})]);
+            pool.submit(1, &mut vec![job(|| {})]);
         }
         while pool.queued() > 0 {
             tokio::task::yield_now().await;
@@ -318,12 +381,12 @@ mod tests {
                 let _ = done.send(());
             }),
         ];
-        pool.submit(&mut jobs);
+        pool.submit(1, &mut jobs);
         tokio::select! {
             finished = finished => finished.unwrap(),
             () = pool.unstick() => {}
         }
         drop(free);
-        pool.finish();
+        assert!(pool.finish(Duration::from_mins(1)));
     }
 }

@@ -201,7 +201,7 @@ mod tests {
 
     use super::*;
     use crate::dispatch::Transport;
-    use crate::net::limits::{Budget, Reservation};
+    use crate::net::limits::Share;
     use crate::net::mailbox::Mailbox;
 
     fn key(xid: u32, procedure: u32) -> Key {
@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn sink(mailbox: &Arc<Mailbox>) -> Sink {
-        mailbox.sink(None, Reservation::new(&Arc::new(Budget::default()), 1))
+        mailbox.sink(None, Share::new(Arc::default(), Arc::default()).reserve(1))
     }
 
     const REMOVE: u32 = 12;

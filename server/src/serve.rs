@@ -35,7 +35,7 @@ use crate::net::listen::{self, Bound, ListenError};
 use crate::net::runtimes::Runtimes;
 use crate::net::{tcp, udp};
 use crate::node::Node;
-use crate::pool::Pool;
+use crate::pool::{self, Job, Pool};
 use crate::programs::portmap::{PortEntry, PortTable};
 use crate::register::{self, Choice, RegisterError, port_holder};
 use crate::reply_cache::ReplyCache;
@@ -46,8 +46,11 @@ use crate::volumes::{self, VolumeError};
 const WORKERS: usize = 8;
 /// How often rpcbind is asked whether our entries are still there.
 const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
-/// How often unused descriptors are closed.
-const IDLE_CHECK: Duration = Duration::from_secs(10);
+/// How often files without a name are closed and the mount list is saved; every
+/// [`TIDY_EVERY`]th time all open files are looked at.
+const TIDY_CHECK: Duration = Duration::from_secs(1);
+const TIDY_EVERY: u64 = 10;
+const STOP_CHECK: Duration = Duration::from_millis(10);
 /// How long calls under way may take after SIGTERM.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -62,6 +65,12 @@ pub enum ServeError {
         "nothing is exported\nhint: name a directory with --export DIR, or list it in /etc/exports"
     )]
     NoExports,
+    /// Squashing would be without effect.
+    #[error(
+        "cannot act as the callers: user 0 without CAP_SETUID and CAP_SETGID, so every caller would \
+         have root's rights\nhint: add the two capabilities, or run as a normal user"
+    )]
+    RootForAll,
     /// A directory can't be exported.
     #[error("{0}")]
     Directory(String),
@@ -116,6 +125,10 @@ fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
 pub fn run(settings: &Settings) -> Result<(), ServeError> {
     sys::clear_umask();
     let descriptors = raise_descriptor_limit();
+    credential::drop_resource_privilege();
+    if credential::is_root_for_all() {
+        return Err(ServeError::RootForAll);
+    }
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -127,11 +140,15 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
     }
     let ports = Ports::bind(settings)?;
     let node = Arc::new(new_node(state, table, descriptors, &ports)?);
-    open_exports(&node)?;
+    open_exports(&node, &[])?;
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
     let result = control.block_on(serve(settings, &node, ports, &data));
-    node.pool.finish();
     drop(control);
+    if !node.pool.finish(STOP_TIME_MAX) {
+        // A disk hangs. Waiting would not bring it back, and no call can be answered any more.
+        tracing::error!("calls are stuck in the kernel; leaving them behind");
+        std::process::exit(1);
+    }
     if let Some(data) = Arc::into_inner(data) {
         data.finish();
     }
@@ -214,7 +231,8 @@ fn load_table(settings: &Settings, state: &State) -> Result<ExportTable, ServeEr
 }
 
 /// Opens every export; one whose `mountpoint` is not mounted is left out for now.
-fn open_exports(node: &Node) -> Result<(), ServeError> {
+/// Those in `again` are opened although they are open.
+fn open_exports(node: &Node, again: &[u32]) -> Result<(), ServeError> {
     let exports = node.exports.load_full();
     let specs: Vec<_> = exports
         .exports()
@@ -226,7 +244,8 @@ fn open_exports(node: &Node) -> Result<(), ServeError> {
         let unmounted = faults.iter().any(|problem| {
             problem.path == export.spec.path && problem.fault == DirectoryFault::NotMounted
         });
-        if !unmounted && node.files.volume(export.id, 0).is_none() {
+        let open = node.files.volume(export.id, 0).is_some() && !again.contains(&export.id);
+        if !unmounted && !open {
             volumes::open_export(node, export)?;
         }
     }
@@ -248,24 +267,30 @@ pub fn reload(settings: &Settings, node: &Node) -> Result<String, ServeError> {
     let before = node.exports.load_full();
     let volume_options = |table: &ExportTable, id: u32| {
         table.by_id(id).map(|export| {
-            let crossing: Vec<_> = export
-                .rules()
+            let rules = export.rules();
+            let crossing = rules
                 .iter()
-                .map(|rule| rule.options.crossmnt)
-                .collect();
-            (export.spec.fsid, crossing)
+                .map(|rule| (rule.options.crossmnt, rule.options.nohide));
+            (export.spec.fsid, crossing.collect::<Vec<_>>())
         })
     };
-    let changed = before
+    let changed: Vec<u32> = table
         .exports()
         .iter()
-        .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id));
-    let changed: Vec<u32> = changed.map(|export| export.id).collect();
+        .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id))
+        .map(|export| export.id)
+        .collect();
     node.exports.store(Arc::new(table));
-    for id in changed {
-        node.files.remove_export(id);
+    // The new volume takes the place of the old one in one step: no handle is stale in between.
+    open_exports(node, &changed)?;
+    let table = node.exports.load_full();
+    for gone in before
+        .exports()
+        .iter()
+        .filter(|export| table.by_id(export.id).is_none())
+    {
+        node.files.remove_export(gone.id);
     }
-    open_exports(node)?;
     let count = node.exports.load().exports().len();
     tracing::info!(exports = count, "export lists reloaded");
     Ok(format!("{count} exports in force"))
@@ -399,13 +424,7 @@ async fn serve(
             _ => std::future::pending().await,
         }
     };
-    let idle = async {
-        let mut tick = tokio::time::interval(IDLE_CHECK);
-        loop {
-            tick.tick().await;
-            node.files.close_idle();
-        }
-    };
+    let tidying = tidy(node);
     let hangups = async {
         while hangup.recv().await.is_some() {
             control::reload_in_background(settings, node).await;
@@ -415,13 +434,20 @@ async fn serve(
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = watching => {}
-        () = idle => {}
+        () = tidying => {}
         () = node.pool.unstick() => {}
         () = hangups => {}
     }
     tracing::info!("stopping");
-    // Nobody may be left to listen.
+    // Nobody may be left to listen. Connections answer what they have taken, and close.
     let _ = stop.send(true);
+    let deadline = tokio::time::Instant::now() + STOP_TIME_MAX;
+    while node.connections.all() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::select! {
+            () = tokio::time::sleep(STOP_CHECK) => {}
+            () = node.pool.unstick() => {}
+        }
+    }
     if let Choice::Registered(registration) = &choice
         && let Ok(Err(error)) = tokio::time::timeout(STOP_TIME_MAX, registration.remove()).await
     {
@@ -429,6 +455,41 @@ async fn serve(
     }
     control.close().await;
     Ok(())
+}
+
+/// Does what is due from time to time, on a worker thread.
+async fn tidy(node: &Arc<Node>) {
+    let mut tick = tokio::time::interval(TIDY_CHECK);
+    for turn in 1u64.. {
+        tick.tick().await;
+        let (done, finished) = tokio::sync::oneshot::channel();
+        let worker_node = Arc::clone(node);
+        let work = move || {
+            credential::as_server();
+            if turn.is_multiple_of(TIDY_EVERY) {
+                worker_node.files.tidy();
+            } else {
+                worker_node.files.close_forgotten();
+            }
+            if let Err(error) = worker_node.mounts.save_if_dirty() {
+                tracing::warn!(%error, "cannot save the mount list; a restart will not know it");
+            }
+            // Fails only when the server stops.
+            let _ = done.send(());
+            None
+        };
+        let kind = pool::KINDS - 1;
+        let source = 0;
+        node.pool.submit(
+            source,
+            &mut vec![Job {
+                kind,
+                work: Box::new(work),
+            }],
+        );
+        // One at a time: a hung disk must not gather these. An error says that the pool is closed.
+        let _ = finished.await;
+    }
 }
 
 fn spawn_port(

@@ -139,20 +139,11 @@ pub fn cross(
         })?;
     let numbers = numbers.ok_or(Failure::Stale)?;
     let dev = fstat(fd.as_fd())?.st_dev;
-    let known = node
+    let volume = node
         .files
-        .volume(export.id, numbers.fs_id)
-        .filter(|volume| volume.dev == dev);
-    let volume = match known {
-        Some(volume) => volume,
-        None => node.files.add_volume(Volume::open(
-            &path,
-            export.id,
-            numbers.fs_id,
-            numbers.fsid,
-            true,
-        )?),
-    };
+        .volume_or_open(export.id, numbers.fs_id, dev, || {
+            Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
+        })?;
     node.files.open_root(&volume)
 }
 

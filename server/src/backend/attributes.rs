@@ -8,12 +8,6 @@ use rustix::fs::Stat;
 
 use super::credential::Caller;
 
-/// Set-user-id bit.
-pub const S_ISUID: u32 = 0o4000;
-/// Set-group-id bit.
-pub const S_ISGID: u32 = 0o2000;
-const S_IXGRP: u32 = 0o010;
-
 /// A time with nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
@@ -122,19 +116,6 @@ impl Attributes {
         };
         (self.mode >> shift) & want.0 == want.0
     }
-
-    /// The mode after a write by `caller`: a user other than root loses the set-id bits
-    /// (POSIX, write(2)). `None` if nothing changes.
-    pub fn mode_after_write(&self, caller: &Caller) -> Option<u32> {
-        if caller.uid == 0 {
-            return None;
-        }
-        let mut mode = self.mode & !S_ISUID;
-        if mode & S_IXGRP != 0 {
-            mode &= !S_ISGID;
-        }
-        (mode != self.mode).then_some(mode)
-    }
 }
 
 #[cfg(test)]
@@ -197,20 +178,5 @@ mod tests {
         assert!(file(0, 10, 20).mode_allows(&caller(0, 0, &[]), Want::READ.and(Want::WRITE)));
         assert!(!file(0o666, 10, 20).mode_allows(&caller(0, 0, &[]), Want::EXECUTE));
         assert!(file(0o100, 10, 20).mode_allows(&caller(0, 0, &[]), Want::EXECUTE));
-    }
-
-    #[test]
-    fn a_write_takes_the_set_id_bits_away() {
-        let user = caller(10, 20, &[]);
-        assert_eq!(file(0o6755, 10, 20).mode_after_write(&user), Some(0o755));
-        assert_eq!(
-            file(0o2644, 10, 20).mode_after_write(&user),
-            None,
-            "mandatory locking mark"
-        );
-        assert_eq!(
-            file(0o6755, 10, 20).mode_after_write(&caller(0, 0, &[])),
-            None
-        );
     }
 }

@@ -71,6 +71,18 @@ thread_local! {
     static ACTING: RefCell<Option<Caller>> = const { RefCell::new(None) };
 }
 
+/// Gives up the right to pass quotas and to use reserved blocks, which callers would have through
+/// the server otherwise. Called before any other thread is made, since it concerns this one only.
+pub fn drop_resource_privilege() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let Ok(mut sets) = capabilities(None) else {
+        return;
+    };
+    sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+    // Fails only without the capability, and then there is nothing to give up.
+    let _ = set_capabilities(None, sets);
+}
+
 fn own() -> &'static Own {
     OWN.get_or_init(|| {
         let groups = rustix::process::getgroups().unwrap_or_default();
@@ -96,6 +108,15 @@ fn probe_switch() -> bool {
 /// Whether calls run as their callers; if not, every call runs as the server's own user.
 pub fn can_switch() -> bool {
     own().can_switch
+}
+
+/// Whether every call would run with the rights of root: the server is root of this system and
+/// can't take on other identities. In a user namespace that maps one user only there is nobody
+/// else to be.
+pub fn is_root_for_all() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let one_user = map.lines().count() == 1 && map.split_whitespace().next_back() == Some("1");
+    !can_switch() && own_caller().uid == 0 && !one_user
 }
 
 /// The caller that calls act as when the server can't switch: the server's own user.

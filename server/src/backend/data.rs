@@ -6,7 +6,7 @@ use rustix::fs::fsync;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::attributes::{Attributes, Want};
-use super::credential::Caller;
+use super::credential::{self, Caller};
 use super::file::File;
 use super::files::Files;
 use super::{Failure, Mode};
@@ -62,13 +62,14 @@ fn read_and_judge(
     mode: Mode,
 ) -> Result<ReadDone, Failure> {
     let start = out.len();
+    let mut hit_end = false;
     if count > 0 && offset <= OFFSET_MAX {
         let fd = file.read_fd(mode)?;
         let no_wait = mode == Mode::Inline && !file.volume.in_memory;
         let count = usize::try_from(OFFSET_MAX - offset)
             .unwrap_or(count)
             .min(count);
-        read_at(fd.as_fd(), offset, count, out, no_wait)?;
+        hit_end = read_at(fd.as_fd(), offset, count, out, no_wait)?;
     }
     let attributes = file.attributes()?;
     if caller.uid != attributes.uid {
@@ -81,25 +82,27 @@ fn read_and_judge(
     }
     let got = out.len() - start;
     let end = offset.saturating_add(got as u64);
-    if got < count && end < attributes.size && mode == Mode::Inline {
+    if got < count && end < attributes.size && mode == Mode::Inline && !hit_end {
         // Only the first part is in memory.
         return Err(Failure::Wait);
     }
     Ok(ReadDone {
         attributes,
         count: got,
-        eof: end >= attributes.size,
+        // A file that grew meanwhile had its end there when it was read.
+        eof: hit_end || end >= attributes.size,
     })
 }
 
-/// Reads until `count` bytes or the end of the file; with `no_wait` what is in memory.
+/// Reads until `count` bytes or the end of the file; with `no_wait` what is in memory. Returns
+/// whether the end was met.
 fn read_at(
     fd: BorrowedFd<'_>,
     offset: u64,
     count: usize,
     out: &mut Vec<u8>,
     no_wait: bool,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let start = out.len();
     out.reserve(count);
     let flags = if no_wait {
@@ -111,10 +114,10 @@ fn read_at(
         let done = out.len() - start;
         let at = offset + done as u64;
         match super::sys::preadv2_append(fd, out, start + count, at, flags) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(true),
             // A short read is the end of the file, or of what is in memory: the caller's look at
             // the size tells, and a second system call for every last page is saved.
-            Ok(_) if no_wait || out.len() - start == count => return Ok(()),
+            Ok(_) if no_wait || out.len() - start == count => return Ok(false),
             Ok(_) | Err(Errno::INTR) => {}
             // Not in memory, or a file system without RWF_NOWAIT.
             Err(Errno::AGAIN | Errno::OPNOTSUPP) if no_wait => return Err(Failure::Wait),
@@ -124,7 +127,7 @@ fn read_at(
 }
 
 /// Writes `data` at `offset`; with `stable` it is on disk, with all attributes, before this
-/// returns. Returns the attributes afterwards.
+/// returns. Returns the attributes afterwards, and how many bytes were written.
 ///
 /// # Errors
 /// EISDIR, EINVAL, EACCES, EFBIG; what write(2) and fsync(2) say. After a failed sync the write
@@ -136,7 +139,7 @@ pub fn write(
     offset: u64,
     data: &[u8],
     stable: bool,
-) -> Result<Attributes, Failure> {
+) -> Result<(Attributes, usize), Failure> {
     file.must_be_regular()?;
     let before = file.attributes()?;
     if caller.uid != before.uid {
@@ -151,29 +154,32 @@ pub fn write(
     let fd = file.write_fd(Mode::Worker)?;
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pwrite(&fd, rest, offset + done as u64) {
+        // As the caller: quotas and reserved blocks are theirs, and the kernel takes the set-id bits
+        // away before the first byte is written.
+        let written = credential::as_caller(caller, || {
+            rustix::io::pwrite(&fd, rest, offset + done as u64)
+        });
+        match written {
             Ok(0) => return Err(Errno::IO.into()),
             Ok(count) => done += count,
             Err(Errno::INTR) => {}
-            Err(errno) => {
-                // What was written before the error is not answered, but it is there.
-                file.note_written();
-                return Err(errno.into());
-            }
+            // What was written before the error counts; the client finds out with its next call.
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno.into()),
         }
     }
-    // The server writes as root, which keeps the set-id bits: take them away as the kernel would
-    // have done for the caller.
-    if let Some(mode) = before.mode_after_write(caller).filter(|_| !data.is_empty()) {
-        super::setattr::set_mode(file, mode)?;
-    }
-    if !data.is_empty() {
+    if done > 0 {
         file.note_written();
+        // Its volume was taken out of service and came back while this call ran: whoever commits
+        // through the new one must know of this write.
+        if let Some(other) = files.other_than(file) {
+            other.note_written();
+        }
     }
     if stable {
         file.sync_written(|| sync_file(files, file, fd.as_fd()))?;
     }
-    file.attributes()
+    Ok((file.attributes()?, done))
 }
 
 /// Brings what was written to the file onto the disk; free if nothing was written since the last
@@ -196,6 +202,12 @@ pub fn commit(files: &Files, file: &File, caller: &Caller) -> Result<Attributes,
         sync_file(files, file, fd.as_fd())
     })?;
     file.attributes()
+}
+
+/// Brings a file to disk that clients wrote to and left without a COMMIT.
+pub fn sync_idle(files: &Files, file: &File) -> Result<(), Failure> {
+    let fd = file.write_fd(Mode::Worker)?;
+    Ok(file.sync_written(|| sync_file(files, file, fd.as_fd()))?)
 }
 
 /// Brings a file or directory to disk: the one place where that is done. After a failure the write

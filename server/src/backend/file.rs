@@ -17,16 +17,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{
-    Access, AtFlags, FileType, Mode as OpenMode, OFlags, fstat, fstatvfs, readlinkat,
-};
+use rustix::fs::{FileType, Mode as OpenMode, OFlags, fstat, fstatvfs, readlinkat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::attributes::{Attributes, Want};
 use super::credential::{self, Caller};
 use super::handle::FileHandle;
-use super::sys::KernelHandle;
+use super::sys::{self, KernelHandle};
 use super::volume::Volume;
 use super::{Failure, Mode};
 
@@ -34,8 +32,12 @@ use super::{Failure, Mode};
 const ACL_NONE: u64 = 1;
 const ACL_PRESENT: u64 = 2;
 
+/// What counts as written in a file that was just opened.
+const WRITTEN_UNKNOWN: u64 = 1;
+
 /// A change time younger than this may hide a second change in the same clock tick.
 const CLOCK_TICK_NS: i64 = 50_000_000;
+const WHOLE_SECONDS_TICK_NS: i64 = 2_000_000_000;
 
 /// An opened file.
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl File {
             write: Mutex::new(None),
             used: AtomicBool::new(false),
             acl: AtomicU64::new(0),
-            written: AtomicU64::new(1),
+            written: AtomicU64::new(WRITTEN_UNKNOWN),
             synced: AtomicU64::new(0),
             sync: Mutex::new(()),
         }
@@ -199,7 +201,7 @@ impl File {
         want: Want,
         mode: Mode,
     ) -> Result<(), Failure> {
-        if !self.has_acl(attributes)? {
+        if !self.has_acl(attributes, mode)? {
             let allowed = attributes.mode_allows(caller, want);
             return if allowed {
                 Ok(())
@@ -210,16 +212,14 @@ impl File {
         if mode == Mode::Inline {
             return Err(Failure::Wait);
         }
-        let access = Access::from_bits_truncate(want.0);
-        let flags = AtFlags::EACCESS | AtFlags::EMPTY_PATH;
         Ok(credential::as_caller(caller, || {
-            rustix::fs::accessat(&self.fd, c"", access, flags)
+            sys::may_access(self.fd.as_fd(), want.0)
         })?)
     }
 
     /// Whether the file has an access ACL beyond its mode bits. The answer is kept for as long as
     /// the change time stays the same, which an ACL can't be given without changing.
-    fn has_acl(&self, attributes: &Attributes) -> Result<bool, Failure> {
+    fn has_acl(&self, attributes: &Attributes, mode: Mode) -> Result<bool, Failure> {
         if self.kind == FileType::Symlink {
             return Ok(false);
         }
@@ -236,11 +236,15 @@ impl File {
         if known == at_ctime | ACL_PRESENT {
             return Ok(true);
         }
+        if mode == Mode::Inline {
+            return Err(Failure::Wait);
+        }
+        credential::as_server();
         let path = self.proc_path();
         let present =
             match rustix::fs::getxattr(&path, c"system.posix_acl_access", &mut [0u8; 0][..]) {
                 Ok(_) => true,
-                Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT | Errno::NOSYS) => false,
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => false,
                 Err(errno) => return Err(errno.into()),
             };
         let now = clock_gettime(ClockId::RealtimeCoarse);
@@ -248,7 +252,13 @@ impl File {
             .tv_sec
             .wrapping_mul(1_000_000_000)
             .wrapping_add(now.tv_nsec);
-        if now_ns.wrapping_sub(ctime_ns) > CLOCK_TICK_NS {
+        // Some file systems keep whole seconds only.
+        let tick = if ctime.nanoseconds == 0 {
+            WHOLE_SECONDS_TICK_NS
+        } else {
+            CLOCK_TICK_NS
+        };
+        if now_ns.wrapping_sub(ctime_ns) > tick {
             let known = if present { ACL_PRESENT } else { ACL_NONE };
             self.acl.store(at_ctime | known, Ordering::Relaxed);
         }
@@ -286,16 +296,18 @@ impl File {
         mode: Mode,
     ) -> Result<DataFd<'_>, Failure> {
         self.used.store(true, Ordering::Relaxed);
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fd) = &*slot {
+        let lock = || slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = &*lock() {
             return Ok(DataFd::Opened(Arc::clone(fd)));
         }
         if mode == Mode::Inline {
             return Err(Failure::Wait);
         }
+        // Opened without the lock, which others take inline: opening may wait.
         let fd = Arc::new(self.reopen(flags)?);
-        *slot = Some(Arc::clone(&fd));
-        Ok(DataFd::Opened(fd))
+        let mut slot = lock();
+        let fd = slot.get_or_insert(fd);
+        Ok(DataFd::Opened(Arc::clone(fd)))
     }
 
     /// Opens the file anew, as the server itself. O_NONBLOCK: never wait for a lease to break.
@@ -312,9 +324,21 @@ impl File {
         )?)
     }
 
-    /// Closes the data descriptors if none was used since the last call.
-    pub fn close_idle(&self) {
-        if !self.used.swap(false, Ordering::Relaxed) {
+    /// Whether answered writes wait for a sync. Such a file must stay open: its successor would not
+    /// know of them, nor of an error in writing them back that was reported to somebody else.
+    pub fn is_dirty(&self) -> bool {
+        let written = self.written.load(Ordering::Acquire);
+        written > WRITTEN_UNKNOWN && self.synced.load(Ordering::Acquire) < written
+    }
+
+    /// Whether nothing was read or written since the last call.
+    pub fn was_idle(&self) -> bool {
+        !self.used.swap(false, Ordering::Relaxed)
+    }
+
+    /// Closes the data descriptors.
+    pub fn close_data(&self) {
+        if !self.is_dirty() {
             for slot in [&self.read, &self.write] {
                 slot.lock().unwrap_or_else(PoisonError::into_inner).take();
             }

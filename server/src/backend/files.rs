@@ -10,9 +10,10 @@ use std::ffi::CStr;
 use std::hash::Hasher as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, GuardResult};
+use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter};
 use rustix::fs::{
     AtFlags, FileType, Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2, statat,
 };
@@ -31,12 +32,33 @@ use super::{Failure, Mode};
 /// How far above a directory its export's root may be: a path of one-letter names.
 const DEPTH_MAX: usize = 2048;
 
+type Opened = Cache<FileHandle, Arc<File>, UnitWeighter, DefaultHashBuilder, KeepUsed>;
+
+/// What the cache must not push out: files in use, and files with writes that are not on disk. A
+/// second [`File`] of the same inode would not know of those writes, and a COMMIT through it would
+/// answer without a sync.
+#[derive(Debug, Clone, Copy)]
+struct KeepUsed;
+
+impl Lifecycle<FileHandle, Arc<File>> for KeepUsed {
+    type RequestState = ();
+
+    fn begin_request(&self) {}
+
+    fn is_pinned(&self, _: &FileHandle, file: &Arc<File>) -> bool {
+        Arc::strong_count(file) > 1 || file.is_dirty()
+    }
+}
+
 /// All files that can be served.
 #[derive(Debug)]
 pub struct Files {
     signer: Signer,
     volumes: RwLock<HashMap<(u32, u32), Arc<Volume>>>,
-    opened: Cache<FileHandle, Arc<File>>,
+    crossing: Mutex<()>,
+    opened: Opened,
+    /// Files without a name, to be closed by a worker: that frees their space, which takes time.
+    forgotten: Mutex<Vec<Arc<File>>>,
     /// Names that were looked up lately, as hashes: a hint and nothing more.
     looked_up: Cache<u64, ()>,
     table: HandleTable,
@@ -49,7 +71,15 @@ impl Files {
         Self {
             signer,
             volumes: RwLock::new(HashMap::new()),
-            opened: Cache::new(opened_max),
+            crossing: Mutex::new(()),
+            opened: Opened::with(
+                opened_max,
+                opened_max as u64,
+                UnitWeighter,
+                DefaultHashBuilder::default(),
+                KeepUsed,
+            ),
+            forgotten: Mutex::new(Vec::new()),
             looked_up: Cache::new(opened_max),
             table,
             write_verifier: AtomicU64::new(random_u64()),
@@ -68,12 +98,39 @@ impl Files {
         self.write_verifier.store(random_u64(), Ordering::Release);
     }
 
-    /// Puts `volume` into service, in place of an earlier one with the same numbers.
+    /// Puts `volume` into service, in place of an earlier one with the same numbers, whose files
+    /// are then opened anew.
     pub fn add_volume(&self, volume: Volume) -> Arc<Volume> {
         let volume = Arc::new(volume);
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
-        volumes.insert((volume.export_id, volume.fs_id), Arc::clone(&volume));
+        let replaced = volumes.insert((volume.export_id, volume.fs_id), Arc::clone(&volume));
+        drop(volumes);
+        if let Some(replaced) = replaced {
+            self.opened
+                .retain(|_, file| !Arc::ptr_eq(&file.volume, &replaced));
+        }
         volume
+    }
+
+    /// The volume with these numbers if it is the file system `dev`, else what `open` makes: of
+    /// two workers that cross into the same mount at once, both get the same volume.
+    pub fn volume_or_open(
+        &self,
+        export_id: u32,
+        fs_id: u32,
+        dev: u64,
+        open: impl FnOnce() -> Result<Volume, Errno>,
+    ) -> Result<Arc<Volume>, Errno> {
+        let known = || {
+            self.volume(export_id, fs_id)
+                .filter(|volume| volume.dev == dev)
+        };
+        if let Some(volume) = known() {
+            return Ok(volume);
+        }
+        let volume = open()?;
+        let _alone = self.crossing.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(known().unwrap_or_else(|| self.add_volume(volume)))
     }
 
     /// Takes every volume of an export out of service and forgets its opened files.
@@ -129,9 +186,7 @@ impl Files {
             volume.open_by_handle(&parts.file, flags)?
         };
         let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
-        let file = Arc::new(File::new(*handle, parts.file, volume, fd, kind, false));
-        self.opened.insert(*handle, Arc::clone(&file));
-        Ok(file)
+        Ok(self.keep(File::new(*handle, parts.file, volume, fd, kind, false)))
     }
 
     /// Opens the root of a volume.
@@ -144,7 +199,16 @@ impl Files {
         } else {
             self.table.root(volume)?
         };
-        self.keep(volume, kernel, fd, FileType::Directory, false)
+        let handle = self.sign(volume, kernel)?;
+        let volume = Arc::clone(volume);
+        Ok(self.keep(File::new(
+            handle,
+            kernel,
+            volume,
+            fd,
+            FileType::Directory,
+            false,
+        )))
     }
 
     /// Looks `name` up in `dir`, with the permission to search it. Does not follow a symbolic
@@ -199,8 +263,7 @@ impl Files {
         if mount != dir.volume.mount_id {
             return Err(Errno::XDEV.into());
         }
-        let handle = self.signer.sign(&parts(&dir.volume, kernel));
-        let handle = handle.ok_or(Failure::Os(Errno::OVERFLOW))?;
+        let handle = self.sign(&dir.volume, kernel)?;
         // The file was closed meanwhile: a worker opens it again.
         self.opened.get(&handle).ok_or(Failure::Wait)
     }
@@ -217,42 +280,38 @@ impl Files {
         let kernel = if dir.volume.has_handles {
             sys::name_to_handle(fd.as_fd(), c"")?.0
         } else {
+            credential::as_server();
             self.table.entry(dir, name, fd.as_fd())?
         };
-        let parts = parts(&dir.volume, kernel);
-        let handle = self
-            .signer
-            .sign(&parts)
-            .ok_or(Failure::Os(Errno::OVERFLOW))?;
+        let handle = self.sign(&dir.volume, kernel)?;
         if let Some(file) = self.opened.get(&handle) {
             return Ok(file);
         }
         let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
-        self.keep(&dir.volume, kernel, fd, kind, readable)
+        let volume = Arc::clone(&dir.volume);
+        Ok(self.keep(File::new(handle, kernel, volume, fd, kind, readable)))
     }
 
-    fn keep(
-        &self,
-        volume: &Arc<Volume>,
-        kernel: KernelHandle,
-        fd: OwnedFd,
-        kind: FileType,
-        readable: bool,
-    ) -> Result<Arc<File>, Failure> {
-        let handle = self
-            .signer
+    fn sign(&self, volume: &Volume, kernel: KernelHandle) -> Result<FileHandle, Failure> {
+        self.signer
             .sign(&parts(volume, kernel))
-            .ok_or(Failure::Os(Errno::OVERFLOW))?;
-        let file = Arc::new(File::new(
-            handle,
-            kernel,
-            Arc::clone(volume),
-            fd,
-            kind,
-            readable,
-        ));
-        self.opened.insert(handle, Arc::clone(&file));
-        Ok(file)
+            .ok_or(Failure::Os(Errno::OVERFLOW))
+    }
+
+    /// Puts a file into the cache, unless another thread was first: there is one [`File`] for a
+    /// handle at any time, since it knows what is not on disk yet.
+    fn keep(&self, file: File) -> Arc<File> {
+        let handle = file.handle;
+        let file = Arc::new(file);
+        match self.opened.get_value_or_guard(&handle, None) {
+            GuardResult::Value(first) => first,
+            GuardResult::Guard(guard) => {
+                // Fails only if the handle was removed meanwhile: then it is stale anyway.
+                let _ = guard.insert(Arc::clone(&file));
+                file
+            }
+            GuardResult::Timeout => file,
+        }
     }
 
     /// Attributes and handle of `name` in `dir` without opening it, for a listing. `None` where
@@ -314,6 +373,7 @@ impl Files {
 
     /// Forgets the file `handle` if its last name is gone, so that its space is freed.
     pub fn forget_if_unlinked(&self, handle: &FileHandle) {
+        credential::as_server();
         if let Some(file) = self.opened.peek(handle)
             && file.attributes() == Err(Failure::Stale)
         {
@@ -327,13 +387,26 @@ impl Files {
         }
     }
 
-    /// Forgets a file that turned out to be stale.
+    /// Forgets a file that turned out to be stale; it is closed by a worker.
     pub fn forget(&self, handle: &FileHandle) {
-        self.opened.remove(handle);
+        if let Some((_, file)) = self.opened.remove(handle) {
+            let mut forgotten = self
+                .forgotten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            forgotten.push(file);
+        }
+    }
+
+    /// The file that is open under this handle now, if it is not `file`.
+    pub fn other_than(&self, file: &File) -> Option<Arc<File>> {
+        let current = self.opened.get(&file.handle)?;
+        (!std::ptr::eq(&raw const *current, file)).then_some(current)
     }
 
     /// The handle that the cache may know `name` by, before the name is taken away.
     pub fn cached_handle(&self, dir: &File, name: &CStr) -> Option<FileHandle> {
+        credential::as_server();
         if dir.volume.has_handles {
             let (kernel, _) = sys::name_to_handle(dir.fd(), name).ok()?;
             return self.signer.sign(&parts(&dir.volume, kernel));
@@ -347,11 +420,34 @@ impl Files {
         &self.table
     }
 
-    /// Closes data descriptors that were not used since the last call.
-    pub fn close_idle(&self) {
-        for (_, file) in self.opened.iter() {
-            file.close_idle();
+    /// Closes files whose last name is gone, so that their space is freed. Runs on a worker.
+    pub fn close_forgotten(&self) {
+        let mut forgotten = self
+            .forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let files = std::mem::take(&mut *forgotten);
+        drop(forgotten);
+        drop(files);
+    }
+
+    /// Looks at every open file: forgets those that were removed behind the server's back, syncs
+    /// those that clients wrote and left, and closes idle data descriptors. Runs on a worker.
+    pub fn tidy(&self) {
+        credential::as_server();
+        let files: Vec<Arc<File>> = self.opened.iter().map(|(_, file)| file).collect();
+        for file in files {
+            if file.attributes() == Err(Failure::Stale) {
+                self.forget(&file.handle);
+            } else if file.was_idle() {
+                if file.is_dirty() {
+                    // A failure changes the write verifier, which tells the clients.
+                    let _ = super::data::sync_idle(self, &file);
+                }
+                file.close_data();
+            }
         }
+        self.close_forgotten();
     }
 
     /// How many files are open.

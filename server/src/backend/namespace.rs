@@ -64,6 +64,9 @@ const NEW_FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
+/// The largest device numbers that Linux keeps.
+const MAJOR_MAX: u32 = (1 << 12) - 1;
+const MINOR_MAX: u32 = (1 << 20) - 1;
 const AS_PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Change<'_> {
@@ -80,6 +83,7 @@ impl Change<'_> {
         dir.must_be_dir()?;
         let mode = match how {
             CreateHow::Unchecked(changes) | CreateHow::Guarded(changes) => {
+                changes.check_values()?;
                 changes.mode.unwrap_or(0)
             }
             // Nobody but the owner gets in before the caller has set the mode.
@@ -158,6 +162,7 @@ impl Change<'_> {
         changes: &Changes,
     ) -> Result<Arc<File>, Failure> {
         dir.must_be_dir()?;
+        changes.check_values()?;
         let mode = FileMode::from_raw_mode(changes.mode.unwrap_or(0));
         credential::as_caller(self.caller, || mkdirat(dir.fd(), name, mode))?;
         let made = self.existing(dir, name)?;
@@ -168,7 +173,13 @@ impl Change<'_> {
             Some(mode) => Some(mode | (made.attributes()?.mode & 0o2000)),
             None => None,
         };
-        self.finish_new(dir, made, &Changes { mode, ..*changes })
+        // A directory has no size to set.
+        let changes = Changes {
+            mode,
+            size: None,
+            ..*changes
+        };
+        self.finish_new(dir, made, &changes)
     }
 
     /// SYMLINK.
@@ -180,6 +191,7 @@ impl Change<'_> {
         changes: &Changes,
     ) -> Result<Arc<File>, Failure> {
         dir.must_be_dir()?;
+        changes.check_values()?;
         credential::as_caller(self.caller, || symlinkat(target, dir.fd(), name))?;
         let made = self.existing(dir, name)?;
         // Symbolic links have no mode of their own on Linux.
@@ -203,6 +215,12 @@ impl Change<'_> {
         changes: &Changes,
     ) -> Result<Arc<File>, Failure> {
         dir.must_be_dir()?;
+        changes.check_values()?;
+        if let Special::CharacterDevice(major, minor) | Special::BlockDevice(major, minor) = special
+            && (major > MAJOR_MAX || minor > MINOR_MAX)
+        {
+            return Err(Errno::INVAL.into());
+        }
         let mode = FileMode::from_raw_mode(changes.mode.unwrap_or(0));
         let (kind, device) = match special {
             Special::CharacterDevice(major, minor) => {
@@ -264,7 +282,7 @@ impl Change<'_> {
     ) -> Result<(), Failure> {
         from.0.must_be_dir()?;
         to.0.must_be_dir()?;
-        if !Arc::ptr_eq(&from.0.volume, &to.0.volume) {
+        if !from.0.volume.is_same(&to.0.volume) {
             return Err(Errno::XDEV.into());
         }
         let replaced = self.files.cached_handle(to.0, to.1);
@@ -274,6 +292,7 @@ impl Change<'_> {
         if let Some(handle) = replaced {
             self.files.forget_if_unlinked(&handle);
         }
+        credential::as_server();
         self.files.table().renamed(to)?;
         self.sync_dir(to.0)?;
         if !Arc::ptr_eq(from.0, to.0) {
@@ -292,7 +311,7 @@ impl Change<'_> {
     /// EXDEV between file systems or exports; EPERM for a directory.
     pub fn link(&self, file: &Arc<File>, dir: &Arc<File>, name: &CStr) -> Result<(), Failure> {
         dir.must_be_dir()?;
-        if !Arc::ptr_eq(&file.volume, &dir.volume) {
+        if !file.volume.is_same(&dir.volume) {
             return Err(Errno::XDEV.into());
         }
         let before = dir.attributes()?;
@@ -344,7 +363,10 @@ impl Change<'_> {
             changes.uid = None;
             changes.gid = None;
         }
-        if changes != Changes::default() {
+        // Somebody who may write the directory too may have put another file in the place of what
+        // was just made; that one must keep its attributes.
+        let ours = file.attributes()?.uid == self.caller.uid;
+        if changes != Changes::default() && ours {
             setattr::setattr(self.files, &file, self.caller, &changes, false)?;
         }
         self.sync_new(dir, &file)?;

@@ -62,10 +62,8 @@ pub fn setattr(
     check(file, &before, caller, changes)?;
     if let Some(size) = changes.size {
         let fd = file.write_fd(Mode::Worker)?;
-        rustix::fs::ftruncate(&fd, size)?;
-        if let Some(mode) = before.mode_after_write(caller) {
-            set_mode(file, mode)?;
-        }
+        // As the caller, for the same reasons as in WRITE.
+        credential::as_caller(caller, || rustix::fs::ftruncate(&fd, size))?;
         file.note_written();
     }
     if changes.uid.is_some() || changes.gid.is_some() {
@@ -87,12 +85,31 @@ pub fn setattr(
     file.attributes()
 }
 
+impl Changes {
+    /// Succeeds if the values can be set at all.
+    ///
+    /// # Errors
+    /// EINVAL for the ids that mean "nobody", and for a second's worth of nanoseconds or more.
+    pub fn check_values(&self) -> Result<(), Failure> {
+        let nobody = self.uid == Some(u32::MAX) || self.gid == Some(u32::MAX);
+        let overfull = [self.atime, self.mtime].iter().any(
+            |time| matches!(time, Some(SetTime::To(time)) if time.nanoseconds >= 1_000_000_000),
+        );
+        if nobody || overfull {
+            Err(Errno::INVAL.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
 fn check(
     file: &File,
     before: &Attributes,
     caller: &Caller,
     changes: &Changes,
 ) -> Result<(), Failure> {
+    changes.check_values()?;
     let root = caller.uid == 0;
     let owner = root || caller.uid == before.uid;
     if let Some(size) = changes.size {
@@ -121,12 +138,6 @@ fn check(
         file.allows(before, caller, Want::WRITE, Mode::Worker)?;
     }
     Ok(())
-}
-
-/// Sets mode bits as the server itself: for set-id bits that a write takes away.
-pub fn set_mode(file: &File, mode: u32) -> Result<(), Failure> {
-    credential::as_server();
-    Ok(chmod(file, mode)?)
 }
 
 fn chmod(file: &File, mode: u32) -> Result<(), Errno> {

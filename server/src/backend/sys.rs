@@ -192,6 +192,26 @@ pub fn chmod_path_fd(fd: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     check(result)
 }
 
+/// Asks whether this thread's identity may do what `want` says (R_OK, W_OK, X_OK) with an open
+/// file, ACLs included.
+///
+/// # Errors
+/// EACCES or EROFS if not.
+pub fn may_access(fd: BorrowedFd<'_>, want: u32) -> Result<(), Errno> {
+    let flags = libc::AT_EACCESS | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is a NUL-terminated constant.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_faccessat2,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            want,
+            flags,
+        )
+    };
+    check(result)
+}
+
 /// Drops the process's file mode creation mask, so that modes are those the callers ask for.
 pub fn clear_umask() {
     // SAFETY: umask(2) has no failure and touches no memory.

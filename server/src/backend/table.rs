@@ -18,7 +18,7 @@
 //! later line with the same id replaces the earlier one; a line with inode 0 removes it. A last
 //! line without its end is a torn write and is dropped: its handle was never answered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 use std::fs::{File as StdFile, OpenOptions};
@@ -37,6 +37,7 @@ use super::file::File;
 use super::files::random_u64;
 use super::sys::KernelHandle;
 use super::volume::Volume;
+use crate::state::replace_file;
 
 /// The type that marks a handle as an entry of the table; no file system uses it.
 const ENTRY_KIND: i32 = 0xffff;
@@ -58,9 +59,11 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    entries: HashMap<u64, Entry>,
+    entries: BTreeMap<u64, Entry>,
     ids: HashMap<Identity, u64>,
     log: Option<StdFile>,
+    /// Length of the file: where the next line begins.
+    len: u64,
 }
 
 /// The entries, in memory and in the state directory.
@@ -132,15 +135,19 @@ impl HandleTable {
             let (id, entry) = parse_line(line).ok_or_else(|| bad("unreadable entry"))?;
             inner.put(id, entry);
         }
-        if whole < text.len() {
-            StdFile::options()
-                .write(true)
-                .open(&path)
-                .and_then(|file| file.set_len(whole as u64))
-                .map_err(|source| TableError::Io {
-                    path: path.clone(),
-                    source,
-                })?;
+        let fail = |source| TableError::Io {
+            path: path.clone(),
+            source,
+        };
+        if !text.is_empty() {
+            // Written anew, without a torn end and without lines that later ones replaced.
+            let compact = inner.text();
+            if compact.as_bytes() != text {
+                replace_file(&path, compact.as_bytes()).map_err(fail)?;
+            }
+            let log = OpenOptions::new().append(true).open(&path).map_err(fail)?;
+            inner.len = log.metadata().map_err(fail)?.len();
+            inner.log = Some(log);
         }
         Ok(Self {
             path,
@@ -173,6 +180,15 @@ impl HandleTable {
         let known = inner.ids.get(&identity).copied();
         if let Some(id) = known.filter(|_| name == c"..") {
             return Ok(entry_handle(id)?);
+        }
+        if let Some(id) = known {
+            // Another name of the same file: the one that is known will do while it is right.
+            let handle = entry_handle(id)?;
+            drop(inner);
+            if self.open(&dir.volume, &handle).is_ok() {
+                return Ok(handle);
+            }
+            inner = self.lock();
         }
         let parent = number(&dir.handle_parts()).ok_or(Errno::STALE)?;
         let entry = Entry {
@@ -291,26 +307,43 @@ impl HandleTable {
     /// Writes a line to the file; a kill of the process can't take it back.
     fn append(&self, inner: &mut Inner, id: u64, entry: Option<&Entry>) -> Result<(), Errno> {
         if inner.log.is_none() {
-            let mut log = OpenOptions::new()
-                .create(true)
+            // The first entry ever, or the first one after a write failed.
+            let whole = inner.text();
+            replace_file(&self.path, whole.as_bytes()).map_err(to_errno)?;
+            let log = OpenOptions::new()
                 .append(true)
                 .open(&self.path)
                 .map_err(to_errno)?;
-            if log.metadata().map_err(to_errno)?.len() == 0 {
-                log.write_all(format!("{FIRST_LINE}\n").as_bytes())
-                    .map_err(to_errno)?;
-            }
             inner.log = Some(log);
+            inner.len = whole.len() as u64;
         }
         let line = format_line(id, entry);
-        match &mut inner.log {
-            Some(log) => log.write_all(line.as_bytes()).map_err(to_errno),
-            None => Err(Errno::IO),
+        let Some(log) = &mut inner.log else {
+            return Err(Errno::IO);
+        };
+        if let Err(error) = log.write_all(line.as_bytes()) {
+            // A part of the line must not stand before the next one. If even this fails, the whole
+            // file is written anew next time.
+            if log.set_len(inner.len).is_err() {
+                inner.log = None;
+            }
+            return Err(to_errno(error));
         }
+        inner.len += line.len() as u64;
+        Ok(())
     }
 }
 
 impl Inner {
+    /// The whole file.
+    fn text(&self) -> String {
+        let mut text = format!("{FIRST_LINE}\n");
+        for (id, entry) in &self.entries {
+            text.push_str(&format_line(*id, Some(entry)));
+        }
+        text
+    }
+
     fn put(&mut self, id: u64, entry: Option<Entry>) {
         let before = match entry {
             Some(entry) => {

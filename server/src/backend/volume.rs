@@ -35,6 +35,9 @@ pub struct Volume {
     /// The mount, as the kernel numbers it until the next boot.
     pub mount_id: i32,
     root: OwnedFd,
+    /// The directory through the mount that everybody sees: as long as it is open, the file system
+    /// can't be unmounted and given to another node while this one still writes to it.
+    _pin: OwnedFd,
 }
 
 impl Volume {
@@ -60,6 +63,7 @@ impl Volume {
         } else {
             sys::clone_mount(&name)
         };
+        let pin = rustix::fs::open(path, flags, Mode::empty())?;
         let root = match copy {
             Ok(tree) => openat(&tree, c".", flags, Mode::empty())?,
             Err(_) => rustix::fs::open(path, flags, Mode::empty())?,
@@ -81,7 +85,13 @@ impl Volume {
             in_memory: magic == TMPFS,
             mount_id,
             root,
+            _pin: pin,
         })
+    }
+
+    /// Whether names and links may go from one to the other.
+    pub const fn is_same(&self, other: &Self) -> bool {
+        self.export_id == other.export_id && self.fs_id == other.fs_id && self.dev == other.dev
     }
 
     /// The root directory, opened for reading.

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
 use havenfs_rpc::record::{Record, begin_record, end_record};
 
-use super::limits::Reservation;
+use super::limits::Share;
 use super::mailbox::Mailbox;
 use crate::dispatch::{self, Mode, Origin, Port, Served};
 use crate::node::Node;
@@ -18,6 +18,9 @@ use crate::reply_cache::{Begin, Key};
 
 /// What a reply without data or entries holds at most.
 const SMALL_REPLY_BYTES: usize = 512;
+
+/// How long a call waits for the name of a host that the exports mention.
+const NAME_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// What a connection or socket lends to its messages.
 pub struct Intake<'a> {
@@ -29,6 +32,8 @@ pub struct Intake<'a> {
     pub mailbox: &'a Arc<Mailbox>,
     /// For a datagram: to whom, and from which address.
     pub reply_to: Option<(SocketAddr, IpAddr)>,
+    /// Its part of the budget.
+    pub share: &'a Share,
     /// Calls that a worker must carry out; the owner submits them when it has taken all that is
     /// there.
     pub jobs: &'a mut Vec<Job>,
@@ -68,16 +73,22 @@ impl Intake<'_> {
             match served {
                 Served::Replied => end_record(out, start),
                 Served::Silent => out.truncate(start),
-                Served::Wait => {
+                // Whoever can make up addresses could fill the server with waiting calls; real
+                // clients send datagrams again.
+                Served::Pending if self.reply_to.is_some() => out.truncate(start),
+                Served::Wait | Served::Pending => {
                     out.truncate(start);
-                    let reservation = Reservation::new(&self.node.budget, reserved);
+                    let reservation = self.share.reserve(reserved);
                     let sink = self.mailbox.sink(self.reply_to, reservation);
                     self.defer(origin, kind, message, move |_, reply| sink.send(reply?));
+                    if served == Served::Pending {
+                        self.submit_when_known();
+                    }
                 }
             }
             return;
         };
-        let reservation = Reservation::new(&self.node.budget, reserved);
+        let reservation = self.share.reserve(reserved);
         let sink = self.mailbox.sink(self.reply_to, reservation);
         match self.node.reply_cache.begin(key, sink) {
             Begin::New => {
@@ -131,6 +142,18 @@ impl Intake<'_> {
         self.jobs.push(Job {
             kind,
             work: Box::new(work),
+        });
+    }
+
+    /// Takes the last job out of the batch and submits it when a name was looked up, or after a
+    /// while.
+    fn submit_when_known(&mut self) {
+        let Some(job) = self.jobs.pop() else { return };
+        let (node, source) = (Arc::clone(self.node), self.mailbox.id());
+        tokio::spawn(async move {
+            let mut names = node.names.subscribe();
+            let _ = tokio::time::timeout(NAME_TIME_MAX, names.changed()).await;
+            node.pool.submit(source, &mut vec![job]);
         });
     }
 }

@@ -24,14 +24,19 @@ pub const CALLS_OUTSTANDING_MAX: usize = 256;
 pub const BYTES_PER_CONNECTION_MAX: usize = 16 * 1024 * 1024;
 /// Bytes that all connections may hold.
 pub const BYTES_IN_ALL_MAX: usize = 128 * 1024 * 1024;
+/// Bytes that all connections of one peer may hold.
+pub const BYTES_PER_PEER_MAX: usize = BYTES_IN_ALL_MAX / 4;
+/// A connection that holds less is served even when the others hold too much.
+pub const BYTES_ALWAYS: usize = 64 * 1024;
 /// Connections in all, if the descriptors allow it.
 pub const CONNECTIONS_MAX: usize = 10_000;
-/// Connections of one peer address.
-pub const CONNECTIONS_PER_PEER_MAX: usize = 4096;
 /// How long a record may take from its first byte to its last.
 pub const RECORD_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long a peer may leave replies unread before it is closed.
+/// How long a peer may take to read a batch of replies, besides a second for each
+/// [`REPLY_BYTES_PER_SECOND`].
 pub const REPLY_TIME_MAX: Duration = Duration::from_secs(30);
+/// The slowest reader that is served, in bytes per second.
+pub const REPLY_BYTES_PER_SECOND: usize = 64 * 1024;
 /// How long a connection may be silent. Linux clients close theirs after 5 minutes.
 pub const IDLE_TIME_MAX: Duration = Duration::from_mins(15);
 /// Replies are sent at the latest when so many bytes have gathered.
@@ -48,30 +53,55 @@ impl Budget {
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
+}
 
-    /// Whether `more` bytes fit under the bound.
-    pub fn has_room(&self, more: usize) -> bool {
-        self.used().saturating_add(more) <= BYTES_IN_ALL_MAX
+/// What is held for one peer address.
+#[derive(Debug, Default)]
+pub struct Peer {
+    connections: AtomicUsize,
+    used: AtomicUsize,
+}
+
+/// A connection's access to the budget: what it takes counts for its peer and for all.
+#[derive(Debug, Clone)]
+pub struct Share {
+    budget: Arc<Budget>,
+    peer: Arc<Peer>,
+}
+
+impl Share {
+    /// Makes the share of one peer.
+    pub const fn new(budget: Arc<Budget>, peer: Arc<Peer>) -> Self {
+        Self { budget, peer }
+    }
+
+    /// Whether a connection that holds `held` bytes may take another call. One that holds little
+    /// may always, whatever others do.
+    pub fn has_room(&self, held: usize) -> bool {
+        held < BYTES_ALWAYS
+            || (self.budget.used() < BYTES_IN_ALL_MAX
+                && self.peer.used.load(Ordering::Relaxed) < BYTES_PER_PEER_MAX)
+    }
+
+    /// Takes `bytes`.
+    pub fn reserve(&self, bytes: usize) -> Reservation {
+        let mut reservation = Reservation {
+            share: self.clone(),
+            bytes: 0,
+        };
+        reservation.resize(bytes);
+        reservation
     }
 }
 
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    budget: Arc<Budget>,
+    share: Share,
     bytes: usize,
 }
 
 impl Reservation {
-    /// Takes `bytes`; the caller has asked [`Budget::has_room`] where it can wait.
-    pub fn new(budget: &Arc<Budget>, bytes: usize) -> Self {
-        budget.used.fetch_add(bytes, Ordering::Relaxed);
-        Self {
-            budget: Arc::clone(budget),
-            bytes,
-        }
-    }
-
     /// Its size.
     pub const fn bytes(&self) -> usize {
         self.bytes
@@ -80,9 +110,10 @@ impl Reservation {
     /// Makes it as large as what is held now.
     pub fn resize(&mut self, bytes: usize) {
         if bytes != self.bytes {
-            self.budget
-                .used
-                .fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
+            let more = bytes.wrapping_sub(self.bytes);
+            // Wraps around for less, which is right modulo 2^64.
+            self.share.budget.used.fetch_add(more, Ordering::Relaxed);
+            self.share.peer.used.fetch_add(more, Ordering::Relaxed);
             self.bytes = bytes;
         }
     }
@@ -90,7 +121,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.resize(0);
     }
 }
 
@@ -98,7 +129,7 @@ impl Drop for Reservation {
 #[derive(Debug)]
 pub struct ConnectionCounts {
     max: usize,
-    peers: Mutex<HashMap<IpAddr, usize>>,
+    peers: Mutex<HashMap<IpAddr, Arc<Peer>>>,
     all: AtomicUsize,
 }
 
@@ -132,16 +163,18 @@ impl ConnectionCounts {
         if self.all() >= self.max {
             return Err(TooMany::InAll);
         }
-        let of_peer = peers.entry(peer).or_insert(0);
-        if *of_peer >= CONNECTIONS_PER_PEER_MAX {
+        let of_peer = Arc::clone(peers.entry(peer).or_default());
+        // Half of them at most, so that no peer keeps all others out.
+        if of_peer.connections.load(Ordering::Relaxed) >= self.max.div_ceil(2) {
             return Err(TooMany::OfPeer);
         }
-        *of_peer += 1;
+        of_peer.connections.fetch_add(1, Ordering::Relaxed);
         self.all.fetch_add(1, Ordering::Relaxed);
         drop(peers);
         Ok(Slot {
             counts: Arc::clone(self),
-            peer,
+            address: peer,
+            peer: of_peer,
         })
     }
 }
@@ -150,7 +183,9 @@ impl ConnectionCounts {
 #[derive(Debug)]
 pub struct Slot {
     counts: Arc<ConnectionCounts>,
-    peer: IpAddr,
+    address: IpAddr,
+    /// What its peer holds.
+    pub peer: Arc<Peer>,
 }
 
 impl Drop for Slot {
@@ -160,11 +195,8 @@ impl Drop for Slot {
             .peers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_peer) = peers.get_mut(&self.peer) {
-            *of_peer -= 1;
-            if *of_peer == 0 {
-                peers.remove(&self.peer);
-            }
+        if self.peer.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+            peers.remove(&self.address);
         }
         self.counts.all.fetch_sub(1, Ordering::Relaxed);
     }
@@ -177,11 +209,10 @@ mod tests {
     #[test]
     fn a_reservation_gives_back_what_it_took() {
         let budget = Arc::new(Budget::default());
-        let mut reservation = Reservation::new(&budget, 100);
+        let share = Share::new(Arc::clone(&budget), Arc::default());
+        let mut reservation = share.reserve(100);
         reservation.resize(40);
         assert_eq!(budget.used(), 40);
-        assert!(budget.has_room(BYTES_IN_ALL_MAX - 40));
-        assert!(!budget.has_room(BYTES_IN_ALL_MAX - 39));
         reservation.resize(70);
         assert_eq!(budget.used(), 70);
         drop(reservation);
@@ -189,13 +220,30 @@ mod tests {
     }
 
     #[test]
+    fn one_peer_can_not_take_what_others_need() {
+        let budget = Arc::new(Budget::default());
+        let greedy = Share::new(Arc::clone(&budget), Arc::default());
+        let modest = Share::new(budget, Arc::default());
+        let _taken = greedy.reserve(BYTES_PER_PEER_MAX);
+        assert!(!greedy.has_room(BYTES_ALWAYS));
+        assert!(modest.has_room(BYTES_ALWAYS));
+        let others: Vec<_> = (0..3).map(|_| modest.reserve(BYTES_PER_PEER_MAX)).collect();
+        assert!(!modest.has_room(BYTES_ALWAYS), "all together hold too much");
+        assert!(modest.has_room(0), "who holds nothing is served");
+        drop(others);
+        assert!(modest.has_room(BYTES_ALWAYS));
+    }
+
+    #[test]
     fn a_closed_connection_makes_room() {
         let counts = Arc::new(ConnectionCounts::new(2));
-        let peer = IpAddr::from([127, 0, 0, 1]);
+        let [peer, other] = [1, 2].map(|last| IpAddr::from([127, 0, 0, last]));
         let first = counts.enter(peer);
-        let second = counts.enter(peer);
-        assert!(first.is_ok() && second.is_ok());
-        assert_eq!(counts.enter(peer).err(), Some(TooMany::InAll));
+        assert!(first.is_ok());
+        assert_eq!(counts.enter(peer).err(), Some(TooMany::OfPeer));
+        let second = counts.enter(other);
+        assert!(second.is_ok());
+        assert_eq!(counts.enter(other).err(), Some(TooMany::InAll));
         drop(first);
         assert!(counts.enter(peer).is_ok());
     }

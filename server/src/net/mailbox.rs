@@ -5,7 +5,7 @@
 //! to a newer connection by replacing the sink.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -25,15 +25,35 @@ pub struct Reply {
 }
 
 /// The finished replies of one connection or socket.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Mailbox {
+    /// Tells it from all others of this process.
+    id: u64,
     replies: Mutex<Vec<Reply>>,
     outstanding: AtomicUsize,
     reserved: AtomicUsize,
     wake: Notify,
 }
 
+impl Default for Mailbox {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            replies: Mutex::default(),
+            outstanding: AtomicUsize::new(0),
+            reserved: AtomicUsize::new(0),
+            wake: Notify::new(),
+        }
+    }
+}
+
 impl Mailbox {
+    /// Its number, by which its calls take turns with those of others.
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
     /// How many calls have not been answered yet.
     pub fn outstanding(&self) -> usize {
         self.outstanding.load(Ordering::Acquire)

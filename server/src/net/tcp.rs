@@ -17,13 +17,13 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::intake::Intake;
 use super::limits::{
     BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES, IDLE_TIME_MAX,
-    NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_TIME_MAX, Reservation, SIDE_RECORD_BYTES_MAX,
-    TooMany,
+    NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_PER_SECOND, REPLY_TIME_MAX, Reservation,
+    SIDE_RECORD_BYTES_MAX, Share, TooMany,
 };
 use super::mailbox::{Mailbox, Reply};
 use super::runtimes::Runtimes;
@@ -32,6 +32,8 @@ use crate::dispatch::{Origin, Port, Transport};
 use crate::node::Node;
 use crate::pool::Job;
 
+/// How much of the buffer of small replies is kept for the next batch.
+const GATHERED_BYTES_KEPT: usize = 64 * 1024;
 /// How many replies one system call sends.
 const SEGMENTS_MAX: usize = 64;
 /// A reply up to this size is copied together with others; a larger one is sent from its place.
@@ -74,10 +76,11 @@ pub async fn accept(
                     continue;
                 };
                 runtimes.next().spawn(async move {
-                    let _slot = slot;
-                    if let Err(error) = serve(node, port, stream, peer, stop).await {
+                    let share = Share::new(Arc::clone(&node.budget), Arc::clone(&slot.peer));
+                    if let Err(error) = serve(node, port, stream, peer, share, stop).await {
                         tracing::debug!(%peer, %error, "connection closed");
                     }
+                    drop(slot);
                 });
             }
             Err(error) => {
@@ -94,6 +97,7 @@ async fn serve(
     port: Port,
     stream: std::net::TcpStream,
     peer: SocketAddr,
+    share: Share,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut stream = TcpStream::from_std(stream)?;
@@ -111,7 +115,8 @@ async fn serve(
         mailbox: Arc::new(Mailbox::default()),
         reader: RecordReader::new(record_bytes_max),
         out: Outbox::default(),
-        held: Reservation::new(&node.budget, 0),
+        held: share.reserve(0),
+        share,
         record_since: None,
         last_call: Instant::now(),
         received: 0,
@@ -124,19 +129,23 @@ async fn serve(
         node,
     };
     tokio::select! {
-        result = connection.run() => result,
-        // Calls under way are dropped with their connection: clients send them again.
-        _ = stop.wait_for(|stop| *stop) => Ok(()),
+        result = connection.run() => return result,
+        _ = stop.wait_for(|stop| *stop) => {}
     }
+    // What was taken is answered: a call that was carried out and not answered would be repeated
+    // after the restart, and fail.
+    connection.finish().await
 }
 
 /// Replies that wait to be sent.
 #[derive(Default)]
 struct Outbox {
-    /// Small replies, one after the other.
+    /// Small replies, one after the other, and how much of them is sent.
     gathered: Vec<u8>,
-    /// Large replies.
+    gathered_at: usize,
+    /// Large replies, and how much of the first one is sent.
     large: VecDeque<Reply>,
+    large_at: usize,
 }
 
 impl Outbox {
@@ -182,6 +191,7 @@ struct Connection<'s> {
     out: Outbox,
     /// Bytes of the half-received record and of gathered replies.
     held: Reservation,
+    share: Share,
     /// When the first bytes of the half-received record were there.
     record_since: Option<Instant>,
     last_call: Instant,
@@ -199,6 +209,8 @@ impl Connection<'_> {
         // than a short call.
         let tick = sleep(TICK);
         tokio::pin!(tick);
+        // A connection that was only opened holds nothing.
+        let mut dormant = true;
         loop {
             for reply in self.mailbox.take() {
                 self.out.add(reply);
@@ -228,6 +240,30 @@ impl Connection<'_> {
                     } else if self.record_since.is_none() {
                         self.record_since = Some(Instant::now());
                     }
+                    if dormant {
+                        // No buffer while nothing comes.
+                        tokio::select! {
+                            biased;
+                            () = self.mailbox.changed() => {}
+                            ready = self.receiver.readable() => {
+                                ready?;
+                                dormant = false;
+                            }
+                            () = &mut tick => {
+                                tick.as_mut().reset(Instant::now() + TICK);
+                                if !self.check_times()? {
+                                    return Ok(());
+                                }
+                            }
+                        }
+                        continue;
+                    }
+                    if !self.share.has_room(self.reader.held_bytes()) {
+                        self.node.metrics.limit_bytes_in_all.add(1);
+                        let _ = timeout(BUDGET_RETRY, self.mailbox.changed()).await;
+                        self.check_times()?;
+                        continue;
+                    }
                     let (buffer, bytes_max) = self.reader.space();
                     let mut room = buffer.limit(bytes_max);
                     tokio::select! {
@@ -236,7 +272,8 @@ impl Connection<'_> {
                         read = self.receiver.read_buf(&mut room) => {
                             let bytes = read?;
                             if bytes == 0 {
-                                return Ok(());
+                                // The peer sends no more, but still wants its answers.
+                                return self.finish().await;
                             }
                             self.received += bytes as u64;
                         }
@@ -244,6 +281,11 @@ impl Connection<'_> {
                             tick.as_mut().reset(Instant::now() + TICK);
                             if !self.check_times()? {
                                 return Ok(());
+                            }
+                            if self.last_call.elapsed() >= TICK {
+                                self.reader.release();
+                                self.out.gathered = Vec::new();
+                                dormant = true;
                             }
                         }
                     }
@@ -268,7 +310,8 @@ impl Connection<'_> {
             {
                 break Ok(Pause::Outstanding);
             }
-            if !self.node.budget.has_room(0) {
+            // Received bytes don't count here: to serve them is the way to be rid of them.
+            if !self.share.has_room(held) {
                 break Ok(Pause::Budget);
             }
             let record = match self.reader.next_record() {
@@ -285,12 +328,13 @@ impl Connection<'_> {
                 port: self.port,
                 mailbox: &self.mailbox,
                 reply_to: None,
+                share: &self.share,
                 jobs: &mut jobs,
                 clock: &mut clock,
             };
             intake.take(&self.origin, record, &mut self.out.gathered);
         };
-        self.node.pool.submit(&mut jobs);
+        self.node.pool.submit(self.mailbox.id(), &mut jobs);
         self.jobs = jobs;
         if calls > 0 {
             // Every whole record ends the time that the next one may take.
@@ -322,30 +366,48 @@ impl Connection<'_> {
         Ok(true)
     }
 
-    /// Sends everything. Whoever takes nothing for [`REPLY_TIME_MAX`] is closed.
+    /// Answers what the workers still have, and what they have finished.
+    async fn finish(&mut self) -> io::Result<()> {
+        loop {
+            for reply in self.mailbox.take() {
+                self.out.add(reply);
+            }
+            self.flush().await?;
+            if self.mailbox.outstanding() == 0 {
+                return Ok(());
+            }
+            self.mailbox.changed().await;
+        }
+    }
+
+    /// Sends everything. Whoever takes it too slowly is closed. May be dropped while it waits and
+    /// called again.
     async fn flush(&mut self) -> io::Result<()> {
-        let Outbox { gathered, large } = &mut self.out;
-        let mut gathered_at = 0;
-        let mut large_at = 0;
-        while gathered_at < gathered.len() || !large.is_empty() {
+        let seconds = self.out.len().div_ceil(REPLY_BYTES_PER_SECOND) as u64;
+        let deadline = Instant::now() + REPLY_TIME_MAX + Duration::from_secs(seconds);
+        let Outbox {
+            gathered,
+            gathered_at,
+            large,
+            large_at,
+        } = &mut self.out;
+        while *gathered_at < gathered.len() || !large.is_empty() {
             let mut segments = [IoSlice::new(&[]); SEGMENTS_MAX];
-            let first = std::iter::once(gathered.get(gathered_at..).unwrap_or_default());
+            // A reply that is sent in part must be finished before anything else is.
+            let first = (*large_at == 0).then(|| gathered.get(*gathered_at..).unwrap_or_default());
             let others = large.iter().enumerate().map(|(index, reply)| {
-                let at = if index == 0 { large_at } else { 0 };
+                let at = if index == 0 { *large_at } else { 0 };
                 reply.bytes.get(at..).unwrap_or_default()
             });
             let mut count = 0;
-            for (place, bytes) in segments.iter_mut().zip(first.chain(others)) {
+            for (place, bytes) in segments.iter_mut().zip(first.into_iter().chain(others)) {
                 *place = IoSlice::new(bytes);
                 count += 1;
             }
             let segments = segments.get(..count).unwrap_or_default();
             let mut sent = match self.sender.try_write_vectored(segments) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if timeout(REPLY_TIME_MAX, self.sender.writable())
-                        .await
-                        .is_err()
-                    {
+                    if timeout_at(deadline, self.sender.writable()).await.is_err() {
                         self.node.metrics.limit_reply_time.add(1);
                         return Err(io::Error::other("replies were not read in time"));
                     }
@@ -356,22 +418,25 @@ impl Connection<'_> {
             if sent == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            let from_gathered = sent.min(gathered.len() - gathered_at);
-            gathered_at += from_gathered;
-            sent -= from_gathered;
+            if *large_at == 0 {
+                let from_gathered = sent.min(gathered.len() - *gathered_at);
+                *gathered_at += from_gathered;
+                sent -= from_gathered;
+            }
             while let Some(reply) = large.front().filter(|_| sent > 0) {
-                let rest = reply.bytes.len() - large_at;
+                let rest = reply.bytes.len() - *large_at;
                 if sent < rest {
-                    large_at += sent;
+                    *large_at += sent;
                     break;
                 }
                 sent -= rest;
-                large_at = 0;
+                *large_at = 0;
                 large.pop_front();
             }
         }
         gathered.clear();
-        gathered.shrink_to(FLUSH_BYTES);
+        *gathered_at = 0;
+        gathered.shrink_to(GATHERED_BYTES_KEPT);
         Ok(())
     }
 }

@@ -4,19 +4,23 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use havenfs_rpc::record::{MARK_BYTES, Record};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use tokio::io::Interest;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::intake::Intake;
-use super::limits::{CALLS_OUTSTANDING_MAX, DATAGRAM_BYTES_MAX};
+use super::limits::{CALLS_OUTSTANDING_MAX, DATAGRAM_BYTES_MAX, Share};
 use super::mailbox::Mailbox;
 use crate::dispatch::{Origin, Port, Transport};
 use crate::node::Node;
 
+/// How long to wait before asking again whether all connections together hold less.
+const BUDGET_RETRY: Duration = Duration::from_millis(10);
 /// Datagrams taken with one system call.
 const BATCH: usize = 8;
 
@@ -28,17 +32,26 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+    // That has set "don't fragment", which suits QUIC; replies here may need several packets.
+    if socket.local_addr()?.is_ipv6() {
+        sockopt::set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DONT)?;
+    } else {
+        sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?;
+    }
     let socket = Socket {
         local: socket.local_addr()?,
         io: tokio::net::UdpSocket::from_std(socket)?,
         state,
     };
     let mailbox = Arc::new(Mailbox::default());
+    // Who sends a datagram can't be known for sure: all senders of a socket share.
+    let share = Share::new(Arc::clone(&node.budget), Arc::default());
     let mut buffers = vec![vec![0; DATAGRAM_BYTES_MAX]; BATCH];
     loop {
         // Datagrams that come while too many calls are with the workers are dropped by the kernel
         // when its queue is full; clients send them again.
-        let may_read = mailbox.outstanding() < CALLS_OUTSTANDING_MAX && node.budget.has_room(0);
+        let may_read =
+            mailbox.outstanding() < CALLS_OUTSTANDING_MAX && share.has_room(mailbox.reserved());
         let readable = tokio::select! {
             biased;
             () = mailbox.changed() => false,
@@ -46,10 +59,12 @@ pub async fn serve(
                 ready?;
                 true
             }
+            // Room in the budget is given back by others, who do not tell.
+            () = sleep(BUDGET_RETRY), if !may_read => false,
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
         };
         if readable {
-            receive(&node, port, &socket, &mailbox, &mut buffers).await?;
+            receive(&node, port, &socket, &mailbox, &share, &mut buffers).await?;
         }
         for reply in mailbox.take() {
             if let Some((peer, from)) = reply.to {
@@ -93,6 +108,7 @@ async fn receive(
     port: Port,
     socket: &Socket,
     mailbox: &Arc<Mailbox>,
+    share: &Share,
     buffers: &mut [Vec<u8>],
 ) -> io::Result<()> {
     let mut metas = [RecvMeta::default(); BATCH];
@@ -129,6 +145,7 @@ async fn receive(
                 port,
                 mailbox,
                 reply_to: Some((meta.addr, from)),
+                share,
                 jobs: &mut jobs,
                 clock: &mut clock,
             };
@@ -139,6 +156,6 @@ async fn receive(
             }
         }
     }
-    node.pool.submit(&mut jobs);
+    node.pool.submit(mailbox.id(), &mut jobs);
     Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! MNT walks from the root of the export to a directory inside it, name by name, as the caller
 //! and without following symbolic links, so that it gives out nothing that LOOKUP would not. The
-//! mount list is advisory (RFC 1813 5): access is judged on every NFS call and never by it.
+//! mount list is advisory (RFC 1813 5): access is judged on every NFS call and never by it, and it
+//! is saved a little later.
 //!
 //! Version 1 hands out 32-byte handles, which only NFS version 2 uses; its MNT is refused, and its
 //! other procedures, which `showmount` uses, are those of version 3.
@@ -13,7 +14,6 @@ use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use havenfs_rpc::auth::AUTH_SYS;
 use havenfs_rpc::xdr::{Writer, decode_all};
@@ -31,10 +31,6 @@ use crate::node::Node;
 use crate::programs::nfs3;
 use crate::volumes;
 
-/// How long MNT waits for the name of a host that the exports mention.
-const NAME_TIME_MAX: Duration = Duration::from_secs(3);
-const NAME_RETRY: Duration = Duration::from_millis(20);
-
 /// Serves one call of MOUNT.
 ///
 /// # Errors
@@ -48,6 +44,11 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
                 return Ok(());
             }
             if request.mode == Mode::Inline {
+                let exports = node.exports.load();
+                if let Some((export, _)) = exports.by_path(to_path(normal(path.0))) {
+                    // Not on a worker: those are for the disk.
+                    admitted(node, request, export)?;
+                }
                 return Err(Refusal::Wait);
             }
             mnt(node, request, path.0, writer)
@@ -57,15 +58,16 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
             dump(node, writer);
             Ok(())
         }
+        // UMNT and UMNTALL (RFC 1813 5.2.3, 5.2.4): only ever entries of the caller.
         procedure::UMNT => {
             let path: Dirpath<'_> = decode_all(request.args)?;
-            forget(node, request, |node, host| {
-                node.mounts.remove(host, normal(path.0));
-            })
+            node.mounts.remove(request.origin.host(), normal(path.0));
+            Ok(())
         }
         procedure::UMNTALL => {
             decode_all::<()>(request.args)?;
-            forget(node, request, |node, host| node.mounts.remove_all(host))
+            node.mounts.remove_all(request.origin.host());
+            Ok(())
         }
         procedure::EXPORT => {
             decode_all::<()>(request.args)?;
@@ -88,6 +90,10 @@ fn normal(path: &[u8]) -> &[u8] {
     }
 }
 
+fn to_path(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path))
+}
+
 /// RFC 1813 5.2.1.
 fn mnt(
     node: &Node,
@@ -96,11 +102,10 @@ fn mnt(
     writer: &mut Writer<'_>,
 ) -> Result<(), Refusal> {
     let path = normal(path);
-    let found = find(node, request, Path::new(OsStr::from_bytes(path)))?;
+    let found = find(node, request, to_path(path))?;
     match &found {
         Ok(handle) => {
             node.mounts.add(request.origin.host(), path);
-            save(node);
             writer.value(&Mountres3::Ok(Mountres3Ok {
                 fhandle: handle.as_slice(),
                 auth_flavors: vec![AUTH_SYS],
@@ -178,21 +183,19 @@ fn find(
     }))
 }
 
-/// The options for this peer; waits a little for a name that is being looked up.
+/// The options for this peer.
+///
+/// # Errors
+/// [`Refusal::Pending`] while the name of a host is being looked up: a refusal would stick.
 fn admitted(
     node: &Node,
     request: &Request<'_>,
     export: &Export,
 ) -> Result<Option<Options>, Refusal> {
-    let deadline = Instant::now() + NAME_TIME_MAX;
-    loop {
-        match export.policy(request.origin.host(), &node.names) {
-            Verdict::Allowed(rule) => return Ok(Some(rule.options)),
-            Verdict::Refused => return Ok(None),
-            Verdict::Pending if Instant::now() < deadline => std::thread::sleep(NAME_RETRY),
-            // The client asks again; a refusal would stick.
-            Verdict::Pending => return Err(Refusal::Silence),
-        }
+    match export.policy(request.origin.host(), &node.names) {
+        Verdict::Allowed(rule) => Ok(Some(rule.options)),
+        Verdict::Refused => Ok(None),
+        Verdict::Pending => Err(Refusal::Pending),
     }
 }
 
@@ -205,20 +208,6 @@ fn dump(node: &Node, writer: &mut Writer<'_>) {
         ml_directory: &entry.path,
     });
     writer.value(&Mountlist(list.collect()));
-}
-
-/// UMNT and UMNTALL (RFC 1813 5.2.3, 5.2.4): only ever entries of the caller.
-fn forget(
-    node: &Node,
-    request: &Request<'_>,
-    work: impl FnOnce(&Node, std::net::IpAddr),
-) -> Result<(), Refusal> {
-    if request.mode == Mode::Inline {
-        return Err(Refusal::Wait);
-    }
-    work(node, request.origin.host());
-    save(node);
-    Ok(())
 }
 
 /// RFC 1813 5.2.5.
@@ -250,10 +239,4 @@ fn export_list(node: &Node, writer: &mut Writer<'_>) {
                 .collect(),
         });
     writer.value(&Exports(list.collect()));
-}
-
-fn save(node: &Node) {
-    if let Err(error) = node.mounts.save_if_dirty() {
-        tracing::warn!(%error, "cannot save the mount list; it will not survive a restart");
-    }
 }

@@ -5,7 +5,7 @@ use havenfs_rpc::xdr::{Reader, Writer};
 use rustix::io::Errno;
 
 use super::wire::{Fail, Nfsstat3, put_post_op_attr, put_wcc_data};
-use super::{Nfs3, TRANSFER_BYTES_MAX, Target, attr_of, conclude, encode, with_attr, with_wcc};
+use super::{Nfs3, Target, attr_of, conclude, encode, with_attr, with_wcc};
 use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Time, Want};
 use crate::backend::handle::FileHandle;
@@ -220,15 +220,16 @@ impl Nfs3<'_> {
             .and_then(|target| attr_of(&target.file));
         with_attr(writer, attr.as_ref(), target, |writer, _| {
             put_post_op_attr(writer, attr.as_ref());
+            let transfer = self.transfer_bytes_max();
             // rtmax, rtpref, rtmult, wtmax, wtpref, wtmult, dtpref
             for value in [
-                TRANSFER_BYTES_MAX,
-                TRANSFER_BYTES_MAX,
+                transfer,
+                transfer,
                 4096,
-                TRANSFER_BYTES_MAX,
-                TRANSFER_BYTES_MAX,
+                transfer,
+                transfer,
                 4096,
-                DIRECTORY_BYTES_PREFERRED,
+                transfer.min(DIRECTORY_BYTES_PREFERRED),
             ] {
                 writer.u32(value);
             }

@@ -26,7 +26,7 @@ impl Nfs3<'_> {
     ) -> Result<(), Refusal> {
         let handle: FileHandle = args.value()?;
         let offset = args.u64()?;
-        let count = args.u32()?.min(TRANSFER_BYTES_MAX) as usize;
+        let count = args.u32()?.min(self.transfer_bytes_max()) as usize;
         args.finish()?;
         let target = self.target(&handle);
         let start = writer.position();
@@ -107,13 +107,13 @@ impl Nfs3<'_> {
         // `async`: the administrator has chosen to answer before the disk has it.
         let kept = stable || target.as_ref().is_ok_and(|target| !target.options.sync);
         let after = match (&target, &result) {
-            (Ok(target), Ok(attributes)) => Some(encode(&target.file, attributes)),
+            (Ok(target), Ok((attributes, _))) => Some(encode(&target.file, attributes)),
             (Ok(target), Err(_)) => attr_of(&target.file),
             _ => None,
         };
-        with_wcc(writer, after.as_ref(), result, |writer, _| {
+        with_wcc(writer, after.as_ref(), result, |writer, (_, written)| {
             put_wcc_data(writer, after.as_ref());
-            writer.u32(data.len() as u32);
+            writer.u32(written as u32);
             writer.u32(if kept { FILE_SYNC } else { UNSTABLE });
             writer.u64(write_verifier);
         })

@@ -21,13 +21,16 @@ use crate::backend::attributes::Attributes;
 use crate::backend::credential::{self, Caller, Groups};
 use crate::backend::file::File;
 use crate::backend::handle::FileHandle;
-use crate::dispatch::{Mode, Refusal, Request};
+use crate::dispatch::{Mode, Refusal, Request, Transport};
 use crate::export::{ExportTable, Options, Verdict};
 use crate::node::Node;
 use wire::{FATTR3_BYTES, Fail, Nfsstat3, fattr3, put_post_op_attr, put_wcc_data};
 
 /// The most bytes that a READ returns or a WRITE takes.
 pub const TRANSFER_BYTES_MAX: u32 = 1024 * 1024;
+
+/// The same over UDP, where a reply must fit into one datagram.
+const UDP_TRANSFER_BYTES_MAX: u32 = 32 * 1024;
 
 /// The procedures of RFC 1813 3.3, by number.
 pub const PROCEDURES: [&str; 22] = [
@@ -131,12 +134,28 @@ impl Nfs3<'_> {
     /// BADHANDLE; STALE if the file or its export is gone; ACCES if no rule is for this peer; PERM
     /// if the source port must be reserved and is not; JUKEBOX while a name is being looked up.
     fn target(&self, handle: &FileHandle) -> Result<Target, Fail> {
-        let file = self.node.files.open(handle, self.request.mode)?;
+        let file = match self.node.files.open(handle, self.request.mode) {
+            Err(Failure::Stale) => return Err(self.stale_or_not_ready(handle)),
+            file => file?,
+        };
         let (options, caller) = self.admit(file.volume.export_id)?;
         Ok(Target {
             file,
             caller,
             options,
+        })
+    }
+
+    /// STALE reaches applications and sticks: an export that is listed but not open, because its
+    /// file system is not mounted yet, says "later" instead.
+    fn stale_or_not_ready(&self, handle: &FileHandle) -> Fail {
+        let not_ready = self.node.files.export_of(handle).is_ok_and(|id| {
+            self.exports.by_id(id).is_some() && self.node.files.volume(id, 0).is_none()
+        });
+        Fail::Status(if not_ready {
+            Nfsstat3::Jukebox
+        } else {
+            Nfsstat3::Stale
         })
     }
 
@@ -155,6 +174,14 @@ impl Nfs3<'_> {
         }
         let caller = caller(self.node, &self.request.credential, &rule.options)?;
         Ok((rule.options, caller))
+    }
+
+    /// The most data in one reply; over UDP what a datagram holds.
+    fn transfer_bytes_max(&self) -> u32 {
+        match self.request.origin.transport {
+            Transport::Tcp => TRANSFER_BYTES_MAX,
+            Transport::Udp => UDP_TRANSFER_BYTES_MAX,
+        }
     }
 
     /// Forgets a file whose last name is gone, so that the cache does not keep it alive.

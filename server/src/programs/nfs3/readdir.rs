@@ -7,7 +7,7 @@ use havenfs_rpc::xdr::{Reader, Writer};
 use rustix::io::Errno;
 
 use super::wire::{FATTR3_BYTES, Fail, Nfsstat3, fattr3, put_post_op_attr, put_post_op_fh3};
-use super::{Nfs3, TRANSFER_BYTES_MAX, Target, encode, with_attr};
+use super::{Nfs3, Target, encode, with_attr};
 use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Want};
 use crate::backend::directory::{self, Next};
@@ -43,7 +43,7 @@ impl Nfs3<'_> {
         let handle: FileHandle = args.value()?;
         let dir_cookie = args.u64()?;
         let _cookie_verifier = args.u64()?;
-        let count = args.u32()?.min(TRANSFER_BYTES_MAX) as usize;
+        let count = args.u32()?.min(self.transfer_bytes_max()) as usize;
         args.finish()?;
         let page = Page {
             dir_cookie,
@@ -65,7 +65,7 @@ impl Nfs3<'_> {
         let dir_cookie = args.u64()?;
         let _cookie_verifier = args.u64()?;
         let dircount = args.u32()?;
-        let maxcount = args.u32()?.min(TRANSFER_BYTES_MAX) as usize;
+        let maxcount = args.u32()?.min(self.transfer_bytes_max()) as usize;
         args.finish()?;
         let dircount = if dircount == 0 {
             usize::MAX

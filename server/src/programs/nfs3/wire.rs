@@ -64,7 +64,8 @@ impl From<Errno> for Nfsstat3 {
             Errno::PERM => Self::Perm,
             Errno::NOENT => Self::NoEnt,
             Errno::NXIO => Self::NxIo,
-            Errno::ACCESS => Self::Acces,
+            // EBUSY: something is mounted there. It lasts, so "try later" would hang the client.
+            Errno::ACCESS | Errno::BUSY => Self::Acces,
             Errno::EXIST => Self::Exist,
             Errno::XDEV => Self::XDev,
             Errno::NODEV => Self::NoDev,
@@ -81,13 +82,8 @@ impl From<Errno> for Nfsstat3 {
             Errno::DQUOT => Self::DQuot,
             Errno::STALE => Self::Stale,
             Errno::OPNOTSUPP | Errno::NOSYS => Self::NotSupp,
-            // Busy, or out of descriptors or memory: another try may succeed.
-            Errno::TXTBSY
-            | Errno::BUSY
-            | Errno::MFILE
-            | Errno::NFILE
-            | Errno::NOMEM
-            | Errno::AGAIN => Self::Jukebox,
+            // Out of descriptors or memory: another try may succeed.
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN => Self::Jukebox,
             _ => Self::Io,
         }
     }
