@@ -174,7 +174,8 @@ impl RecordReader {
                     let mut bytes = Vec::with_capacity(len);
                     bytes.extend_from_slice(body);
                     self.own = Some(OwnFragment { bytes, len, last });
-                    self.shared.clear();
+                    // A connection holds one large buffer at a time.
+                    self.shared = Vec::new();
                     self.start = 0;
                 }
                 return Ok(None);

@@ -453,6 +453,9 @@ async fn serve(
     {
         tracing::warn!(%error, "cannot take the registration with rpcbind back");
     }
+    if let Err(error) = node.mounts.save_if_dirty() {
+        tracing::warn!(%error, "cannot save the mount list");
+    }
     control.close().await;
     Ok(())
 }

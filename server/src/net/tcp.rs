@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::intake::Intake;
 use super::limits::{
-    BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES, IDLE_TIME_MAX,
+    BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES, IDLE_TIME_MAX,
     NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_PER_SECOND, REPLY_TIME_MAX, Reservation,
     SIDE_RECORD_BYTES_MAX, Share, TooMany,
 };
@@ -264,8 +264,15 @@ impl Connection<'_> {
                         self.check_times()?;
                         continue;
                     }
+                    let held = self.reader.held_bytes();
                     let (buffer, bytes_max) = self.reader.space();
-                    let mut room = buffer.limit(bytes_max);
+                    // When memory is short, a connection gets on up to a small share.
+                    let step = if self.share.has_room(usize::MAX) {
+                        bytes_max
+                    } else {
+                        BYTES_ALWAYS.saturating_sub(held).max(1)
+                    };
+                    let mut room = buffer.limit(bytes_max.min(step));
                     tokio::select! {
                         biased;
                         () = self.mailbox.changed() => {}
