@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use havenfs::config::{self, File};
+use havenfs::config::{self, File, Settings};
+use havenfs::doctor::{self, Severity};
+use havenfs::mount_help::{self, Served};
 use havenfs::{export, serve};
 use serde_json::Value;
 
@@ -40,6 +42,24 @@ enum Command {
     Clients(ControlArgs),
     /// Show, check or reload the exports
     Exports(ExportsArgs),
+    /// Say what would keep the server from serving well here; changes nothing
+    Doctor {
+        #[command(flatten)]
+        serve: Box<ServeArgs>,
+        /// Print JSON for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the mount commands for Linux, macOS, FreeBSD and Windows
+    MountHelp {
+        /// The server's name or address, as clients know it
+        host: String,
+        /// The exported directory [default: the first export]
+        path: Option<String>,
+        /// Control socket of the server
+        #[arg(long, value_name = "PATH")]
+        control: Option<PathBuf>,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -130,30 +150,37 @@ enum ExportsCommand {
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match cli.command {
-        Command::Serve(args) => run_serve(*args),
-        Command::Status(args) => show(&args, "status"),
-        Command::Clients(args) => show(&args, "clients"),
+        Command::Serve(args) => done(run_serve(*args)),
+        Command::Status(args) => done(show(&args, "status")),
+        Command::Clients(args) => done(show(&args, "clients")),
         Command::Exports(ExportsArgs {
             command: None,
             control,
-        }) => show(&control, "exports"),
+        }) => done(show(&control, "exports")),
         Command::Exports(ExportsArgs {
             command: Some(command),
             ..
         }) => match command {
-            ExportsCommand::List(args) => show(&args, "exports"),
-            ExportsCommand::Check { file } => check(&file),
-            ExportsCommand::Reload(args) => show(&args, "reload"),
+            ExportsCommand::List(args) => done(show(&args, "exports")),
+            ExportsCommand::Check { file } => done(check(&file)),
+            ExportsCommand::Reload(args) => done(show(&args, "reload")),
         },
+        Command::Doctor { serve, json } => run_doctor(*serve, json),
+        Command::MountHelp {
+            host,
+            path,
+            control,
+        } => done(help_to_mount(&host, path.as_deref(), control)),
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "havenfs", &mut std::io::stdout());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Each cause is part of the sentence of the one above it, unless it says more.
             let mut text = error.to_string();
@@ -178,6 +205,11 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    Ok(serve::run(&settings(args)?)?)
+}
+
+/// The settings that the command line and the configuration file make together.
+fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
     let file = args
         .config
         .as_deref()
@@ -197,8 +229,34 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
         metrics: args.metrics,
         control: args.control,
     };
-    let settings = config::merge(line, file)?;
-    Ok(serve::run(&settings)?)
+    Ok(config::merge(line, file)?)
+}
+
+fn run_doctor(args: ServeArgs, json: bool) -> anyhow::Result<ExitCode> {
+    let report = doctor::run(&settings(args)?);
+    if json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    } else {
+        print(&report.to_string())?;
+    }
+    Ok(match report.worst() {
+        Severity::Error => ExitCode::FAILURE,
+        Severity::Ok | Severity::Warning => ExitCode::SUCCESS,
+    })
+}
+
+fn help_to_mount(host: &str, path: Option<&str>, control: Option<PathBuf>) -> anyhow::Result<()> {
+    let socket = control.unwrap_or_else(config::default_control);
+    let running = ask(&socket, "status")
+        .ok()
+        .zip(ask(&socket, "exports").ok());
+    let served = match running.and_then(|(status, exports)| Served::from_answers(&status, &exports))
+    {
+        Some(served) => served,
+        // No server to ask: what it would do by default.
+        None => Served::from_settings(&config::merge(File::default(), File::default())?),
+    };
+    print(&mount_help::text(host, path, &served))
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {

@@ -32,6 +32,8 @@ pub struct Node {
     pub mounts: MountList,
     /// The programs and ports that the portmapper tells.
     pub ports: PortTable,
+    /// How clients find the ports, for people; set once at start.
+    pub portmapper: std::sync::OnceLock<String>,
     /// The answers that may be asked for again.
     pub reply_cache: ReplyCache,
     /// The worker threads.

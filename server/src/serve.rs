@@ -198,6 +198,7 @@ fn new_node(
         files,
         mounts,
         ports: PortTable::new(ports.entries()),
+        portmapper: std::sync::OnceLock::new(),
         reply_cache: ReplyCache::default(),
         pool: Pool::start(WORKERS).map_err(system("start the worker threads"))?,
         metrics: Metrics::default(),
@@ -388,6 +389,8 @@ async fn serve(
     let portmap_settings = register::Settings::new(settings.portmap_port, &settings.listen);
     let own = ports.entries();
     let choice = register::choose(settings.portmap, &portmap_settings, &own).await?;
+    // Nobody else sets it.
+    let _ = node.portmapper.set(choice.to_string());
     let (nfs_port, mount_port) = (ports.nfs.port, ports.mount.port);
     let mut sockets = vec![(Port::Nfs, ports.nfs), (Port::Mount, ports.mount)];
     if matches!(choice, Choice::Embedded) {

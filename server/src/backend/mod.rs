@@ -23,6 +23,9 @@ pub mod sys;
 pub mod table;
 pub mod volume;
 
+#[cfg(test)]
+mod tests;
+
 use rustix::io::Errno;
 
 pub use crate::dispatch::Mode;

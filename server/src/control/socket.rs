@@ -145,6 +145,7 @@ fn status(settings: &Settings, node: &Node) -> Value {
         "calls": node.metrics.calls(),
         "files_open": node.files.opened_count(),
         "held_bytes": node.budget.used(),
+        "portmapper": node.portmapper.get(),
         "ports": ports,
         "limits_hit": limits,
     })

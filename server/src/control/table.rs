@@ -82,12 +82,13 @@ fn columns(names: &[&str], answer: &Value, none: &str) -> String {
 fn status(answer: &Value) -> String {
     let get = |name: &str| answer.get(name).map_or_else(|| "-".to_owned(), text);
     let mut out = format!(
-        "havenfs {} (process {}), start number {}\nstate directory  {}\nexports          {}\n\
+        "havenfs {} (process {}), start number {}\nstate directory  {}\nportmapper       {}\nexports          {}\n\
          connections      {}\ncalls served     {}\nfiles open       {}\nbytes held       {}\n",
         get("version"),
         get("pid"),
         get("starts"),
         get("state_dir"),
+        get("portmapper"),
         get("exports"),
         get("connections"),
         get("calls"),
