@@ -29,9 +29,9 @@ const UNSTICK_AFTER: Duration = Duration::from_millis(5);
 /// A job whose kind takes less on average is short, in nanoseconds.
 const SHORT_NS: u64 = 50_000;
 /// One more thread is woken for so many short jobs.
-const SHORT_JOBS_PER_THREAD: usize = 16;
+const SHORT_JOBS_PER_THREAD: usize = 64;
 /// For how many jobs, or how long, telling may be put off.
-const TELL_AFTER_JOBS: usize = 16;
+const TELL_AFTER_JOBS: usize = 32;
 const TELL_AFTER: Duration = Duration::from_micros(100);
 const FINISH_CHECK: Duration = Duration::from_millis(1);
 /// How many kinds of jobs are told apart.
@@ -119,7 +119,10 @@ impl Shared {
             return;
         };
         let before = mean.load(Ordering::Relaxed);
-        let now = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        // Bounded, so that a short job that lost its processor for a while does not count as long.
+        let now = u64::try_from(elapsed.as_nanos())
+            .unwrap_or(u64::MAX)
+            .min(4 * SHORT_NS);
         // A lost update of another thread does no harm to a mean.
         mean.store(before - before / 8 + now / 8, Ordering::Relaxed);
     }

@@ -19,13 +19,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
 use siphasher::sip::SipHasher13;
 
+use crate::backend::files::random_u64;
 use crate::dispatch::Origin;
 use crate::net::mailbox::Sink;
 use crate::pool::Tell;
@@ -44,7 +45,7 @@ const ARGS_END_BYTES: usize = 64;
 const TIME_MAX: Duration = Duration::from_mins(2);
 
 /// What tells calls apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     peer: IpAddr,
     local: IpAddr,
@@ -54,6 +55,19 @@ pub struct Key {
     checksum: u64,
 }
 
+impl std::hash::Hash for Key {
+    /// The checksum spreads well enough; it is made with a secret, so nobody can choose it.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.checksum ^ u64::from(self.xid));
+    }
+}
+
+/// The secret of the checksums of this process.
+fn secret() -> (u64, u64) {
+    static SECRET: LazyLock<(u64, u64)> = LazyLock::new(|| (random_u64(), random_u64()));
+    *SECRET
+}
+
 impl Key {
     /// The key of a call, if its reply is to be kept.
     pub fn new(origin: &Origin, call: &Call<'_>) -> Option<Self> {
@@ -61,7 +75,8 @@ impl Key {
             && call.version == program::NFS_VERSION
             && matches!(call.procedure, 2 | 7..=15);
         kept.then(|| {
-            let mut hasher = SipHasher13::new();
+            let (first, second) = secret();
+            let mut hasher = SipHasher13::new_with_keys(first, second);
             hasher.write_u32(call.cred.flavor);
             hasher.write(call.cred.body);
             hasher.write(call.args.get(..ARGS_BYTES).unwrap_or(call.args));

@@ -24,6 +24,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::attributes::{Attributes, Want};
 use super::credential::{self, Caller};
 use super::handle::FileHandle;
+use super::setattr;
 use super::sys::{self, KernelHandle};
 use super::volume::Volume;
 use super::{Failure, Mode};
@@ -313,15 +314,32 @@ impl File {
     /// Opens the file anew, as the server itself. O_NONBLOCK: never wait for a lease to break.
     pub fn reopen(&self, flags: OFlags) -> Result<OwnedFd, Failure> {
         credential::as_server();
+        match self.reopen_as_is(flags) {
+            Err(Errno::ACCESS) if !credential::can_switch() => Ok(self.reopen_own(flags)?),
+            opened => Ok(opened?),
+        }
+    }
+
+    fn reopen_as_is(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         if self.volume.has_handles {
-            return Ok(self.volume.open_by_handle(&self.kernel, flags)?);
+            return self.volume.open_by_handle(&self.kernel, flags);
         }
-        Ok(rustix::fs::open(
-            self.proc_path(),
-            flags,
-            OpenMode::empty(),
-        )?)
+        rustix::fs::open(self.proc_path(), flags, OpenMode::empty())
+    }
+
+    /// Opens a file of the server's own user whose mode keeps even its owner out, which a server
+    /// without privilege can't pass: the owner gets in for a moment. Clients expect that the owner
+    /// of an open file may go on using it (and EXCLUSIVE creates begin with mode 0).
+    fn reopen_own(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let attributes = Attributes::from(&fstat(&self.fd)?);
+        if attributes.uid != credential::own_caller().uid {
+            return Err(Errno::ACCESS);
+        }
+        setattr::chmod(self, attributes.mode | 0o700)?;
+        let opened = self.reopen_as_is(flags);
+        setattr::chmod(self, attributes.mode)?;
+        opened
     }
 
     /// Whether answered writes wait for a sync. Such a file must stay open: its successor would not

@@ -140,7 +140,8 @@ fn check(
     Ok(())
 }
 
-fn chmod(file: &File, mode: u32) -> Result<(), Errno> {
+/// Sets the mode bits of a file of any kind, as whoever this thread acts as.
+pub fn chmod(file: &File, mode: u32) -> Result<(), Errno> {
     match sys::chmod_path_fd(file.fd(), mode) {
         Err(Errno::NOSYS) if file.kind() == FileType::Symlink => Err(Errno::OPNOTSUPP),
         // Before Linux 6.6: through the name that /proc gives the descriptor.

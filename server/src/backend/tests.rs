@@ -167,12 +167,13 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     bytes
 }
 
+const NOBODY: u32 = u32::MAX;
+
 #[test]
 fn root_an_acl_is_judged_by_the_kernel() {
     let (state, exported) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = exported.path().join("file");
     std::fs::write(&path, "x").unwrap();
-    const NOBODY: u32 = u32::MAX;
     // Owner rw, user 1000 r, group nothing, mask r, others nothing.
     let entries = [
         (1, 6, NOBODY),
