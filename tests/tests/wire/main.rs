@@ -1,0 +1,29 @@
+//! What the server answers on the wire, over real sockets on loopback: the built binary, our small
+//! client, and decoders that are not ours (see `client`).
+//!
+//! One binary for all wire tests, since each test binary costs a link. Tests whose names contain
+//! `needs_root` act as several users, make devices or use reserved ports; all others also pass for
+//! a normal user, for whom every call runs as that user.
+
+mod access;
+mod create;
+mod directory;
+mod export;
+mod good_client;
+mod handle;
+mod hostile;
+mod io;
+mod mount;
+mod names;
+mod portmap;
+mod random;
+mod record;
+mod replay;
+mod rpc;
+mod scene;
+mod setattr;
+mod situation;
+mod status;
+mod table;
+mod table_root;
+mod udp;
