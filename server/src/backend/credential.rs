@@ -66,9 +66,19 @@ struct Own {
 
 static OWN: OnceLock<Own> = OnceLock::new();
 
+/// Whom a thread acts as.
+#[derive(Debug, Default)]
+struct Acting {
+    /// Whose groups the thread has.
+    prepared: Option<Caller>,
+    /// Whether it has that caller's user id as well; else it is the server.
+    is_caller: bool,
+}
+
 thread_local! {
-    /// Whom this thread acts as; `None` is the server itself.
-    static ACTING: RefCell<Option<Caller>> = const { RefCell::new(None) };
+    static ACTING: RefCell<Acting> = const {
+        RefCell::new(Acting { prepared: None, is_caller: false })
+    };
 }
 
 /// Gives up the right to pass quotas and to use reserved blocks, which callers would have through
@@ -130,37 +140,49 @@ pub fn own_caller() -> &'static Caller {
 /// EPERM: the caller's ids can't be taken on (not mapped in this user namespace).
 pub fn as_caller<T>(caller: &Caller, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     if can_switch() {
-        ACTING.with_borrow_mut(|acting| -> Result<(), Errno> {
-            if acting.as_ref() != Some(caller) {
-                *acting = Some(caller.clone());
-                let switched = sys::set_groups(caller.groups.as_slice())
-                    .and_then(|()| sys::set_fsgid(caller.gid))
-                    .and_then(|()| sys::set_fsuid(caller.uid));
-                if let Err(errno) = switched {
-                    return_to_server(acting);
-                    return Err(errno);
-                }
-            }
-            Ok(())
-        })?;
+        ACTING.with_borrow_mut(|acting| switch_to(acting, caller))?;
     }
     work()
 }
 
+fn switch_to(acting: &mut Acting, caller: &Caller) -> Result<(), Errno> {
+    let prepared = acting.prepared.as_ref() == Some(caller);
+    if prepared && acting.is_caller {
+        return Ok(());
+    }
+    let groups = || {
+        if prepared {
+            return Ok(());
+        }
+        sys::set_groups(caller.groups.as_slice()).and_then(|()| sys::set_fsgid(caller.gid))
+    };
+    // Whatever fails half-way, the way back begins from here.
+    acting.is_caller = true;
+    if let Err(errno) = groups().and_then(|()| sys::set_fsuid(caller.uid)) {
+        acting.prepared = None;
+        return_to_server(acting);
+        return Err(errno);
+    }
+    if !prepared {
+        acting.prepared = Some(caller.clone());
+    }
+    Ok(())
+}
+
 /// Makes this thread act as the server itself again.
+///
+/// Only the user id goes back: with it come root's capabilities, and groups mean nothing to those.
+/// They stay for the next call of the same caller, which is most often the next one.
 pub fn as_server() {
     ACTING.with_borrow_mut(return_to_server);
 }
 
-fn return_to_server(acting: &mut Option<Caller>) {
-    if acting.take().is_none() {
+fn return_to_server(acting: &mut Acting) {
+    if !acting.is_caller {
         return;
     }
-    let own = &own().caller;
-    let back = sys::set_fsuid(own.uid)
-        .and_then(|()| sys::set_fsgid(own.gid))
-        .and_then(|()| sys::set_groups(own.groups.as_slice()));
-    if back.is_err() {
+    acting.is_caller = false;
+    if sys::set_fsuid(own().caller.uid).is_err() {
         // Going on would run the next caller's work with a wrong identity.
         tracing::error!("cannot return to the server's own identity; aborting");
         std::process::abort();

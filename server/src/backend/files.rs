@@ -373,16 +373,16 @@ impl Files {
 
     /// Forgets the file `handle` if its last name is gone, so that its space is freed.
     pub fn forget_if_unlinked(&self, handle: &FileHandle) {
-        credential::as_server();
         if let Some(file) = self.opened.peek(handle)
             && file.attributes() == Err(Failure::Stale)
         {
             self.opened.remove(handle);
-            if HandleTable::is_entry(&file.handle_parts())
-                && let Err(failure) = self.table.remove(&file.handle_parts())
-            {
-                // The entry stays: its handle says STALE, as it does without the entry.
-                tracing::warn!(?failure, "cannot remove an entry of the handle table");
+            if HandleTable::is_entry(&file.handle_parts()) {
+                credential::as_server();
+                if let Err(failure) = self.table.remove(&file.handle_parts()) {
+                    // The entry stays: its handle says STALE, as it does without the entry.
+                    tracing::warn!(?failure, "cannot remove an entry of the handle table");
+                }
             }
         }
     }
@@ -405,8 +405,8 @@ impl Files {
     }
 
     /// The handle that the cache may know `name` by, before the name is taken away.
+    /// Asked as the caller, who needs the right to search for the change as well.
     pub fn cached_handle(&self, dir: &File, name: &CStr) -> Option<FileHandle> {
-        credential::as_server();
         if dir.volume.has_handles {
             let (kernel, _) = sys::name_to_handle(dir.fd(), name).ok()?;
             return self.signer.sign(&parts(&dir.volume, kernel));

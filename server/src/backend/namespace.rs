@@ -263,8 +263,11 @@ impl Change<'_> {
 
     fn unlink(&self, dir: &Arc<File>, name: &CStr, flags: AtFlags) -> Result<(), Failure> {
         dir.must_be_dir()?;
-        let gone = self.files.cached_handle(dir, name);
-        credential::as_caller(self.caller, || unlinkat(dir.fd(), name, flags))?;
+        let gone = credential::as_caller(self.caller, || {
+            let gone = self.files.cached_handle(dir, name);
+            unlinkat(dir.fd(), name, flags)?;
+            Ok(gone)
+        })?;
         if let Some(handle) = gone {
             self.files.forget_if_unlinked(&handle);
         }
@@ -285,15 +288,18 @@ impl Change<'_> {
         if !from.0.volume.is_same(&to.0.volume) {
             return Err(Errno::XDEV.into());
         }
-        let replaced = self.files.cached_handle(to.0, to.1);
-        credential::as_caller(self.caller, || {
-            renameat(from.0.fd(), from.1, to.0.fd(), to.1)
+        let replaced = credential::as_caller(self.caller, || {
+            let replaced = self.files.cached_handle(to.0, to.1);
+            renameat(from.0.fd(), from.1, to.0.fd(), to.1)?;
+            Ok(replaced)
         })?;
         if let Some(handle) = replaced {
             self.files.forget_if_unlinked(&handle);
         }
-        credential::as_server();
-        self.files.table().renamed(to)?;
+        if !to.0.volume.has_handles {
+            credential::as_server();
+            self.files.table().renamed(to)?;
+        }
         self.sync_dir(to.0)?;
         if !Arc::ptr_eq(from.0, to.0) {
             self.sync_dir(from.0)?;
