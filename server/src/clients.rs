@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::dispatch::Origin;
+use crate::call::Origin;
 
 /// A client's connection and what came over it.
 #[derive(Debug)]

@@ -8,141 +8,16 @@
 //! for a disk. A procedure that may have to wait answers [`Refusal::Wait`] there; the caller then
 //! runs the same call again on a worker thread ([`Mode::Worker`]), where it is carried out.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use havenfs_rpc::auth::{AuthStat, Credential, OpaqueAuth};
 use havenfs_rpc::message::{self, AcceptStat, Call, CallError};
 use havenfs_rpc::program;
-use havenfs_rpc::xdr::{Writer, XdrError};
+use havenfs_rpc::xdr::Writer;
 
+use crate::call::{Mode, Origin, Port, Refusal, Request, Served};
 use crate::node::Node;
 use crate::programs;
-
-/// How a message arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// In a TCP stream.
-    Tcp,
-    /// As a UDP datagram.
-    Udp,
-}
-
-/// Where a message came from and which of our addresses it was sent to. IPv4-mapped IPv6
-/// addresses are the IPv4 host (use [`Origin::new`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
-    /// The peer's address and port.
-    pub peer: SocketAddr,
-    /// Our address and port.
-    pub local: SocketAddr,
-    /// The transport.
-    pub transport: Transport,
-}
-
-impl Origin {
-    /// Makes an origin with both addresses in their plain form.
-    pub fn new(peer: SocketAddr, local: SocketAddr, transport: Transport) -> Self {
-        let plain =
-            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        Self {
-            peer: plain(peer),
-            local: plain(local),
-            transport,
-        }
-    }
-
-    /// The peer's address.
-    pub const fn host(&self) -> IpAddr {
-        self.peer.ip()
-    }
-
-    /// Whether the peer sends from this machine's loopback.
-    pub const fn is_loopback(&self) -> bool {
-        self.peer.ip().is_loopback()
-    }
-
-    /// Whether the peer's port is one that only its superuser may use (below 1024).
-    pub const fn from_reserved_port(&self) -> bool {
-        self.peer.port() < 1024
-    }
-}
-
-/// Where a call is being carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// In a task of the data runtime: must not wait for a disk.
-    Inline,
-    /// On a worker thread: may wait.
-    Worker,
-}
-
-/// The set of programs that a port serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Port {
-    /// NFS.
-    Nfs,
-    /// MOUNT.
-    Mount,
-    /// The portmapper.
-    Portmap,
-}
-
-/// A call with its header checked and its arguments still encoded.
-#[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
-    /// Where it came from.
-    pub origin: &'a Origin,
-    /// Where it runs.
-    pub mode: Mode,
-    /// The transaction id.
-    pub xid: u32,
-    /// The program's version, already checked.
-    pub version: u32,
-    /// The procedure.
-    pub procedure: u32,
-    /// Who the caller says it is.
-    pub credential: Credential<'a>,
-    /// The encoded arguments.
-    pub args: &'a [u8],
-}
-
-/// Why a procedure wrote no results.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The program has no such procedure.
-    ProcUnavail,
-    /// The arguments can't be decoded.
-    GarbageArgs,
-    /// The credential is refused.
-    Auth(AuthStat),
-    /// The call may have to wait: run it again with [`Mode::Worker`].
-    Wait,
-    /// The call needs a name that is being looked up: run it with [`Mode::Worker`] when
-    /// something is known, or soon.
-    Pending,
-    /// The call gets no reply.
-    Silence,
-}
-
-impl From<XdrError> for Refusal {
-    fn from(_: XdrError) -> Self {
-        Self::GarbageArgs
-    }
-}
-
-/// What [`serve`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Served {
-    /// The reply was appended.
-    Replied,
-    /// Nothing was appended: the call must run on a worker thread.
-    Wait,
-    /// Nothing was appended: the call must run on a worker thread, when a name was looked up.
-    Pending,
-    /// Nothing was appended and nothing will be.
-    Silent,
-}
 
 /// Answers a message that is no call which can be served; false if there is nobody to answer.
 pub fn refuse(node: &Node, error: CallError, out: &mut Vec<u8>) -> bool {

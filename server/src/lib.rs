@@ -25,6 +25,7 @@
 compile_error!("havenfs needs a 64-bit system: file offsets and lengths are u64 and usize alike");
 
 pub mod backend;
+pub mod call;
 pub mod clients;
 pub mod config;
 pub mod control;
@@ -39,6 +40,7 @@ pub mod net;
 pub mod node;
 pub mod pool;
 pub mod programs;
+pub mod random;
 pub mod register;
 pub mod reply_cache;
 pub mod rpc_client;

@@ -26,10 +26,10 @@ use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
 use siphasher::sip::SipHasher13;
 
-use crate::backend::files::random_u64;
-use crate::dispatch::Origin;
+use crate::call::Origin;
 use crate::net::mailbox::Sink;
 use crate::pool::Tell;
+use crate::random::random_u64;
 
 /// Bytes of replies kept for calls that must not be repeated.
 const BYTES_MAX: usize = 12 * 1024 * 1024;
@@ -215,7 +215,7 @@ mod tests {
     use havenfs_rpc::auth::OpaqueAuth;
 
     use super::*;
-    use crate::dispatch::Transport;
+    use crate::call::Transport;
     use crate::net::limits::Share;
     use crate::net::mailbox::Mailbox;
 

@@ -21,13 +21,11 @@ use crate::backend::files::Files;
 use crate::backend::handle::Signer;
 use crate::backend::table::{HandleTable, TableError};
 use crate::backend::{credential, sys};
+use crate::call::Port;
 use crate::clients::Clients;
 use crate::config::Settings;
 use crate::control;
-use crate::dispatch::Port;
-use crate::export::{
-    self, DirectoryFault, ExportErrors, ExportTable, Groups, Names, NoAnswer, Resolver,
-};
+use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
 use crate::metrics::Metrics;
 use crate::mount_list::{MountList, MountListError};
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
@@ -40,7 +38,7 @@ use crate::programs::portmap::{PortEntry, PortTable};
 use crate::register::{self, Choice, RegisterError, port_holder};
 use crate::reply_cache::ReplyCache;
 use crate::state::{State, StateError};
-use crate::volumes::{self, VolumeError};
+use crate::volumes::{self, ExportsError};
 
 /// Threads for calls that may wait for a disk.
 const WORKERS: usize = 8;
@@ -57,9 +55,9 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// Why `serve` can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The export lists have errors.
-    #[error("{}", join(.0))]
-    Exports(ExportErrors),
+    /// See [`ExportsError`].
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
     /// Nothing is exported.
     #[error(
         "nothing is exported\nhint: name a directory with --export DIR, or list it in /etc/exports"
@@ -71,9 +69,6 @@ pub enum ServeError {
          have root's rights\nhint: add the two capabilities, or run as a normal user"
     )]
     RootForAll,
-    /// A directory can't be exported.
-    #[error("{0}")]
-    Directory(String),
     /// See [`StateError`].
     #[error(transparent)]
     State(#[from] StateError),
@@ -91,9 +86,6 @@ pub enum ServeError {
         /// What to do.
         hint: String,
     },
-    /// See [`VolumeError`].
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
     /// See [`RegisterError`].
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -106,15 +98,6 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
-}
-
-fn join(errors: &ExportErrors) -> String {
-    errors
-        .0
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
 }
 
 fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
@@ -134,13 +117,13 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
         .build()
         .map_err(system("start the control runtime"))?;
     let state = State::open(&settings.state_dir)?;
-    let table = load_table(settings, &state)?;
+    let table = volumes::load_table(&settings.sources, &state)?;
     if table.exports().is_empty() {
         return Err(ServeError::NoExports);
     }
     let ports = Ports::bind(settings)?;
     let node = Arc::new(new_node(state, table, descriptors, &ports)?);
-    open_exports(&node, &[])?;
+    volumes::open_exports(&node, &[])?;
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
     let result = control.block_on(serve(settings, &node, ports, &data));
     drop(control);
@@ -179,12 +162,7 @@ fn new_node(
 ) -> Result<Node, ServeError> {
     let names = Names::new(Resolver::system());
     let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
-    names
-        .prepare(&table)
-        .map_err(system("start the resolver"))?;
-    if table.manages_gids() {
-        groups.start().map_err(system("start looking up groups"))?;
-    }
+    volumes::prepare(&names, &groups, &table)?;
     let signer = Signer::new(state.handle_keys());
     let handles = HandleTable::load(state.dir())?;
     let mounts = MountList::open(state.dir())?;
@@ -206,95 +184,6 @@ fn new_node(
         connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
         clients: Arc::new(Clients::default()),
     })
-}
-
-/// Reads the export lists and gives every export its id.
-fn load_table(settings: &Settings, state: &State) -> Result<ExportTable, ServeError> {
-    let loaded = export::load(&settings.sources).map_err(ServeError::Exports)?;
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    for problem in export::check_directories(&loaded.specs) {
-        match problem.fault {
-            DirectoryFault::NotMounted | DirectoryFault::SameDirectory => {
-                tracing::warn!("{}", problem.problem);
-            }
-            _ => return Err(ServeError::Directory(problem.problem.to_string())),
-        }
-    }
-    let mut ids = std::collections::HashMap::new();
-    for spec in &loaded.specs {
-        ids.insert(spec.path.clone(), state.export_numbers(&spec.path)?.0);
-    }
-    Ok(ExportTable::new(loaded.specs, |path: &Path| {
-        ids.get(path).copied().unwrap_or(0)
-    }))
-}
-
-/// Opens every export; one whose `mountpoint` is not mounted is left out for now.
-/// Those in `again` are opened although they are open.
-fn open_exports(node: &Node, again: &[u32]) -> Result<(), ServeError> {
-    let exports = node.exports.load_full();
-    let specs: Vec<_> = exports
-        .exports()
-        .iter()
-        .map(|export| export.spec.clone())
-        .collect();
-    let faults = export::check_directories(&specs);
-    for export in exports.exports() {
-        let unmounted = faults.iter().any(|problem| {
-            problem.path == export.spec.path && problem.fault == DirectoryFault::NotMounted
-        });
-        let open = node.files.volume(export.id, 0).is_some() && !again.contains(&export.id);
-        if !unmounted && !open {
-            volumes::open_export(node, export)?;
-        }
-    }
-    Ok(())
-}
-
-/// Reads the export lists again and brings what changed into force; nothing else changes for
-/// clients. With an error in the lists everything stays as it was.
-pub fn reload(settings: &Settings, node: &Node) -> Result<String, ServeError> {
-    let table = load_table(settings, &node.state)?;
-    node.names
-        .prepare(&table)
-        .map_err(system("start the resolver"))?;
-    if table.manages_gids() {
-        node.groups
-            .start()
-            .map_err(system("start looking up groups"))?;
-    }
-    let before = node.exports.load_full();
-    let volume_options = |table: &ExportTable, id: u32| {
-        table.by_id(id).map(|export| {
-            let rules = export.rules();
-            let crossing = rules
-                .iter()
-                .map(|rule| (rule.options.crossmnt, rule.options.nohide));
-            (export.spec.fsid, crossing.collect::<Vec<_>>())
-        })
-    };
-    let changed: Vec<u32> = table
-        .exports()
-        .iter()
-        .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id))
-        .map(|export| export.id)
-        .collect();
-    node.exports.store(Arc::new(table));
-    // The new volume takes the place of the old one in one step: no handle is stale in between.
-    open_exports(node, &changed)?;
-    let table = node.exports.load_full();
-    for gone in before
-        .exports()
-        .iter()
-        .filter(|export| table.by_id(export.id).is_none())
-    {
-        node.files.remove_export(gone.id);
-    }
-    let count = node.exports.load().exports().len();
-    tracing::info!(exports = count, "export lists reloaded");
-    Ok(format!("{count} exports in force"))
 }
 
 /// The bound sockets.

@@ -19,8 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::files::random_u64;
 use crate::backend::handle::HandleKey;
+use crate::random::random_u64;
 
 const VERSION: u32 = 1;
 

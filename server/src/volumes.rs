@@ -6,6 +6,7 @@
 //! mounted file system, which gets numbers of its own in the state directory, so that its handles
 //! survive a restart.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -19,9 +20,11 @@ use rustix::io::Errno;
 use crate::backend::file::File;
 use crate::backend::volume::Volume;
 use crate::backend::{Failure, credential};
-use crate::export::{Export, ExportTable, Fsid, Verdict};
+use crate::export::{
+    self, DirectoryFault, Export, ExportErrors, ExportTable, Fsid, Groups, Names, Sources, Verdict,
+};
 use crate::node::Node;
-use crate::state::StateError;
+use crate::state::{State, StateError};
 
 /// An export that can't be served now.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +42,124 @@ pub enum VolumeError {
     State(#[from] StateError),
 }
 
+/// Why the export lists can't be brought into force.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportsError {
+    /// The lists have errors.
+    #[error("{}", join(.0))]
+    Lists(ExportErrors),
+    /// A directory can't be exported.
+    #[error("{0}")]
+    Directory(String),
+    /// See [`VolumeError`].
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// Its ids can't be stored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A thread that looks names up can't be made.
+    #[error("cannot start looking up names: {0}")]
+    Thread(std::io::Error),
+}
+
+fn join(errors: &ExportErrors) -> String {
+    let lines: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// Reads the export lists and gives every export its id.
+pub fn load_table(sources: &Sources, state: &State) -> Result<ExportTable, ExportsError> {
+    let loaded = export::load(sources).map_err(ExportsError::Lists)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    for problem in export::check_directories(&loaded.specs) {
+        match problem.fault {
+            DirectoryFault::NotMounted | DirectoryFault::SameDirectory => {
+                tracing::warn!("{}", problem.problem);
+            }
+            _ => return Err(ExportsError::Directory(problem.problem.to_string())),
+        }
+    }
+    let mut ids = HashMap::new();
+    for spec in &loaded.specs {
+        ids.insert(spec.path.clone(), state.export_numbers(&spec.path)?.0);
+    }
+    Ok(ExportTable::new(loaded.specs, |path: &Path| {
+        ids.get(path).copied().unwrap_or(0)
+    }))
+}
+
+/// Starts what a table needs to be asked: the lookup of names and of groups.
+pub fn prepare(names: &Names, groups: &Groups, table: &ExportTable) -> Result<(), ExportsError> {
+    names.prepare(table).map_err(ExportsError::Thread)?;
+    if table.manages_gids() {
+        groups.start().map_err(ExportsError::Thread)?;
+    }
+    Ok(())
+}
+
+/// Opens every export; one whose `mountpoint` is not mounted is left out for now.
+/// Those in `again` are opened although they are open.
+pub fn open_exports(node: &Node, again: &[u32]) -> Result<(), ExportsError> {
+    let exports = node.exports.load_full();
+    let specs: Vec<_> = exports
+        .exports()
+        .iter()
+        .map(|export| export.spec.clone())
+        .collect();
+    let faults = export::check_directories(&specs);
+    for export in exports.exports() {
+        let unmounted = faults.iter().any(|problem| {
+            problem.path == export.spec.path && problem.fault == DirectoryFault::NotMounted
+        });
+        let open = node.files.volume(export.id, 0).is_some() && !again.contains(&export.id);
+        if !unmounted && !open {
+            open_export(node, export)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the export lists again and brings what changed into force; nothing else changes for
+/// clients. With an error in the lists everything stays as it was.
+pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
+    let table = load_table(sources, &node.state)?;
+    prepare(&node.names, &node.groups, &table)?;
+    let before = node.exports.load_full();
+    let volume_options = |table: &ExportTable, id: u32| {
+        table.by_id(id).map(|export| {
+            let rules = export.rules();
+            let crossing = rules
+                .iter()
+                .map(|rule| (rule.options.crossmnt, rule.options.nohide));
+            (export.spec.fsid, crossing.collect::<Vec<_>>())
+        })
+    };
+    let changed: Vec<u32> = table
+        .exports()
+        .iter()
+        .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id))
+        .map(|export| export.id)
+        .collect();
+    node.exports.store(Arc::new(table));
+    // The new volume takes the place of the old one in one step: no handle is stale in between.
+    open_exports(node, &changed)?;
+    let table = node.exports.load_full();
+    for gone in before
+        .exports()
+        .iter()
+        .filter(|export| table.by_id(export.id).is_none())
+    {
+        node.files.remove_export(gone.id);
+    }
+    let count = node.exports.load().exports().len();
+    tracing::info!(exports = count, "export lists reloaded");
+    Ok(format!("{count} exports in force"))
+}
+
 /// Opens the volumes of one export: its root, and what is known to be mounted inside.
-pub fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
+fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
     let path = &export.spec.path;
     let (_, generated) = node.state.export_numbers(path)?;
     let fsid = match export.spec.fsid {

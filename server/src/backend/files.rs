@@ -28,6 +28,7 @@ use super::sys::{self, KernelHandle};
 use super::table::HandleTable;
 use super::volume::Volume;
 use super::{Failure, Mode};
+use crate::random::random_u64;
 
 /// How far above a directory its export's root may be: a path of one-letter names.
 const DEPTH_MAX: usize = 2048;
@@ -469,12 +470,4 @@ fn parts(volume: &Volume, file: KernelHandle) -> HandleParts {
         fs_id: volume.fs_id,
         file,
     }
-}
-
-/// Eight bytes from the kernel's random number generator.
-pub fn random_u64() -> u64 {
-    let mut bytes = [0; 8];
-    // Short only for requests above 256 bytes; fails only before Linux 3.17.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(bytes)
 }

@@ -28,7 +28,14 @@ mod tests;
 
 use rustix::io::Errno;
 
-pub use crate::dispatch::Mode;
+/// Where a call is being carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// In a task of the data runtime: must not wait for a disk.
+    Inline,
+    /// On a worker thread: may wait.
+    Worker,
+}
 
 /// Why an operation did not do what was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -34,9 +34,9 @@ use rustix::io::Errno;
 
 use super::Failure;
 use super::file::File;
-use super::files::random_u64;
 use super::sys::KernelHandle;
 use super::volume::Volume;
+use crate::random::random_u64;
 use crate::state::replace_file;
 
 /// The type that marks a handle as an entry of the table; no file system uses it.

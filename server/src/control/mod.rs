@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::node::Node;
-use crate::serve;
+use crate::volumes;
 
 /// Opens the control socket and the metrics page.
 pub async fn start(
@@ -40,8 +40,8 @@ pub async fn reload_in_background(settings: &Settings, node: &Arc<Node>) {
 
 /// Reads the export lists again on a thread that may wait for a disk.
 pub async fn reload(settings: &Settings, node: &Arc<Node>) -> Result<String, String> {
-    let (settings, node) = (settings.clone(), Arc::clone(node));
-    let work = move || serve::reload(&settings, &node).map_err(|error| error.to_string());
+    let (sources, node) = (settings.sources.clone(), Arc::clone(node));
+    let work = move || volumes::reload(&sources, &node).map_err(|error| error.to_string());
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| error.to_string())?

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use super::Report;
@@ -33,7 +33,8 @@ pub(super) fn look(report: &mut Report, specs: &[ExportSpec]) {
         .collect();
     let mut names: Vec<String> = exported.into_iter().take(NAMES_MAX).collect();
     names.push(nodename);
-    let (sender, answers) = channel();
+    // Room for every answer: no thread waits here.
+    let (sender, answers) = sync_channel(names.len());
     for (index, name) in names.iter().enumerate() {
         let (sender, name) = (sender.clone(), name.clone());
         let ask = move || {

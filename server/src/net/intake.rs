@@ -10,7 +10,8 @@ use havenfs_rpc::record::{Record, begin_record, end_record};
 
 use super::limits::Share;
 use super::mailbox::Mailbox;
-use crate::dispatch::{self, Mode, Origin, Port, Served};
+use crate::call::{Mode, Origin, Port, Served};
+use crate::dispatch;
 use crate::node::Node;
 use crate::pool::{Job, KINDS, Tell};
 use crate::programs::nfs3::TRANSFER_BYTES_MAX;

@@ -27,8 +27,8 @@ use super::limits::{
 };
 use super::mailbox::{Mailbox, Reply};
 use super::runtimes::Runtimes;
+use crate::call::{Origin, Port, Transport};
 use crate::clients::Entered;
-use crate::dispatch::{Origin, Port, Transport};
 use crate::node::Node;
 use crate::pool::Job;
 

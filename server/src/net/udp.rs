@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::intake::Intake;
 use super::limits::{CALLS_OUTSTANDING_MAX, DATAGRAM_BYTES_MAX, Share};
 use super::mailbox::Mailbox;
-use crate::dispatch::{Origin, Port, Transport};
+use crate::call::{Origin, Port, Transport};
 use crate::node::Node;
 
 /// How long to wait before asking again whether all connections together hold less.

@@ -24,7 +24,7 @@ use havenfs_rpc::xdr::{Encode, Writer, decode_all};
 
 use self::table::Statistics;
 pub use self::table::{ENTRIES_MAX, Owner, PortEntry, PortTable};
-use crate::dispatch::{Origin, Refusal, Request, Transport};
+use crate::call::{Origin, Refusal, Request, Transport};
 
 mod table;
 

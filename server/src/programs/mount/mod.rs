@@ -25,7 +25,7 @@ use self::wire::{
 };
 use crate::backend::handle::FileHandle;
 use crate::backend::{Failure, Mode};
-use crate::dispatch::{Refusal, Request};
+use crate::call::{Refusal, Request};
 use crate::export::{Export, Options, Verdict};
 use crate::node::Node;
 use crate::programs::nfs3;

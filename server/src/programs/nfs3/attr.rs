@@ -11,7 +11,7 @@ use crate::backend::attributes::{Attributes, Time, Want};
 use crate::backend::handle::FileHandle;
 use crate::backend::setattr::{self, Changes};
 use crate::backend::space;
-use crate::dispatch::Refusal;
+use crate::call::Refusal;
 
 const ACCESS3_READ: u32 = 0x01;
 const ACCESS3_LOOKUP: u32 = 0x02;

@@ -16,7 +16,7 @@ use crate::backend::file::File;
 use crate::backend::handle::FileHandle;
 use crate::backend::namespace::{Change, CreateHow, Special};
 use crate::backend::setattr::Changes;
-use crate::dispatch::{Mode, Refusal};
+use crate::call::{Mode, Refusal};
 use crate::volumes;
 
 /// The longest text of a symbolic link that Linux keeps, in bytes.

@@ -6,7 +6,7 @@ use super::wire::{FATTR3_BYTES, Fail, Nfsstat3, put_wcc_data};
 use super::{Nfs3, TRANSFER_BYTES_MAX, attr_of, encode, with_attr, with_wcc};
 use crate::backend::data::{self, OFFSET_MAX};
 use crate::backend::handle::FileHandle;
-use crate::dispatch::Refusal;
+use crate::call::Refusal;
 
 // `stable_how`. What is synced at all is synced with its attributes: FILE_SYNC.
 const UNSTABLE: u32 = 0;

@@ -21,7 +21,7 @@ use crate::backend::attributes::Attributes;
 use crate::backend::credential::{self, Caller, Groups};
 use crate::backend::file::File;
 use crate::backend::handle::FileHandle;
-use crate::dispatch::{Mode, Refusal, Request, Transport};
+use crate::call::{Mode, Refusal, Request, Transport};
 use crate::export::{ExportTable, Options, Verdict};
 use crate::node::Node;
 use wire::{FATTR3_BYTES, Fail, Nfsstat3, fattr3, put_post_op_attr, put_wcc_data};

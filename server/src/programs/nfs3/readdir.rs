@@ -12,7 +12,7 @@ use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Want};
 use crate::backend::directory::{self, Next};
 use crate::backend::handle::{FileHandle, HANDLE_BYTES_MAX};
-use crate::dispatch::Refusal;
+use crate::call::Refusal;
 
 /// What stands before the entries: status, `post_op_attr`, `cookieverf`.
 const HEAD_BYTES: usize = 4 + 4 + FATTR3_BYTES + 8;

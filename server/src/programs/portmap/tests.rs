@@ -9,7 +9,7 @@ use havenfs_rpc::xdr::Decode;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dispatch::Mode;
+use crate::call::Mode;
 
 const LOCAL_ROOT: &str = "127.0.0.1:700";
 const NFS_TCP: Mapping = mapping(program::NFS, 3, 6, 0);

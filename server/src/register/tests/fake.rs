@@ -14,7 +14,7 @@ use havenfs_rpc::record::{self, RecordReader};
 use havenfs_rpc::xdr::Writer;
 
 use super::{PortTable, program};
-use crate::dispatch::{Mode, Origin, Request, Transport};
+use crate::call::{Mode, Origin, Request, Transport};
 use crate::programs::portmap;
 
 /// An rpcbind on a TCP port and a local socket; its threads end with the process.
