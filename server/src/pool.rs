@@ -98,6 +98,9 @@ struct Shared {
     wake: Condvar,
     /// Mean time of a job by kind, in nanoseconds.
     mean_ns: [AtomicU64; KINDS],
+    /// Whom to tell of finished jobs. Shared, so that a thread whose next job gets stuck does not
+    /// keep it to itself.
+    untold: Mutex<Vec<Arc<dyn Tell>>>,
     /// Set while somebody looks at the queue every few milliseconds.
     watched: AtomicBool,
     watch: Notify,
@@ -125,6 +128,27 @@ impl Shared {
             .min(4 * SHORT_NS);
         // A lost update of another thread does no harm to a mean.
         mean.store(before - before / 8 + now / 8, Ordering::Relaxed);
+    }
+
+    fn untold(&self) -> MutexGuard<'_, Vec<Arc<dyn Tell>>> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes somebody to be told.
+    fn put_off(&self, waiting: Arc<dyn Tell>) {
+        let mut untold = self.untold();
+        if !untold.iter().any(|known| Arc::ptr_eq(known, &waiting)) {
+            untold.push(waiting);
+        }
+    }
+
+    /// Tells everybody who waits; false if there was nobody.
+    fn tell(&self) -> bool {
+        let untold = std::mem::take(&mut *self.untold());
+        for waiting in &untold {
+            waiting.tell();
+        }
+        !untold.is_empty()
     }
 
     /// Whether the jobs at the front of the queue are worth another thread.
@@ -159,6 +183,7 @@ impl Pool {
             queue: Mutex::new(Queue::default()),
             wake: Condvar::new(),
             mean_ns: std::array::from_fn(|_| AtomicU64::new(SHORT_NS)),
+            untold: Mutex::new(Vec::new()),
             watched: AtomicBool::new(false),
             watch: Notify::new(),
         });
@@ -207,7 +232,9 @@ impl Pool {
             loop {
                 tokio::time::sleep(UNSTICK_AFTER).await;
                 let mut queue = self.shared.lock();
-                if queue.len == 0 {
+                // Replies that a thread has put off when its next job got stuck.
+                let told = self.shared.tell();
+                if queue.len == 0 && !told {
                     // Under the queue's lock: a job that comes later starts the watch again.
                     self.shared.watched.store(false, Ordering::Release);
                     break;
@@ -247,15 +274,16 @@ impl Pool {
 }
 
 fn work(shared: &Shared) {
-    let mut untold: Vec<Arc<dyn Tell>> = Vec::new();
-    let mut untold_since = None;
+    // How many jobs were done, and since when, without telling.
+    let (mut put_off, mut put_off_since) = (0, Instant::now());
     let mut queue = shared.lock();
     loop {
         let Some(job) = queue.pop() else {
-            if !untold.is_empty() {
-                drop(queue);
-                tell(&mut untold);
-                queue = shared.lock();
+            drop(queue);
+            let told = shared.tell();
+            put_off = 0;
+            queue = shared.lock();
+            if told || queue.len > 0 {
                 continue;
             }
             if queue.closed {
@@ -278,31 +306,26 @@ fn work(shared: &Shared) {
             shared.wake.notify_one();
         }
         let began = Instant::now();
-        let overdue = untold_since.is_some_and(|since| began.duration_since(since) > TELL_AFTER);
-        if overdue || untold.len() >= TELL_AFTER_JOBS || !short {
-            tell(&mut untold);
+        let overdue = put_off > 0 && began.duration_since(put_off_since) > TELL_AFTER;
+        if overdue || put_off >= TELL_AFTER_JOBS || !short {
+            shared.tell();
+            put_off = 0;
         }
-        if untold.is_empty() {
-            untold_since = Some(began);
+        if put_off == 0 {
+            put_off_since = began;
         }
-        if let Some(waiting) = (job.work)()
-            && !untold.iter().any(|known| Arc::ptr_eq(known, &waiting))
-        {
-            untold.push(waiting);
+        if let Some(waiting) = (job.work)() {
+            shared.put_off(waiting);
+            put_off += 1;
         }
         shared.note_time(job.kind, began.elapsed());
         if !short {
             // Whoever waited for a long job has waited long enough.
-            tell(&mut untold);
+            shared.tell();
+            put_off = 0;
         }
         queue = shared.lock();
         queue.short_running = queue.short_running.saturating_sub(usize::from(short));
-    }
-}
-
-fn tell(untold: &mut Vec<Arc<dyn Tell>>) {
-    for waiting in untold.drain(..) {
-        waiting.tell();
     }
 }
 
@@ -362,6 +385,51 @@ mod tests {
             .collect();
         assert_eq!(order, [1, 2, 3, 1, 3, 1]);
         assert!(queue.len == 0 && queue.jobs.is_empty());
+    }
+
+    /// Says on a channel that it was told.
+    struct Told(Mutex<mpsc::Sender<()>>);
+
+    impl Tell for Told {
+        fn tell(&self) {
+            let _ = self.0.lock().unwrap().send(());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_finished_job_is_told_although_the_next_one_is_stuck() {
+        let pool = Pool::start(1).unwrap();
+        for _ in 0..100 {
+            pool.submit(1, &mut vec![job(|| {})]);
+        }
+        while pool.queued() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let (told, heard) = mpsc::channel();
+        let (free, stuck) = mpsc::channel::<()>();
+        let waiting: Arc<dyn Tell> = Arc::new(Told(Mutex::new(told)));
+        let work = move || Some(waiting);
+        let mut jobs = vec![
+            Job {
+                kind: 0,
+                work: Box::new(work),
+            },
+            job(move || {
+                let _ = stuck.recv();
+            }),
+        ];
+        pool.submit(1, &mut jobs);
+        let hear = async {
+            while heard.try_recv().is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = hear => {}
+            () = pool.unstick() => {}
+        }
+        drop(free);
+        assert!(pool.finish(Duration::from_mins(1)));
     }
 
     #[tokio::test]

@@ -44,10 +44,10 @@ use crate::volumes::{self, ExportsError};
 const WORKERS: usize = 8;
 /// How often rpcbind is asked whether our entries are still there.
 const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
-/// How often files without a name are closed and the mount list is saved; every
-/// [`TIDY_EVERY`]th time all open files are looked at.
+/// How often files without a name are closed, and the mount list is saved.
 const TIDY_CHECK: Duration = Duration::from_secs(1);
-const TIDY_EVERY: u64 = 10;
+/// How often all open files are looked at.
+const TIDY_ALL: Duration = Duration::from_secs(10);
 const STOP_CHECK: Duration = Duration::from_millis(10);
 /// How long calls under way may take after SIGTERM.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
@@ -352,37 +352,41 @@ async fn serve(
     Ok(())
 }
 
-/// Does what is due from time to time, on a worker thread.
+/// Does what is due from time to time, on worker threads. Each of the three on its own: a disk that
+/// hangs keeps one of them, and the others go on.
 async fn tidy(node: &Arc<Node>) {
-    let mut tick = tokio::time::interval(TIDY_CHECK);
-    for turn in 1u64.. {
-        tick.tick().await;
+    tokio::join!(
+        repeat(node, TIDY_CHECK, |node| node.files.close_forgotten()),
+        repeat(node, TIDY_ALL, |node| node.files.tidy()),
+        repeat(node, TIDY_CHECK, |node| {
+            if let Err(error) = node.mounts.save_if_dirty() {
+                tracing::warn!(%error, "cannot save the mount list; a restart will not know it");
+            }
+        }),
+    );
+}
+
+/// Runs `work` on a worker thread again and again, with `pause` in between.
+async fn repeat(node: &Arc<Node>, pause: Duration, work: fn(&Node)) {
+    loop {
+        tokio::time::sleep(pause).await;
         let (done, finished) = tokio::sync::oneshot::channel();
         let worker_node = Arc::clone(node);
         let work = move || {
             credential::as_server();
-            if turn.is_multiple_of(TIDY_EVERY) {
-                worker_node.files.tidy();
-            } else {
-                worker_node.files.close_forgotten();
-            }
-            if let Err(error) = worker_node.mounts.save_if_dirty() {
-                tracing::warn!(%error, "cannot save the mount list; a restart will not know it");
-            }
+            work(&worker_node);
             // Fails only when the server stops.
             let _ = done.send(());
             None
         };
         let kind = pool::KINDS - 1;
         let source = 0;
-        node.pool.submit(
-            source,
-            &mut vec![Job {
-                kind,
-                work: Box::new(work),
-            }],
-        );
-        // One at a time: a hung disk must not gather these. An error says that the pool is closed.
+        let mut jobs = vec![Job {
+            kind,
+            work: Box::new(work),
+        }];
+        node.pool.submit(source, &mut jobs);
+        // One at a time. An error says that the pool is closed.
         let _ = finished.await;
     }
 }

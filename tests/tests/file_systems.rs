@@ -150,7 +150,9 @@ fn containers_and_users_without_privilege_serve_with_the_handle_table() -> Resul
             chown 1001:1001 /srv/user /srv/state/user",
         )?;
         let c1 = lab.client("c1")?;
+        // Each its own: the server before may still be on its way out.
         let high = ["--nfs-port", "12049", "--mount-port", "12050"];
+        let higher = ["--nfs-port", "13049", "--mount-port", "13050"];
         for (name, prefix, ports) in [
             ("docker", vec!["setpriv", "--bounding-set", DOCKER], &[][..]),
             (
@@ -167,7 +169,7 @@ fn containers_and_users_without_privilege_serve_with_the_handle_table() -> Resul
                     "--clear-groups",
                     "--no-new-privs",
                 ],
-                &high[..],
+                &higher[..],
             ),
         ] {
             let start = || -> Result<(Process, String)> {
@@ -185,7 +187,7 @@ fn containers_and_users_without_privilege_serve_with_the_handle_table() -> Resul
                     .arg(format!("/srv/state/{name}/control"));
                 command.args(ports);
                 let mut server = s1.spawn(name, &mut command)?;
-                let line = server.wait_for_line("ready", LIMIT)?;
+                let line = server.wait_for_line("havenfs ready", LIMIT)?;
                 Ok((server, line))
             };
             let (mut server, line) = start().with_context(|| format!("server as {name}"))?;

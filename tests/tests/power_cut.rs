@@ -127,7 +127,7 @@ impl<'lab> Scene<'lab> {
              --export '{EXPORT}:*(rw,no_root_squash)'"
         );
         let mut server = self.server.spawn("havenfs", LIMIT, &line)?;
-        server.wait_for_line("ready", LIMIT)?;
+        server.wait_for_line("havenfs ready", LIMIT)?;
         Ok(server)
     }
 

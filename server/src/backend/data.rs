@@ -176,7 +176,8 @@ pub fn write(
             other.note_written();
         }
     }
-    if stable {
+    // A client that writes many files and commits none would have them all kept open.
+    if stable || files.has_too_many_dirty() {
         file.sync_written(|| sync_file(files, file, fd.as_fd()))?;
     }
     Ok((file.attributes()?, done))
@@ -193,20 +194,18 @@ pub fn commit(files: &Files, file: &File, caller: &Caller) -> Result<Attributes,
     if caller.uid != before.uid {
         file.allows(&before, caller, Want::WRITE, Mode::Worker)?;
     }
-    file.sync_written(|| {
-        let fd = match file.write_fd(Mode::Worker) {
-            Ok(fd) => fd,
-            // A read-only or busy file can still be synced through a reading descriptor.
-            Err(_) => file.read_fd(Mode::Worker).map_err(|_| Errno::IO)?,
-        };
-        sync_file(files, file, fd.as_fd())
-    })?;
+    let fd = match file.write_fd(Mode::Worker) {
+        Ok(fd) => fd,
+        // A read-only or busy file can still be synced through a reading descriptor.
+        Err(_) => file.read_fd(Mode::Worker)?,
+    };
+    file.sync_written(|| sync_file(files, file, fd.as_fd()))?;
     file.attributes()
 }
 
 /// Brings a file to disk that clients wrote to and left without a COMMIT.
 pub fn sync_idle(files: &Files, file: &File) -> Result<(), Failure> {
-    let fd = file.write_fd(Mode::Worker)?;
+    let fd = file.sync_fd()?;
     Ok(file.sync_written(|| sync_file(files, file, fd.as_fd()))?)
 }
 

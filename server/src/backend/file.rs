@@ -14,7 +14,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, Mode as OpenMode, OFlags, fstat, fstatvfs, readlinkat};
@@ -59,6 +59,15 @@ pub struct File {
     written: AtomicU64,
     synced: AtomicU64,
     sync: Mutex<()>,
+    /// Whether it is counted in `dirty_files`.
+    counted: AtomicBool,
+    dirty_files: Arc<AtomicUsize>,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.count_clean();
+    }
 }
 
 /// A descriptor to read or write with: the file's own, or a shared one.
@@ -80,7 +89,8 @@ impl AsFd for DataFd<'_> {
 }
 
 impl File {
-    /// Takes over a descriptor; `readable` says that it was opened for reading.
+    /// Takes over a descriptor; `readable` says that it was opened for reading, `dirty_files` counts
+    /// the files with writes that are not on disk.
     pub const fn new(
         handle: FileHandle,
         kernel: KernelHandle,
@@ -88,6 +98,7 @@ impl File {
         fd: OwnedFd,
         kind: FileType,
         readable: bool,
+        dirty_files: Arc<AtomicUsize>,
     ) -> Self {
         Self {
             handle,
@@ -103,6 +114,8 @@ impl File {
             written: AtomicU64::new(WRITTEN_UNKNOWN),
             synced: AtomicU64::new(0),
             sync: Mutex::new(()),
+            counted: AtomicBool::new(false),
+            dirty_files,
         }
     }
 
@@ -290,6 +303,21 @@ impl File {
         self.data_fd(&self.write, OFlags::WRONLY, mode)
     }
 
+    /// The descriptor to sync through. A file with writes that are not on disk must be synced
+    /// through the one that was open when they were made: a newer one is not told of an error in
+    /// writing them back that somebody else was told of before it was opened.
+    ///
+    /// # Errors
+    /// As [`File::read_fd`].
+    pub fn sync_fd(&self) -> Result<DataFd<'_>, Failure> {
+        let opened = self
+            .write
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        opened.map_or_else(|| self.read_fd(Mode::Worker), |fd| Ok(DataFd::Opened(fd)))
+    }
+
     fn data_fd(
         &self,
         slot: &Mutex<Option<Arc<OwnedFd>>>,
@@ -366,6 +394,15 @@ impl File {
     /// Notes that a change is in the page cache and about to be answered.
     pub fn note_written(&self) {
         self.written.fetch_add(1, Ordering::AcqRel);
+        if !self.counted.swap(true, Ordering::AcqRel) {
+            self.dirty_files.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn count_clean(&self) {
+        if self.counted.swap(false, Ordering::AcqRel) {
+            self.dirty_files.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Runs `sync` unless every answered write is known to be on disk.
@@ -379,7 +416,14 @@ impl File {
         if self.synced.load(Ordering::Acquire) >= written {
             return Ok(());
         }
-        sync()?;
+        // Before the sync: a write that comes meanwhile counts the file again.
+        self.count_clean();
+        if let Err(errno) = sync() {
+            if !self.counted.swap(true, Ordering::AcqRel) {
+                self.dirty_files.fetch_add(1, Ordering::Relaxed);
+            }
+            return Err(errno);
+        }
         self.synced.store(written, Ordering::Release);
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::hash::Hasher as _;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use quick_cache::sync::{Cache, GuardResult};
@@ -62,6 +62,9 @@ pub struct Files {
     forgotten: Mutex<Vec<Arc<File>>>,
     /// Names that were looked up lately, as hashes: a hint and nothing more.
     looked_up: Cache<u64, ()>,
+    /// How many files have writes that are not on disk.
+    dirty: Arc<AtomicUsize>,
+    dirty_max: usize,
     table: HandleTable,
     write_verifier: AtomicU64,
 }
@@ -82,6 +85,8 @@ impl Files {
             ),
             forgotten: Mutex::new(Vec::new()),
             looked_up: Cache::new(opened_max),
+            dirty: Arc::default(),
+            dirty_max: opened_max / 2,
             table,
             write_verifier: AtomicU64::new(random_u64()),
         }
@@ -186,8 +191,16 @@ impl Files {
         } else {
             volume.open_by_handle(&parts.file, flags)?
         };
-        let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
-        Ok(self.keep(File::new(*handle, parts.file, volume, fd, kind, false)))
+        let stat = fstat(&fd)?;
+        if stat.st_nlink == 0 {
+            // Removed, and only kept by somebody who has it open still.
+            return Err(Failure::Stale);
+        }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let dirty = Arc::clone(&self.dirty);
+        Ok(self.keep(File::new(
+            *handle, parts.file, volume, fd, kind, false, dirty,
+        )))
     }
 
     /// Opens the root of a volume.
@@ -202,14 +215,8 @@ impl Files {
         };
         let handle = self.sign(volume, kernel)?;
         let volume = Arc::clone(volume);
-        Ok(self.keep(File::new(
-            handle,
-            kernel,
-            volume,
-            fd,
-            FileType::Directory,
-            false,
-        )))
+        let (kind, dirty) = (FileType::Directory, Arc::clone(&self.dirty));
+        Ok(self.keep(File::new(handle, kernel, volume, fd, kind, false, dirty)))
     }
 
     /// Looks `name` up in `dir`, with the permission to search it. Does not follow a symbolic
@@ -290,7 +297,8 @@ impl Files {
         }
         let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
         let volume = Arc::clone(&dir.volume);
-        Ok(self.keep(File::new(handle, kernel, volume, fd, kind, readable)))
+        let dirty = Arc::clone(&self.dirty);
+        Ok(self.keep(File::new(handle, kernel, volume, fd, kind, readable, dirty)))
     }
 
     fn sign(&self, volume: &Volume, kernel: KernelHandle) -> Result<FileHandle, Failure> {
@@ -399,6 +407,12 @@ impl Files {
         }
     }
 
+    /// Whether so many files have writes that are not on disk, and can't be closed for that, that a
+    /// further one must be synced at once.
+    pub fn has_too_many_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed) > self.dirty_max
+    }
+
     /// The file that is open under this handle now, if it is not `file`.
     pub fn other_than(&self, file: &File) -> Option<Arc<File>> {
         let current = self.opened.get(&file.handle)?;
@@ -448,7 +462,6 @@ impl Files {
                 file.close_data();
             }
         }
-        self.close_forgotten();
     }
 
     /// How many files are open.

@@ -191,7 +191,7 @@ fn set_times(file: &File, caller: &Caller, changes: &Changes) -> Result<(), Fail
 pub fn sync_attributes(files: &Files, file: &File) -> Result<(), Failure> {
     match file.kind() {
         FileType::RegularFile | FileType::Directory => {
-            let fd = file.read_fd(Mode::Worker)?;
+            let fd = file.sync_fd()?;
             file.sync_always(|| data::sync_file(files, file, fd.as_fd()))?;
         }
         // What can't be opened for data has no sync of its own.

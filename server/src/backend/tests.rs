@@ -96,6 +96,33 @@ fn a_file_in_use_or_with_unsynced_writes_is_opened_once() {
 }
 
 #[test]
+fn files_without_a_commit_do_not_stay_open_without_bound() {
+    let (state, exported) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let me = credential::own_caller();
+    let files = files(state.path());
+    let dir = root(&files, exported.path());
+    let change = Change {
+        files: &files,
+        caller: me,
+        durable: false,
+    };
+    for number in 0..10 * OPENED_MAX {
+        let name = CString::new(format!("{number}")).unwrap();
+        let how = CreateHow::Guarded(Changes {
+            mode: Some(0o600),
+            ..Changes::default()
+        });
+        let file = change.create(&dir, &name, &how).unwrap();
+        data::write(&files, &file, me, 0, b"never committed", false).unwrap();
+    }
+    assert!(
+        files.opened_count() <= 2 * OPENED_MAX,
+        "{} files open",
+        files.opened_count()
+    );
+}
+
+#[test]
 fn tidying_syncs_what_was_left_and_forgets_what_was_removed() {
     let (state, exported) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let me = credential::own_caller();

@@ -32,11 +32,10 @@ pub const BYTES_ALWAYS: usize = 64 * 1024;
 pub const CONNECTIONS_MAX: usize = 10_000;
 /// How long a record may take from its first byte to its last.
 pub const RECORD_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long a peer may take to read a batch of replies, besides a second for each
-/// [`REPLY_BYTES_PER_SECOND`].
+/// How long a peer may take to read the next [`REPLY_BYTES_MIN`] of its replies, or the rest.
 pub const REPLY_TIME_MAX: Duration = Duration::from_secs(30);
-/// The slowest reader that is served, in bytes per second.
-pub const REPLY_BYTES_PER_SECOND: usize = 64 * 1024;
+/// See [`REPLY_TIME_MAX`].
+pub const REPLY_BYTES_MIN: usize = 256 * 1024;
 /// How long a connection may be silent. Linux clients close theirs after 5 minutes.
 pub const IDLE_TIME_MAX: Duration = Duration::from_mins(15);
 /// Replies are sent at the latest when so many bytes have gathered.

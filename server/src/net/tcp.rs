@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::intake::Intake;
 use super::limits::{
     BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES, IDLE_TIME_MAX,
-    NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_PER_SECOND, REPLY_TIME_MAX, Reservation,
+    NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_MIN, REPLY_TIME_MAX, Reservation,
     SIDE_RECORD_BYTES_MAX, Share, TooMany,
 };
 use super::mailbox::{Mailbox, Reply};
@@ -376,11 +376,13 @@ impl Connection<'_> {
     /// Answers what the workers still have, and what they have finished.
     async fn finish(&mut self) -> io::Result<()> {
         loop {
+            // Asked before taking: a reply is put in before its call counts as answered.
+            let complete = self.mailbox.outstanding() == 0;
             for reply in self.mailbox.take() {
                 self.out.add(reply);
             }
             self.flush().await?;
-            if self.mailbox.outstanding() == 0 {
+            if complete {
                 return Ok(());
             }
             self.mailbox.changed().await;
@@ -390,8 +392,7 @@ impl Connection<'_> {
     /// Sends everything. Whoever takes it too slowly is closed. May be dropped while it waits and
     /// called again.
     async fn flush(&mut self) -> io::Result<()> {
-        let seconds = self.out.len().div_ceil(REPLY_BYTES_PER_SECOND) as u64;
-        let deadline = Instant::now() + REPLY_TIME_MAX + Duration::from_secs(seconds);
+        let (mut deadline, mut taken) = (Instant::now() + REPLY_TIME_MAX, 0);
         let Outbox {
             gathered,
             gathered_at,
@@ -424,6 +425,10 @@ impl Connection<'_> {
             };
             if sent == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
+            }
+            taken += sent;
+            if taken >= REPLY_BYTES_MIN {
+                (deadline, taken) = (Instant::now() + REPLY_TIME_MAX, 0);
             }
             if *large_at == 0 {
                 let from_gathered = sent.min(gathered.len() - *gathered_at);

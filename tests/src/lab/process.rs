@@ -1,7 +1,8 @@
 //! What tests start in a lab: commands that end ([`Output`]) and processes that run beside the test
 //! ([`Process`]).
 //!
-//! Invariant: a [`Process`] is gone when its guard is; it is ended by its own number, never by name.
+//! Invariant: a [`Process`] is gone when its guard is; it is ended by its own number, never by
+//! name.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};

@@ -44,7 +44,7 @@ impl Host<'_> {
             serve.args(["--export", export]);
         }
         let mut server = self.spawn("havenfs", &mut serve)?;
-        server.wait_for_line("ready", START_LIMIT)?;
+        server.wait_for_line("havenfs ready", START_LIMIT)?;
         Ok(server)
     }
 }
