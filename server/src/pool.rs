@@ -2,7 +2,9 @@
 //!
 //! A fixed number of threads take jobs from one queue. How many jobs can be queued is bounded by
 //! the connections, each of which stops reading when it has too many outstanding. A hung disk
-//! holds these threads and nothing else; the data runtime goes on.
+//! holds these threads and nothing else; the data runtime goes on. And the jobs of one group (an
+//! export) get two thirds of the threads at most, so that the hung disk of one export leaves
+//! threads for the others.
 //!
 //! Waking a thread costs more than a short job, so a batch of short jobs is left to one thread,
 //! and a batch of long ones (they wait for a disk) is spread over all. Which is which the pool
@@ -47,6 +49,8 @@ pub trait Tell: Send + Sync {
 pub struct Job {
     /// What kind of work it is, below [`KINDS`].
     pub kind: usize,
+    /// The export whose disk it may wait for.
+    pub group: u32,
     /// The work; returns whom to tell.
     pub work: Box<dyn FnOnce() -> Option<Arc<dyn Tell>> + Send>,
 }
@@ -57,6 +61,9 @@ struct Queue {
     jobs: HashMap<u64, VecDeque<Job>>,
     turns: VecDeque<u64>,
     len: usize,
+    /// Jobs under way by group, and how many there may be.
+    running: HashMap<u32, usize>,
+    running_max: usize,
     idle: usize,
     closed: bool,
     /// Jobs taken so far.
@@ -75,21 +82,48 @@ impl Queue {
         of_source.extend(jobs.drain(..));
     }
 
-    fn first(&self) -> Option<&Job> {
-        self.jobs.get(self.turns.front()?)?.front()
+    /// Whether a group may have another job under way.
+    fn may_run(&self, group: u32) -> bool {
+        self.running
+            .get(&group)
+            .is_none_or(|running| *running < self.running_max)
+    }
+
+    /// The next job that may run, and the place of its source among the turns.
+    fn first(&self) -> Option<(usize, &Job)> {
+        let fronts = self
+            .turns
+            .iter()
+            .map(|source| self.jobs.get(source)?.front());
+        fronts.enumerate().find_map(|(place, job)| {
+            job.filter(|job| self.may_run(job.group))
+                .map(|job| (place, job))
+        })
     }
 
     fn pop(&mut self) -> Option<Job> {
-        let source = self.turns.pop_front()?;
+        let (place, _) = self.first()?;
+        let source = self.turns.remove(place)?;
         let of_source = self.jobs.get_mut(&source)?;
-        let job = of_source.pop_front();
+        let job = of_source.pop_front()?;
         if of_source.is_empty() {
             self.jobs.remove(&source);
         } else {
             self.turns.push_back(source);
         }
-        self.len -= usize::from(job.is_some());
-        job
+        self.len -= 1;
+        *self.running.entry(job.group).or_insert(0) += 1;
+        Some(job)
+    }
+
+    /// Notes that a job of `group` has ended.
+    fn ended(&mut self, group: u32) {
+        if let Some(running) = self.running.get_mut(&group) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(&group);
+            }
+        }
     }
 }
 
@@ -153,7 +187,7 @@ impl Shared {
 
     /// Whether the jobs at the front of the queue are worth another thread.
     fn wants_thread(&self, queue: &Queue) -> bool {
-        let Some(first) = queue.first() else {
+        let Some((_, first)) = queue.first() else {
             return false;
         };
         let soon_taken = self.is_short(first.kind) && queue.short_running > 0;
@@ -180,7 +214,10 @@ impl Pool {
     /// Starts `count` workers.
     pub fn start(count: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue::default()),
+            queue: Mutex::new(Queue {
+                running_max: (count * 2).div_ceil(3),
+                ..Queue::default()
+            }),
             wake: Condvar::new(),
             mean_ns: std::array::from_fn(|_| AtomicU64::new(SHORT_NS)),
             untold: Mutex::new(Vec::new()),
@@ -283,10 +320,12 @@ fn work(shared: &Shared) {
             let told = shared.tell();
             put_off = 0;
             queue = shared.lock();
-            if told || queue.len > 0 {
+            if told || queue.first().is_some() {
                 continue;
             }
-            if queue.closed {
+            if queue.closed && queue.len == 0 {
+                // Others may wait for jobs that are done now.
+                shared.wake.notify_all();
                 return;
             }
             queue.idle += 1;
@@ -298,7 +337,8 @@ fn work(shared: &Shared) {
             continue;
         };
         queue.taken += 1;
-        let short = shared.is_short(job.kind);
+        let (kind, group) = (job.kind, job.group);
+        let short = shared.is_short(kind);
         queue.short_running += usize::from(short);
         let wake = shared.wants_thread(&queue);
         drop(queue);
@@ -318,13 +358,14 @@ fn work(shared: &Shared) {
             shared.put_off(waiting);
             put_off += 1;
         }
-        shared.note_time(job.kind, began.elapsed());
+        shared.note_time(kind, began.elapsed());
         if !short {
             // Whoever waited for a long job has waited long enough.
             shared.tell();
             put_off = 0;
         }
         queue = shared.lock();
+        queue.ended(group);
         queue.short_running = queue.short_running.saturating_sub(usize::from(short));
     }
 }
@@ -344,6 +385,7 @@ mod tests {
         };
         Job {
             kind: 0,
+            group: 0,
             work: Box::new(work),
         }
     }
@@ -367,12 +409,45 @@ mod tests {
     }
 
     #[test]
+    fn the_stuck_jobs_of_one_group_leave_threads_for_others() {
+        let pool = Pool::start(3).unwrap();
+        let (free, stuck) = mpsc::channel::<()>();
+        let stuck = Arc::new(Mutex::new(stuck));
+        let mut jobs: Vec<Job> = std::iter::repeat_with(|| {
+            let stuck = Arc::clone(&stuck);
+            let wait = move || {
+                let _ = stuck.lock().unwrap().recv();
+            };
+            Job {
+                group: 7,
+                ..job(wait)
+            }
+        })
+        .take(10)
+        .collect();
+        pool.submit(1, &mut jobs);
+        let (done, finished) = mpsc::channel();
+        let other = job(move || {
+            let _ = done.send(());
+        });
+        pool.submit(2, &mut vec![other]);
+        finished.recv_timeout(Duration::from_mins(1)).unwrap();
+        assert!(pool.queued() >= 8, "two of the ten are under way");
+        drop(free);
+        assert!(pool.finish(Duration::from_mins(1)));
+    }
+
+    #[test]
     fn sources_take_turns() {
-        let mut queue = Queue::default();
+        let mut queue = Queue {
+            running_max: 100,
+            ..Queue::default()
+        };
         for (source, count) in [(1, 3), (2, 1), (3, 2)] {
             let kind = usize::try_from(source).unwrap();
             let make = || Job {
                 kind,
+                group: 0,
                 work: Box::new(|| None),
             };
             queue.push(
@@ -412,6 +487,7 @@ mod tests {
         let mut jobs = vec![
             Job {
                 kind: 0,
+                group: 0,
                 work: Box::new(work),
             },
             job(move || {

@@ -41,7 +41,7 @@ use crate::state::{State, StateError};
 use crate::volumes::{self, ExportsError};
 
 /// Threads for calls that may wait for a disk.
-const WORKERS: usize = 8;
+const WORKERS: usize = 12;
 /// How often rpcbind is asked whether our entries are still there.
 const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
 /// How often files without a name are closed, and the mount list is saved.
@@ -383,6 +383,7 @@ async fn repeat(node: &Arc<Node>, pause: Duration, work: fn(&Node)) {
         let source = 0;
         let mut jobs = vec![Job {
             kind,
+            group: 0,
             work: Box::new(work),
         }];
         node.pool.submit(source, &mut jobs);

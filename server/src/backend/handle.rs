@@ -69,6 +69,12 @@ impl std::fmt::Debug for FileHandle {
     }
 }
 
+/// The export that the bytes of a handle claim to belong to, unchecked.
+pub fn export_id_claimed(bytes: &[u8]) -> Option<u32> {
+    let (_, rest) = bytes.split_at_checked(4)?;
+    rest.first_chunk().map(|id| u32::from_be_bytes(*id))
+}
+
 /// What a handle names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandleParts {

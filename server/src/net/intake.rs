@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
 use havenfs_rpc::record::{Record, begin_record, end_record};
+use havenfs_rpc::xdr::Reader;
 
 use super::limits::Share;
 use super::mailbox::Mailbox;
+use crate::backend::handle::{self, HANDLE_BYTES_MAX};
 use crate::call::{Mode, Origin, Port, Served};
 use crate::dispatch;
 use crate::node::Node;
@@ -59,7 +61,7 @@ impl Intake<'_> {
             }
         };
         let reserved = message.len() + reply_bytes_max(&call);
-        let kind = call.procedure as usize % KINDS;
+        let kind = (call.procedure as usize % KINDS, export_named(&call));
         let Some(key) = Key::new(origin, &call).filter(|_| self.port == Port::Nfs) else {
             let start = begin_record(out);
             let served = dispatch::serve(
@@ -109,7 +111,7 @@ impl Intake<'_> {
     fn defer(
         &mut self,
         origin: &Origin,
-        kind: usize,
+        (kind, group): (usize, u32),
         message: Record<'_>,
         done: impl FnOnce(&Node, Option<Vec<u8>>) -> Option<Arc<dyn Tell>> + Send + 'static,
     ) {
@@ -142,6 +144,7 @@ impl Intake<'_> {
         };
         self.jobs.push(Job {
             kind,
+            group,
             work: Box::new(work),
         });
     }
@@ -157,6 +160,16 @@ impl Intake<'_> {
             node.pool.submit(source, &mut vec![job]);
         });
     }
+}
+
+/// The export that a call's first handle names. Not checked: it only tells whose disk the call may
+/// wait for, and a wrong one makes the call wait for itself at most.
+fn export_named(call: &Call<'_>) -> u32 {
+    if call.program != program::NFS {
+        return 0;
+    }
+    let handle = Reader::new(call.args).opaque(HANDLE_BYTES_MAX);
+    handle.ok().and_then(handle::export_id_claimed).unwrap_or(0)
 }
 
 /// How many bytes the reply to a call may have, as its arguments say. The last field of READ,
