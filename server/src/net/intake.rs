@@ -8,12 +8,14 @@ use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
 use havenfs_rpc::record::{Record, begin_record, end_record};
 use havenfs_rpc::xdr::Reader;
+use tokio::time::timeout_at;
 
 use super::limits::Share;
 use super::mailbox::Mailbox;
 use crate::backend::handle::{self, HANDLE_BYTES_MAX};
 use crate::call::{Mode, Origin, Port, Served};
 use crate::dispatch;
+use crate::export::{Export, Verdict};
 use crate::node::Node;
 use crate::pool::{Job, KINDS, Tell};
 use crate::programs::nfs3::TRANSFER_BYTES_MAX;
@@ -85,7 +87,7 @@ impl Intake<'_> {
                     let sink = self.mailbox.sink(self.reply_to, reservation);
                     self.defer(origin, kind, message, move |_, reply| sink.send(reply?));
                     if served == Served::Pending {
-                        self.submit_when_known();
+                        self.submit_when_known(origin.host());
                     }
                 }
             }
@@ -149,14 +151,22 @@ impl Intake<'_> {
         });
     }
 
-    /// Takes the last job out of the batch and submits it when a name was looked up, or after a
-    /// while.
-    fn submit_when_known(&mut self) {
+    /// Takes the last job out of the batch and submits it when the exports know what they say to
+    /// `peer`, or after a while.
+    fn submit_when_known(&mut self, peer: IpAddr) {
         let Some(job) = self.jobs.pop() else { return };
         let (node, source) = (Arc::clone(self.node), self.mailbox.id());
         tokio::spawn(async move {
             let mut names = node.names.subscribe();
-            let _ = tokio::time::timeout(NAME_TIME_MAX, names.changed()).await;
+            let deadline = tokio::time::Instant::now() + NAME_TIME_MAX;
+            let is_pending =
+                |export: &Export| matches!(export.policy(peer, &node.names), Verdict::Pending);
+            while node.exports.load().exports().iter().any(is_pending) {
+                // Any name may have become known; at the deadline a worker has the last word.
+                if timeout_at(deadline, names.changed()).await.is_err() {
+                    break;
+                }
+            }
             node.pool.submit(source, &mut vec![job]);
         });
     }
