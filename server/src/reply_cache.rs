@@ -9,9 +9,9 @@
 //! in what tells two calls with the same transaction id apart: the service's address, the
 //! procedure, the length, the credential and the two ends of the arguments.
 //!
-//! Bounded by bytes, and by time: hosts use transaction ids again. WRITE and SETATTR, whose repetition does little harm, have a part of their
-//! own, so that a stream of writes does not push out the answer of a RENAME. Running calls are
-//! never pushed out.
+//! Bounded by bytes, and by time: hosts use transaction ids again. WRITE and SETATTR, whose
+//! repetition does little harm, have a part of their own, so that a stream of writes does not push
+//! out the answer of a RENAME. Running calls are never pushed out.
 //!
 //! The cache is per node and in memory: a crash loses it, and a client that repeats a REMOVE
 //! across a crash sees NOENT.

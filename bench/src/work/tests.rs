@@ -1,3 +1,5 @@
+//! The calls and the checks of their answers.
+
 use super::*;
 
 /// A workload with one prepared call, and what an answer must say.

@@ -154,8 +154,8 @@ pub fn write(
     let fd = file.write_fd(Mode::Worker)?;
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        // As the caller: quotas and reserved blocks are theirs, and the kernel takes the set-id bits
-        // away before the first byte is written.
+        // As the caller: quotas and reserved blocks are theirs, and the kernel takes the set-id
+        // bits away before the first byte is written.
         let written = credential::as_caller(caller, || {
             rustix::io::pwrite(&fd, rest, offset + done as u64)
         });

@@ -89,8 +89,8 @@ impl AsFd for DataFd<'_> {
 }
 
 impl File {
-    /// Takes over a descriptor; `readable` says that it was opened for reading, `dirty_files` counts
-    /// the files with writes that are not on disk.
+    /// Takes over a descriptor; `readable` says that it was opened for reading, `dirty_files`
+    /// counts the files with writes that are not on disk.
     pub const fn new(
         handle: FileHandle,
         kernel: KernelHandle,

@@ -4,8 +4,8 @@
 //! CAP_DAC_READ_SEARCH a process may not open them. Then a handle holds the number of an entry
 //! here: which inode it is, and where it was last seen (directory and name). The entry is written
 //! to the state directory before the handle is answered, so that handles survive a restart, and
-//! synced when the change that it belongs to is ([`HandleTable::sync`]), so that they survive a power
-//! cut where the file does.
+//! synced when the change that it belongs to is ([`HandleTable::sync`]), so that they survive a
+//! power cut where the file does.
 //!
 //! An inode is told apart from a later one with the same number by its time of birth; overlayfs
 //! is left out of that, since it makes a file anew when it is first written to.

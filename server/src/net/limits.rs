@@ -28,6 +28,9 @@ pub const BYTES_IN_ALL_MAX: usize = 128 * 1024 * 1024;
 pub const BYTES_PER_PEER_MAX: usize = BYTES_IN_ALL_MAX / 4;
 /// A connection that holds less is served even when the others hold too much.
 pub const BYTES_ALWAYS: usize = 64 * 1024;
+/// With more connections than this none keeps its buffers when it waits; before, one keeps them for
+/// the seconds until it counts as idle.
+pub const BUFFERS_KEPT_MAX: usize = 512;
 /// Connections in all, if the descriptors allow it.
 pub const CONNECTIONS_MAX: usize = 10_000;
 /// How long a record may take from its first byte to its last.

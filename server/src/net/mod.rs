@@ -1,7 +1,8 @@
 //! Sockets: from bytes to messages and back, with a bound on everything.
 //!
 //! - [`limits`]: the bounds; [`mailbox`]: finished replies on their way to a socket.
-//! - [`listen`]: binding ports; [`runtimes`]: the threads; [`tcp`]: one task per connection; [`udp`]: one task per socket.
+//! - [`listen`]: binding ports; [`runtimes`]: the threads; [`tcp`]: one task per connection;
+//!   [`udp`]: one task per socket.
 //!
 //! Calls are carried out by [`intake`], the same for both transports: inline if they can't wait,
 //! else on a worker thread, with the reply cache in between.

@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::intake::Intake;
 use super::limits::{
-    BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES, IDLE_TIME_MAX,
-    NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_MIN, REPLY_TIME_MAX, Reservation,
-    SIDE_RECORD_BYTES_MAX, Share, TooMany,
+    BUFFERS_KEPT_MAX, BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES,
+    IDLE_TIME_MAX, NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_MIN, REPLY_TIME_MAX,
+    Reservation, SIDE_RECORD_BYTES_MAX, Share, TooMany,
 };
 use super::mailbox::{Mailbox, Reply};
 use super::runtimes::Runtimes;
@@ -240,6 +240,11 @@ impl Connection<'_> {
                     } else if self.record_since.is_none() {
                         self.record_since = Some(Instant::now());
                     }
+                    let crowded = self.node.connections.all() > BUFFERS_KEPT_MAX;
+                    if crowded && !dormant && self.reader.held_bytes() == 0 {
+                        self.release();
+                        dormant = true;
+                    }
                     if dormant {
                         // No buffer while nothing comes.
                         tokio::select! {
@@ -290,14 +295,21 @@ impl Connection<'_> {
                                 return Ok(());
                             }
                             if self.last_call.elapsed() >= TICK {
-                                self.reader.release();
-                                self.out.gathered = Vec::new();
+                                self.release();
                                 dormant = true;
                             }
                         }
                     }
                 }
             }
+        }
+    }
+
+    /// Gives the buffers back; nothing may be in them.
+    fn release(&mut self) {
+        self.reader.release();
+        if self.out.gathered.is_empty() {
+            self.out.gathered = Vec::new();
         }
     }
 

@@ -7,3 +7,6 @@
 pub mod mount;
 pub mod nfs3;
 pub mod portmap;
+
+#[cfg(test)]
+mod tests;
