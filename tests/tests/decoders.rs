@@ -5,7 +5,9 @@
 //! nothing at all; lists take a small multiple of the message; a whole call takes no more than its
 //! reply may hold. That the answers are right is tested elsewhere.
 
+use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -13,6 +15,7 @@ use std::time::Instant;
 use allocation_counter::measure;
 use anyhow::{Context as _, Result, ensure};
 use arc_swap::ArcSwap;
+use havenfs::backend::credential;
 use havenfs::backend::files::Files;
 use havenfs::backend::handle::{FileHandle, Signer};
 use havenfs::backend::setattr::Changes;
@@ -136,7 +139,7 @@ fn call<'a>(program: (u32, u32, u32), cred: &'a [u8], args: &'a [u8]) -> Call<'a
     }
 }
 
-fn credential() -> Vec<u8> {
+fn superuser() -> Vec<u8> {
     let sys = AuthSys {
         stamp: 1,
         machine_name: b"host",
@@ -160,7 +163,7 @@ fn the_allocator_counts() -> Result<()> {
 
 #[test]
 fn headers_and_credentials_take_nothing() -> Result<()> {
-    let cred = credential();
+    let cred = superuser();
     let call = message(&call((program::NFS, 3, 1), &cred, &[0; 40]));
     decodes_within(&call, nothing, |bytes| Call::decode(bytes).is_ok())?;
     decodes_within(&call, nothing, |bytes| {
@@ -407,7 +410,7 @@ fn a_call_takes_what_its_reply_may_hold() -> Result<()> {
     let (state, exported) = (tempfile::tempdir()?, tempfile::tempdir()?);
     std::fs::write(exported.path().join("file"), vec![7; 100_000])?;
     let node = node(state.path(), exported.path())?;
-    let cred = credential();
+    let cred = superuser();
     let dirpath = encoded(&mount::Dirpath(exported.path().as_os_str().as_bytes()));
     let mnt = message(&call((program::MOUNT, 3, 1), &cred, &dirpath));
     let reply = carry_out(&node, Port::Mount, &mnt)?;
@@ -449,5 +452,8 @@ fn a_call_takes_what_its_reply_may_hold() -> Result<()> {
             ensure!(taken <= allowed, "{taken} bytes for {message:02x?}");
         }
     }
+    // The calls changed who this thread is and who may enter the folder, which is removed now.
+    credential::as_server();
+    std::fs::set_permissions(exported.path(), Permissions::from_mode(0o700))?;
     Ok(())
 }

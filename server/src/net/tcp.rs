@@ -211,6 +211,8 @@ impl Connection<'_> {
         tokio::pin!(tick);
         // A connection that was only opened holds nothing.
         let mut dormant = true;
+        // Bytes have come and are not read yet.
+        let mut readable = false;
         loop {
             for reply in self.mailbox.take() {
                 self.out.add(reply);
@@ -241,7 +243,7 @@ impl Connection<'_> {
                         self.record_since = Some(Instant::now());
                     }
                     let crowded = self.node.connections.all() > BUFFERS_KEPT_MAX;
-                    if crowded && !dormant && self.reader.held_bytes() == 0 {
+                    if crowded && !dormant && !readable && self.reader.held_bytes() == 0 {
                         self.release();
                         dormant = true;
                     }
@@ -252,7 +254,7 @@ impl Connection<'_> {
                             () = self.mailbox.changed() => {}
                             ready = self.receiver.readable() => {
                                 ready?;
-                                dormant = false;
+                                (dormant, readable) = (false, true);
                             }
                             () = &mut tick => {
                                 tick.as_mut().reset(Instant::now() + TICK);
@@ -283,6 +285,7 @@ impl Connection<'_> {
                         () = self.mailbox.changed() => {}
                         read = self.receiver.read_buf(&mut room) => {
                             let bytes = read?;
+                            readable = false;
                             if bytes == 0 {
                                 // The peer sends no more, but still wants its answers.
                                 return self.finish().await;

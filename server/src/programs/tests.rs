@@ -24,6 +24,11 @@ use crate::call::{Port, Transport};
 
 /// Values that length fields, bools, enums and numbers are changed to.
 const WORDS: [u32; 9] = [0, 1, 2, 3, 65, 256, 4097, 0x7fff_ffff, u32::MAX];
+/// Lengths below, at and above the limits of names, handles, addresses, paths and texts.
+const LENGTHS: [usize; 16] = [
+    0, 1, 2, 15, 64, 65, 255, 256, 257, 400, 1024, 1025, 4096, 4097, 8192, 8193,
+];
+const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
 #[test]
 fn every_proper_call_is_carried_out() {
@@ -66,27 +71,49 @@ fn calls_with_one_word_or_byte_changed_are_answered() {
     let scene = Scene::new();
     for sample in scene.samples() {
         let message = sample.message();
-        let transport = if sample.procedure.is_multiple_of(2) {
-            Transport::Tcp
-        } else {
-            Transport::Udp
-        };
         for at in (0..message.len()).step_by(4) {
             for word in WORDS {
                 let mut changed = message.clone();
                 changed[at..at + 4].copy_from_slice(&word.to_be_bytes());
-                scene.ask(sample.port, transport, &changed);
+                for transport in TRANSPORTS {
+                    scene.ask(sample.port, transport, &changed);
+                }
             }
         }
         for at in 0..message.len() {
             for flipped in [0x01, 0x80, 0xff] {
                 let mut changed = message.clone();
                 changed[at] ^= flipped;
-                scene.ask(sample.port, transport, &changed);
+                scene.ask(sample.port, Transport::Tcp, &changed);
             }
         }
     }
-    // After all that it still serves.
+    still_serves(&scene);
+}
+
+#[test]
+fn calls_with_one_field_longer_or_shorter_are_answered() {
+    let scene = Scene::new();
+    for sample in scene.samples() {
+        let message = sample.message();
+        for (at, word) in message.as_chunks().0.iter().enumerate() {
+            // Any word may be the length of an opaque; where it is none, this is noise.
+            let (before, from_word) = message.split_at(4 * at);
+            let end = (u32::from_be_bytes(*word) as usize).checked_next_multiple_of(4);
+            let Some(after) = end.and_then(|end| from_word.get(4 + end..)) else {
+                continue;
+            };
+            for len in LENGTHS {
+                let field = args(|w| w.opaque(&vec![b'x'; len]));
+                let changed = [before, &field, after].concat();
+                scene.ask(sample.port, Transport::Tcp, &changed);
+            }
+        }
+    }
+    still_serves(&scene);
+}
+
+fn still_serves(scene: &Scene) {
     let root = scene.results(&mount_call(3, mount::MNT, scene.dirpath()));
     assert_eq!(root.first_chunk(), Some(&[0; 4]));
 }
@@ -96,7 +123,7 @@ fn any_port() -> impl Strategy<Value = Port> {
 }
 
 fn any_transport() -> impl Strategy<Value = Transport> {
-    prop::sample::select(vec![Transport::Tcp, Transport::Udp])
+    prop::sample::select(TRANSPORTS.to_vec())
 }
 
 #[test]
