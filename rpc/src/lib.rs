@@ -7,8 +7,8 @@
 //! Does not own sockets, clocks, files, threads or randomness: bytes in, values out, and back.
 //!
 //! Invariants: nothing here panics on any input, and nothing here takes memory because a length
-//! field on the wire asks for it; a maximum is checked first, and only bytes that have arrived
-//! are held.
+//! field on the wire asks for it: a maximum is checked first. (The buffer of a large record is
+//! reserved when its mark has been checked, but its pages are used only as bytes arrive.)
 //!
 //! Source: RFC 4506 (XDR), RFC 5531 (RPC), RFC 1833 (binding protocols).
 

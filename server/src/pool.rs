@@ -2,9 +2,9 @@
 //!
 //! A fixed number of threads take jobs from one queue. How many jobs can be queued is bounded by
 //! the connections, each of which stops reading when it has too many outstanding. A hung disk
-//! holds these threads and nothing else; the data runtime goes on. And the jobs of one group (an
-//! export) get two thirds of the threads at most, so that the hung disk of one export leaves
-//! threads for the others.
+//! holds these threads and nothing else; the data runtime goes on. And the jobs of one group (a
+//! disk) get two thirds of the threads at most, so that a disk that hangs leaves threads for the
+//! others.
 //!
 //! Waking a thread costs more than a short job, so a batch of short jobs is left to one thread,
 //! and a batch of long ones (they wait for a disk) is spread over all. Which is which the pool
@@ -49,20 +49,21 @@ pub trait Tell: Send + Sync {
 pub struct Job {
     /// What kind of work it is, below [`KINDS`].
     pub kind: usize,
-    /// The export whose disk it may wait for.
-    pub group: u32,
+    /// The disk it may wait for, by device number; 0 if that is not known.
+    pub group: u64,
     /// The work; returns whom to tell.
     pub work: Box<dyn FnOnce() -> Option<Arc<dyn Tell>> + Send>,
 }
 
 #[derive(Default)]
 struct Queue {
-    /// Jobs by source, and the sources in turn: no source waits for all jobs of another.
-    jobs: HashMap<u64, VecDeque<Job>>,
-    turns: VecDeque<u64>,
+    /// Jobs by source and group, which take turns: no source waits for all jobs of another, and a
+    /// source's jobs for one disk don't wait for those for another.
+    jobs: HashMap<(u64, u64), VecDeque<Job>>,
+    turns: VecDeque<(u64, u64)>,
     len: usize,
     /// Jobs under way by group, and how many there may be.
-    running: HashMap<u32, usize>,
+    running: HashMap<u64, usize>,
     running_max: usize,
     idle: usize,
     closed: bool,
@@ -75,15 +76,18 @@ struct Queue {
 impl Queue {
     fn push(&mut self, source: u64, jobs: &mut Vec<Job>) {
         self.len += jobs.len();
-        let of_source = self.jobs.entry(source).or_default();
-        if of_source.is_empty() {
-            self.turns.push_back(source);
+        for job in jobs.drain(..) {
+            let key = (source, job.group);
+            let queued = self.jobs.entry(key).or_default();
+            if queued.is_empty() {
+                self.turns.push_back(key);
+            }
+            queued.push_back(job);
         }
-        of_source.extend(jobs.drain(..));
     }
 
     /// Whether a group may have another job under way.
-    fn may_run(&self, group: u32) -> bool {
+    fn may_run(&self, group: u64) -> bool {
         self.running
             .get(&group)
             .is_none_or(|running| *running < self.running_max)
@@ -103,13 +107,13 @@ impl Queue {
 
     fn pop(&mut self) -> Option<Job> {
         let (place, _) = self.first()?;
-        let source = self.turns.remove(place)?;
-        let of_source = self.jobs.get_mut(&source)?;
-        let job = of_source.pop_front()?;
-        if of_source.is_empty() {
-            self.jobs.remove(&source);
+        let key = self.turns.remove(place)?;
+        let queued = self.jobs.get_mut(&key)?;
+        let job = queued.pop_front()?;
+        if queued.is_empty() {
+            self.jobs.remove(&key);
         } else {
-            self.turns.push_back(source);
+            self.turns.push_back(key);
         }
         self.len -= 1;
         *self.running.entry(job.group).or_insert(0) += 1;
@@ -117,7 +121,7 @@ impl Queue {
     }
 
     /// Notes that a job of `group` has ended.
-    fn ended(&mut self, group: u32) {
+    fn ended(&mut self, group: u64) {
         if let Some(running) = self.running.get_mut(&group) {
             *running -= 1;
             if *running == 0 {

@@ -334,11 +334,15 @@ async fn serve(
     // Nobody may be left to listen. Connections answer what they have taken, and close.
     let _ = stop.send(true);
     let deadline = tokio::time::Instant::now() + STOP_TIME_MAX;
-    while node.connections.all() > 0 && tokio::time::Instant::now() < deadline {
-        tokio::select! {
-            () = tokio::time::sleep(STOP_CHECK) => {}
-            () = node.pool.unstick() => {}
+    let drained = async {
+        while node.connections.all() > 0 {
+            tokio::time::sleep(STOP_CHECK).await;
         }
+    };
+    tokio::select! {
+        () = drained => {}
+        () = tokio::time::sleep_until(deadline) => {}
+        () = node.pool.unstick() => {}
     }
     if let Choice::Registered(registration) = &choice
         && let Ok(Err(error)) = tokio::time::timeout(STOP_TIME_MAX, registration.remove()).await

@@ -109,16 +109,20 @@ pub fn open_exports(node: &Node, again: &[u32]) -> Result<(), ExportsError> {
         .map(|export| export.spec.clone())
         .collect();
     let faults = export::check_directories(&specs);
+    let mut failed = None;
     for export in exports.exports() {
         let unmounted = faults.iter().any(|problem| {
             problem.path == export.spec.path && problem.fault == DirectoryFault::NotMounted
         });
         let open = node.files.volume(export.id, 0).is_some() && !again.contains(&export.id);
         if !unmounted && !open {
-            open_export(node, export)?;
+            // The others are opened all the same.
+            if let Err(error) = open_export(node, export) {
+                failed = failed.or(Some(error));
+            }
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Reads the export lists again and brings what changed into force; nothing else changes for
@@ -143,8 +147,6 @@ pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
         .map(|export| export.id)
         .collect();
     node.exports.store(Arc::new(table));
-    // The new volume takes the place of the old one in one step: no handle is stale in between.
-    open_exports(node, &changed)?;
     let table = node.exports.load_full();
     for gone in before
         .exports()
@@ -153,6 +155,8 @@ pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
     {
         node.files.remove_export(gone.id);
     }
+    // The new volume takes the place of the old one in one step: no handle is stale in between.
+    open_exports(node, &changed)?;
     let count = node.exports.load().exports().len();
     tracing::info!(exports = count, "export lists reloaded");
     Ok(format!("{count} exports in force"))

@@ -259,6 +259,8 @@ impl File {
             match rustix::fs::getxattr(&path, c"system.posix_acl_access", &mut [0u8; 0][..]) {
                 Ok(_) => true,
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => false,
+                // No /proc: whether there is an ACL can't be told, so nobody gets in.
+                Err(Errno::NOENT) => return Err(Errno::IO.into()),
                 Err(errno) => return Err(errno.into()),
             };
         let now = clock_gettime(ClockId::RealtimeCoarse);

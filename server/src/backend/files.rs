@@ -60,8 +60,8 @@ pub struct Files {
     opened: Opened,
     /// Files without a name, to be closed by a worker: that frees their space, which takes time.
     forgotten: Mutex<Vec<Arc<File>>>,
-    /// Names that were looked up lately, as hashes: a hint and nothing more.
-    looked_up: Cache<u64, ()>,
+    /// What names led to lately, by hashes of the names: a hint and nothing more.
+    looked_up: Cache<u64, FileHandle>,
     /// How many files have writes that are not on disk.
     dirty: Arc<AtomicUsize>,
     dirty_max: usize,
@@ -243,8 +243,9 @@ impl Files {
             if !dir.volume.has_handles {
                 return Err(Failure::Wait);
             }
-            if self.looked_up.contains_key(&name_key(dir, name)) {
-                return self.lookup_warm(dir, name);
+            let known = self.looked_up.get(&name_key(dir, name));
+            if let Some(file) = known.and_then(|handle| self.opened.get(&handle)) {
+                return self.lookup_warm(dir, name, file);
             }
         } else {
             credential::as_server();
@@ -260,19 +261,27 @@ impl Files {
             Err(errno) => return Err(errno.into()),
         };
         let found = self.adopt(dir, name, fd, false)?;
-        self.looked_up.insert(name_key(dir, name), ());
+        self.looked_up.insert(name_key(dir, name), found.handle);
         Ok(found)
     }
 
-    /// Looks up a name that was looked up before and is thus in the kernel's own cache: its handle
-    /// is to be had without opening anything, and leads to the file that is open already.
-    fn lookup_warm(&self, dir: &Arc<File>, name: &CStr) -> Result<Arc<File>, Failure> {
+    /// Looks up a name that led to `known` before, which is still open and so keeps the name in the
+    /// kernel's own cache: its handle is to be had without opening anything.
+    fn lookup_warm(
+        &self,
+        dir: &Arc<File>,
+        name: &CStr,
+        known: Arc<File>,
+    ) -> Result<Arc<File>, Failure> {
         let (kernel, mount) = sys::name_to_handle(dir.fd(), name)?;
         if mount != dir.volume.mount_id {
             return Err(Errno::XDEV.into());
         }
         let handle = self.sign(&dir.volume, kernel)?;
-        // The file was closed meanwhile: a worker opens it again.
+        if handle == known.handle {
+            return Ok(known);
+        }
+        // Another file has the name now; if it is not open, a worker opens it.
         self.opened.get(&handle).ok_or(Failure::Wait)
     }
 

@@ -23,6 +23,8 @@ use crate::reply_cache::{Begin, Key};
 
 /// What a reply without data or entries holds at most.
 const SMALL_REPLY_BYTES: usize = 512;
+/// What the reply to READLINK holds at most: the longest text that Linux keeps.
+const LINK_REPLY_BYTES: usize = SMALL_REPLY_BYTES + 4096;
 
 /// How long a call waits for the name of a host that the exports mention.
 const NAME_TIME_MAX: Duration = Duration::from_secs(3);
@@ -63,7 +65,7 @@ impl Intake<'_> {
             }
         };
         let reserved = message.len() + reply_bytes_max(&call);
-        let kind = (call.procedure as usize % KINDS, export_named(&call));
+        let kind = (call.procedure as usize % KINDS, disk_of(self.node, &call));
         let Some(key) = Key::new(origin, &call).filter(|_| self.port == Port::Nfs) else {
             let start = begin_record(out);
             let served = dispatch::serve(
@@ -113,7 +115,7 @@ impl Intake<'_> {
     fn defer(
         &mut self,
         origin: &Origin,
-        (kind, group): (usize, u32),
+        (kind, group): (usize, u64),
         message: Record<'_>,
         done: impl FnOnce(&Node, Option<Vec<u8>>) -> Option<Arc<dyn Tell>> + Send + 'static,
     ) {
@@ -172,21 +174,26 @@ impl Intake<'_> {
     }
 }
 
-/// The export that a call's first handle names. Not checked: it only tells whose disk the call may
-/// wait for, and a wrong one makes the call wait for itself at most.
-fn export_named(call: &Call<'_>) -> u32 {
+/// The device number of the disk that a call may wait for. The handle is not checked: a forged one
+/// is refused before any disk is asked.
+fn disk_of(node: &Node, call: &Call<'_>) -> u64 {
     if call.program != program::NFS {
         return 0;
     }
-    let handle = Reader::new(call.args).opaque(HANDLE_BYTES_MAX);
-    handle.ok().and_then(handle::export_id_claimed).unwrap_or(0)
+    let handle = Reader::new(call.args).opaque(HANDLE_BYTES_MAX).ok();
+    let export = handle.and_then(handle::export_id_claimed);
+    export
+        .and_then(|id| node.files.volume(id, 0))
+        .map_or(0, |volume| volume.dev)
 }
 
 /// How many bytes the reply to a call may have, as its arguments say. The last field of READ,
 /// READDIR and READDIRPLUS is a bound on the reply.
 fn reply_bytes_max(call: &Call<'_>) -> usize {
-    if call.program != program::NFS || !matches!(call.procedure, 6 | 16 | 17) {
-        return SMALL_REPLY_BYTES;
+    match (call.program, call.procedure) {
+        (program::NFS, 5) => return LINK_REPLY_BYTES,
+        (program::NFS, 6 | 16 | 17) => {}
+        _ => return SMALL_REPLY_BYTES,
     }
     let last = call
         .args

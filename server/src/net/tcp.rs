@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use havenfs_rpc::record::RecordReader;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -38,6 +38,8 @@ const GATHERED_BYTES_KEPT: usize = 64 * 1024;
 const SEGMENTS_MAX: usize = 64;
 /// A reply up to this size is copied together with others; a larger one is sent from its place.
 const COPY_BYTES_MAX: usize = 8 * 1024;
+/// How long a peer may take to see the end of a connection.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often a connection looks at its times.
 const TICK: Duration = Duration::from_secs(5);
 /// How long to wait before asking again whether all connections together hold less.
@@ -398,10 +400,20 @@ impl Connection<'_> {
             }
             self.flush().await?;
             if complete {
-                return Ok(());
+                break;
             }
             self.mailbox.changed().await;
         }
+        // To close a socket with unread bytes in it resets the connection, which takes the answers
+        // away that the peer has not read yet: so read on until the peer has seen the end.
+        self.sender.shutdown().await?;
+        let mut scratch = [0; 4096];
+        let drain = async {
+            while self.receiver.read(&mut scratch).await? > 0 {}
+            Ok::<_, io::Error>(())
+        };
+        // Whoever does not close has had its time.
+        timeout(DRAIN_TIME_MAX, drain).await.unwrap_or(Ok(()))
     }
 
     /// Sends everything. Whoever takes it too slowly is closed. May be dropped while it waits and

@@ -20,16 +20,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use havenfs_rpc::portmap::{
     self, Mapping, NETBUF_BYTES_MAX, Netbuf, Netid, Protocol, Rpcb, RpcbEntry, Uaddr, procedure,
 };
-use havenfs_rpc::xdr::{Encode, Writer, decode_all};
+use havenfs_rpc::xdr::{Writer, decode_all};
 
 use self::table::Statistics;
 pub use self::table::{ENTRIES_MAX, Owner, PortEntry, PortTable};
+use super::write_list;
 use crate::call::{Origin, Refusal, Request, Transport};
 
 mod table;
-
-/// The longest list that is sent over UDP, in bytes; the rest is left out.
-pub const UDP_LIST_BYTES_MAX: usize = 8 * 1024;
 
 /// Carries out one procedure; never waits.
 ///
@@ -284,21 +282,6 @@ fn write_address(entry: Option<PortEntry>, origin: &Origin, writer: &mut Writer<
         .and_then(|entry| reachable(entry, origin))
         .unwrap_or_default();
     writer.value(&Uaddr(text.as_bytes()));
-}
-
-/// Writes a linked list; over UDP only as much as a datagram should carry.
-fn write_list<T: Encode>(origin: &Origin, writer: &mut Writer<'_>, items: impl Iterator<Item = T>) {
-    let start = writer.position();
-    for item in items {
-        let before = writer.position();
-        writer.optional(Some(&item));
-        let too_long = writer.position() - start > UDP_LIST_BYTES_MAX;
-        if too_long && origin.transport == Transport::Udp {
-            writer.truncate(before);
-            break;
-        }
-    }
-    writer.bool(false);
 }
 
 /// `rpcb_stat_byvers`: counts of calls, SET and UNSET; lookups by program and forwarded calls are

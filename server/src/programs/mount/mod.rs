@@ -20,15 +20,15 @@ use havenfs_rpc::xdr::{Writer, decode_all};
 use rustix::io::Errno;
 
 use self::wire::{
-    Dirpath, Exportnode, Exports, Fhstatus, Groupnode, Mountbody, Mountlist, Mountres3,
-    Mountres3Ok, Mountstat3, procedure,
+    Dirpath, Exportnode, Fhstatus, Groupnode, Mountbody, Mountres3, Mountres3Ok, Mountstat3,
+    procedure,
 };
 use crate::backend::handle::FileHandle;
 use crate::backend::{Failure, Mode};
-use crate::call::{Refusal, Request};
+use crate::call::{Origin, Refusal, Request};
 use crate::export::{Export, Options, Verdict};
 use crate::node::Node;
-use crate::programs::nfs3;
+use crate::programs::{nfs3, write_list};
 use crate::volumes;
 
 /// Serves one call of MOUNT.
@@ -55,7 +55,7 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
         }
         procedure::DUMP => {
             decode_all::<()>(request.args)?;
-            dump(node, writer);
+            dump(node, request.origin, writer);
             Ok(())
         }
         // UMNT and UMNTALL (RFC 1813 5.2.3, 5.2.4): only ever entries of the caller.
@@ -71,7 +71,7 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
         }
         procedure::EXPORT => {
             decode_all::<()>(request.args)?;
-            export_list(node, writer);
+            export_list(node, request.origin, writer);
             Ok(())
         }
         _ => Err(Refusal::ProcUnavail),
@@ -200,18 +200,18 @@ fn admitted(
 }
 
 /// RFC 1813 5.2.2.
-fn dump(node: &Node, writer: &mut Writer<'_>) {
+fn dump(node: &Node, origin: &Origin, writer: &mut Writer<'_>) {
     let entries = node.mounts.entries();
     let hosts: Vec<String> = entries.iter().map(|entry| entry.host.to_string()).collect();
     let list = entries.iter().zip(&hosts).map(|(entry, host)| Mountbody {
         ml_hostname: host.as_bytes(),
         ml_directory: &entry.path,
     });
-    writer.value(&Mountlist(list.collect()));
+    write_list(origin, writer, list);
 }
 
 /// RFC 1813 5.2.5.
-fn export_list(node: &Node, writer: &mut Writer<'_>) {
+fn export_list(node: &Node, origin: &Origin, writer: &mut Writer<'_>) {
     let exports = node.exports.load();
     let groups: Vec<Vec<String>> = exports
         .exports()
@@ -238,5 +238,5 @@ fn export_list(node: &Node, writer: &mut Writer<'_>) {
                 })
                 .collect(),
         });
-    writer.value(&Exports(list.collect()));
+    write_list(origin, writer, list);
 }

@@ -5,11 +5,12 @@
 use havenfs_rpc::auth::Credential;
 use havenfs_rpc::portmap::List;
 use havenfs_rpc::program;
-use havenfs_rpc::xdr::Decode;
+use havenfs_rpc::xdr::{Decode, Encode};
 use proptest::prelude::*;
 
 use super::*;
 use crate::call::Mode;
+use crate::programs::UDP_LIST_BYTES_MAX;
 
 const LOCAL_ROOT: &str = "127.0.0.1:700";
 const NFS_TCP: Mapping = mapping(program::NFS, 3, 6, 0);
