@@ -1,19 +1,23 @@
 //! A node: everything that the programs share, put together once at start.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
 use crate::backend::files::Files;
+use crate::backend::handle::Signer;
+use crate::backend::sys;
+use crate::backend::table::{HandleTable, TableError};
 use crate::clients::Clients;
-use crate::export::{ExportTable, Groups, Names};
+use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
 use crate::metrics::Metrics;
-use crate::mount_list::MountList;
-use crate::net::limits::{Budget, ConnectionCounts};
+use crate::mount_list::{MountList, MountListError};
+use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
 use crate::pool::Pool;
-use crate::programs::portmap::PortTable;
+use crate::programs::portmap::{PortEntry, PortTable};
 use crate::reply_cache::ReplyCache;
 use crate::state::State;
+use crate::volumes::{self, ExportsError};
 
 /// What the programs share.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ pub struct Node {
     /// The programs and ports that the portmapper tells.
     pub ports: PortTable,
     /// How clients find the ports, for people; set once at start.
-    pub portmapper: std::sync::OnceLock<String>,
+    pub portmapper: OnceLock<String>,
     /// The answers that may be asked for again.
     pub reply_cache: ReplyCache,
     /// The worker threads.
@@ -47,3 +51,59 @@ pub struct Node {
     /// The open connections of NFS clients.
     pub clients: Arc<Clients>,
 }
+
+/// Why a node can't be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// See [`TableError`].
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// See [`MountListError`].
+    #[error(transparent)]
+    MountList(#[from] MountListError),
+    /// See [`ExportsError`].
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
+    /// The worker threads can't be started.
+    #[error("cannot start the worker threads: {0}")]
+    Workers(std::io::Error),
+}
+
+impl Node {
+    /// Puts a node together; no export is open yet. `ports` are those that the portmapper tells,
+    /// `descriptors` is how many files this process may have open.
+    pub fn new(
+        state: State,
+        exports: ExportTable,
+        ports: impl IntoIterator<Item = PortEntry>,
+        descriptors: usize,
+    ) -> Result<Self, NodeError> {
+        let names = Names::new(Resolver::system());
+        let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
+        volumes::prepare(&names, &groups, &exports)?;
+        let signer = Signer::new(state.handle_keys());
+        let handles = HandleTable::load(state.dir())?;
+        let mounts = MountList::open(state.dir())?;
+        // A file may have three descriptors; a part is left for connections and everything else.
+        let files = Files::new(signer, handles, (descriptors / 6).clamp(64, 65_536));
+        Ok(Self {
+            state,
+            exports: ArcSwap::from_pointee(exports),
+            names,
+            groups,
+            files,
+            mounts,
+            ports: PortTable::new(ports),
+            portmapper: OnceLock::new(),
+            reply_cache: ReplyCache::default(),
+            pool: Pool::start(WORKERS).map_err(NodeError::Workers)?,
+            metrics: Metrics::default(),
+            budget: Arc::new(Budget::default()),
+            connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
+            clients: Arc::new(Clients::default()),
+        })
+    }
+}
+
+/// Threads for calls that may wait for a disk.
+const WORKERS: usize = 12;

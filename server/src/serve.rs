@@ -10,38 +10,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use havenfs_rpc::portmap::Netid;
 use havenfs_rpc::program;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::backend::files::Files;
-use crate::backend::handle::Signer;
-use crate::backend::table::{HandleTable, TableError};
 use crate::backend::{credential, sys};
 use crate::call::Port;
-use crate::clients::Clients;
 use crate::config::Settings;
 use crate::control;
-use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
-use crate::metrics::Metrics;
-use crate::mount_list::{MountList, MountListError};
-use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
 use crate::net::listen::{self, Bound, ListenError};
 use crate::net::runtimes::Runtimes;
 use crate::net::{tcp, udp};
-use crate::node::Node;
-use crate::pool::{self, Job, Pool};
-use crate::programs::portmap::{PortEntry, PortTable};
+use crate::node::{Node, NodeError};
+use crate::pool::{self, Job};
+use crate::programs::portmap::PortEntry;
 use crate::register::{self, Choice, RegisterError, port_holder};
-use crate::reply_cache::ReplyCache;
 use crate::state::{State, StateError};
 use crate::volumes::{self, ExportsError};
 
-/// Threads for calls that may wait for a disk.
-const WORKERS: usize = 12;
 /// How often rpcbind is asked whether our entries are still there.
 const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
 /// How often files without a name are closed, and the mount list is saved.
@@ -72,12 +60,9 @@ pub enum ServeError {
     /// See [`StateError`].
     #[error(transparent)]
     State(#[from] StateError),
-    /// See [`TableError`].
+    /// See [`NodeError`].
     #[error(transparent)]
-    Table(#[from] TableError),
-    /// See [`MountListError`].
-    #[error(transparent)]
-    MountList(#[from] MountListError),
+    Node(#[from] NodeError),
     /// A port is taken.
     #[error("{error}\nhint: {hint}")]
     Listen {
@@ -122,7 +107,7 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
         return Err(ServeError::NoExports);
     }
     let ports = Ports::bind(settings)?;
-    let node = Arc::new(new_node(state, table, descriptors, &ports)?);
+    let node = Arc::new(Node::new(state, table, ports.entries(), descriptors)?);
     volumes::open_exports(&node, &[])?;
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
     let result = control.block_on(serve(settings, &node, ports, &data));
@@ -152,38 +137,6 @@ fn raise_descriptor_limit() -> usize {
     );
     let now = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
     usize::try_from(now).unwrap_or(1024)
-}
-
-fn new_node(
-    state: State,
-    table: ExportTable,
-    descriptors: usize,
-    ports: &Ports,
-) -> Result<Node, ServeError> {
-    let names = Names::new(Resolver::system());
-    let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
-    volumes::prepare(&names, &groups, &table)?;
-    let signer = Signer::new(state.handle_keys());
-    let handles = HandleTable::load(state.dir())?;
-    let mounts = MountList::open(state.dir())?;
-    // A file may have three descriptors; a part is left for connections and everything else.
-    let files = Files::new(signer, handles, (descriptors / 6).clamp(64, 65_536));
-    Ok(Node {
-        state,
-        exports: ArcSwap::from_pointee(table),
-        names,
-        groups,
-        files,
-        mounts,
-        ports: PortTable::new(ports.entries()),
-        portmapper: std::sync::OnceLock::new(),
-        reply_cache: ReplyCache::default(),
-        pool: Pool::start(WORKERS).map_err(system("start the worker threads"))?,
-        metrics: Metrics::default(),
-        budget: Arc::new(Budget::default()),
-        connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
-        clients: Arc::new(Clients::default()),
-    })
 }
 
 /// The bound sockets.

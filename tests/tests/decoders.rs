@@ -9,29 +9,18 @@ use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use allocation_counter::measure;
 use anyhow::{Context as _, Result, ensure};
-use arc_swap::ArcSwap;
 use havenfs::backend::credential;
-use havenfs::backend::files::Files;
-use havenfs::backend::handle::{FileHandle, Signer};
+use havenfs::backend::handle::FileHandle;
 use havenfs::backend::setattr::Changes;
-use havenfs::backend::table::HandleTable;
 use havenfs::call::{Mode, Origin, Port, Served, Transport};
-use havenfs::clients::Clients;
-use havenfs::export::{Groups, Names, NoAnswer, Resolver, Sources};
-use havenfs::metrics::Metrics;
-use havenfs::mount_list::MountList;
-use havenfs::net::limits::{Budget, ConnectionCounts};
+use havenfs::export::Sources;
 use havenfs::node::Node;
-use havenfs::pool::Pool;
 use havenfs::programs::mount::wire as mount;
 use havenfs::programs::nfs3::{TRANSFER_BYTES_MAX, wire as nfs3};
-use havenfs::programs::portmap::PortTable;
-use havenfs::reply_cache::ReplyCache;
 use havenfs::state::State;
 use havenfs::{dispatch, volumes};
 use havenfs_rpc::auth::{AUTH_SYS, AuthSys, Credential, Gids, OpaqueAuth};
@@ -361,23 +350,7 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         arguments: vec![argument],
     };
     let table = volumes::load_table(&sources, &state)?;
-    let signer = Signer::new(state.handle_keys());
-    let node = Node {
-        files: Files::new(signer, HandleTable::load(state_dir)?, 64),
-        mounts: MountList::open(state_dir)?,
-        exports: ArcSwap::from_pointee(table),
-        names: Names::new(Resolver::system()),
-        groups: Groups::new(|_| Err(NoAnswer)),
-        ports: PortTable::new([]),
-        portmapper: OnceLock::new(),
-        reply_cache: ReplyCache::default(),
-        pool: Pool::start(1)?,
-        metrics: Metrics::default(),
-        budget: Arc::new(Budget::default()),
-        connections: Arc::new(ConnectionCounts::new(1)),
-        clients: Arc::new(Clients::default()),
-        state,
-    };
+    let node = Node::new(state, table, [], 1024)?;
     volumes::open_exports(&node, &[])?;
     Ok(node)
 }

@@ -3,10 +3,8 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use havenfs_rpc::message::{AcceptStat, Call, Reply, ReplyOutcome};
 use havenfs_rpc::portmap::{Netid, procedure as portmap};
 use havenfs_rpc::program;
@@ -15,24 +13,15 @@ use tempfile::TempDir;
 
 use super::samples::{Sample, args, encoded, mount_call, nfs_call, put_dirop};
 use crate::backend::credential;
-use crate::backend::files::Files;
-use crate::backend::handle::Signer;
-use crate::backend::table::HandleTable;
 use crate::call::{Mode, Origin, Port, Served, Transport};
-use crate::clients::Clients;
 use crate::dispatch;
-use crate::export::{Groups, Names, NoAnswer, Resolver, Sources};
-use crate::metrics::Metrics;
-use crate::mount_list::MountList;
-use crate::net::limits::{Budget, ConnectionCounts};
+use crate::export::Sources;
 use crate::node::Node;
-use crate::pool::Pool;
 use crate::programs::UDP_LIST_BYTES_MAX;
 use crate::programs::mount::wire::{Dirpath, Mountres3, procedure as mount};
 use crate::programs::nfs3::TRANSFER_BYTES_MAX;
 use crate::programs::nfs3::wire::Nfsstat3;
-use crate::programs::portmap::{PortEntry, PortTable};
-use crate::reply_cache::ReplyCache;
+use crate::programs::portmap::PortEntry;
 use crate::state::State;
 use crate::volumes;
 
@@ -202,24 +191,8 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         arguments: vec![argument],
     };
     let table = volumes::load_table(&sources, &state).unwrap();
-    let signer = Signer::new(state.handle_keys());
     let own = Netid::ALL.map(|netid| PortEntry::own(program::NFS, 3, netid, 2049));
-    let node = Node {
-        files: Files::new(signer, HandleTable::load(state_dir).unwrap(), 64),
-        mounts: MountList::open(state_dir).unwrap(),
-        exports: ArcSwap::from_pointee(table),
-        names: Names::new(Resolver::system()),
-        groups: Groups::new(|_| Err(NoAnswer)),
-        ports: PortTable::new(own),
-        portmapper: OnceLock::new(),
-        reply_cache: ReplyCache::default(),
-        pool: Pool::start(1).unwrap(),
-        metrics: Metrics::default(),
-        budget: Arc::new(Budget::default()),
-        connections: Arc::new(ConnectionCounts::new(1)),
-        clients: Arc::new(Clients::default()),
-        state,
-    };
+    let node = Node::new(state, table, own, 1024).unwrap();
     volumes::open_exports(&node, &[]).unwrap();
     node
 }
