@@ -161,7 +161,7 @@ impl<'b> Writer<'b> {
         Self { out }
     }
 
-    /// The length of the buffer, for [`Writer::truncate`], [`Writer::patch_u32`] and limits.
+    /// The length of the buffer, for [`Writer::truncate`], [`Writer::patch`] and limits.
     pub fn position(&self) -> usize {
         self.out.len()
     }
@@ -230,10 +230,13 @@ impl<'b> Writer<'b> {
         value.encode(self);
     }
 
-    /// Overwrites the four bytes at `position`, which an earlier call has appended.
-    pub fn patch_u32(&mut self, position: usize, value: u32) {
-        if let Some(place) = self.out.get_mut(position..position.saturating_add(4)) {
-            place.copy_from_slice(&value.to_be_bytes());
+    /// Overwrites what an earlier call has appended at `position`, with as many bytes.
+    pub fn patch(&mut self, position: usize, bytes: &[u8]) {
+        if let Some(place) = self
+            .out
+            .get_mut(position..position.saturating_add(bytes.len()))
+        {
+            place.copy_from_slice(bytes);
         }
     }
 }

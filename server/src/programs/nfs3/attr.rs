@@ -4,8 +4,8 @@ use crate::backend::attributes::FileType;
 use havenfs_rpc::xdr::{Reader, Writer};
 use rustix::io::Errno;
 
-use super::wire::{Fail, Nfsstat3, put_post_op_attr, put_wcc_data};
-use super::{Nfs3, Target, attr_of, conclude, encode, with_attr, with_wcc};
+use super::wire::{Fail, Nfsstat3};
+use super::{Nfs3, Target, attr_of, conclude, with_attr, with_wcc};
 use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Time, Want};
 use crate::backend::handle::FileHandle;
@@ -37,10 +37,7 @@ impl Nfs3<'_> {
     ) -> Result<(), Refusal> {
         let handle: FileHandle = args.value()?;
         args.finish()?;
-        let result = self.target(&handle).and_then(|target| {
-            let attributes = self.note(&handle, target.file.attributes())?;
-            Ok(encode(&target.file, &attributes))
-        });
+        let result = self.see(&handle).map(|seen| seen.attr);
         conclude(writer, result, |writer, attr| writer.fixed(&attr), |_| {})
     }
 
@@ -76,9 +73,7 @@ impl Nfs3<'_> {
             )?)
         });
         let after = target.ok().and_then(|target| attr_of(&target.file));
-        with_wcc(writer, after.as_ref(), result, |writer, _| {
-            put_wcc_data(writer, after.as_ref());
-        })
+        with_wcc(writer, after.as_ref(), result, |_, _| {})
     }
 
     /// RFC 1813 3.3.4. A right that is refused is a cleared bit, not an error; all bits that the
@@ -91,21 +86,10 @@ impl Nfs3<'_> {
         let handle: FileHandle = args.value()?;
         let asked = args.u32()?;
         args.finish()?;
-        let target = self.target(&handle);
-        let attributes = target
-            .as_ref()
-            .map_err(|fail| *fail)
-            .and_then(|target| self.note(&handle, target.file.attributes()));
-        let attr = match (&target, &attributes) {
-            (Ok(target), Ok(attributes)) => Some(encode(&target.file, attributes)),
-            _ => None,
-        };
-        let result = attributes.and_then(|attributes| {
-            let target = target.as_ref().map_err(|fail| *fail)?;
-            self.rights(target, &attributes, asked)
-        });
+        let seen = self.see(&handle);
+        let attr = seen.as_ref().ok().map(|seen| seen.attr);
+        let result = seen.and_then(|seen| self.rights(&seen.target, &seen.attributes, asked));
         with_attr(writer, attr.as_ref(), result, |writer, rights| {
-            put_post_op_attr(writer, attr.as_ref());
             writer.u32(rights);
         })
     }
@@ -169,7 +153,6 @@ impl Nfs3<'_> {
             .and_then(|target| attr_of(&target.file));
         let result = target.and_then(|target| Ok(target.file.read_link(self.request.mode)?));
         with_attr(writer, attr.as_ref(), result, |writer, text| {
-            put_post_op_attr(writer, attr.as_ref());
             writer.opaque(text.as_bytes());
         })
     }
@@ -189,7 +172,6 @@ impl Nfs3<'_> {
             .and_then(|target| attr_of(&target.file));
         let result = target.and_then(|target| Ok(space::space(&target.file)?));
         with_attr(writer, attr.as_ref(), result, |writer, space| {
-            put_post_op_attr(writer, attr.as_ref());
             for number in [
                 space.bytes,
                 space.free_bytes,
@@ -219,7 +201,6 @@ impl Nfs3<'_> {
             .ok()
             .and_then(|target| attr_of(&target.file));
         with_attr(writer, attr.as_ref(), target, |writer, _| {
-            put_post_op_attr(writer, attr.as_ref());
             let transfer = self.transfer_bytes_max();
             // rtmax, rtpref, rtmult, wtmax, wtpref, wtmult, dtpref
             for value in [
@@ -256,7 +237,6 @@ impl Nfs3<'_> {
             .and_then(|target| attr_of(&target.file));
         let result = target.and_then(|target| Ok(space::name_limits(&target.file)?));
         with_attr(writer, attr.as_ref(), result, |writer, limits| {
-            put_post_op_attr(writer, attr.as_ref());
             writer.u32(limits.link_max);
             writer.u32(limits.name_max);
             // no_trunc, chown_restricted, case_insensitive, case_preserving

@@ -10,7 +10,7 @@ use super::wire::{
     Diropargs3, Fail, Filename3, Nfsstat3, nfspath3, put_post_op_attr, put_post_op_fh3,
     put_wcc_data,
 };
-use super::{Nfs3, Target, attr_of, conclude, encode, with_attr, with_wcc};
+use super::{Nfs3, Target, attr_of, conclude, with_wcc};
 use crate::backend::Failure;
 use crate::backend::file::File;
 use crate::backend::handle::FileHandle;
@@ -31,27 +31,20 @@ impl Nfs3<'_> {
     ) -> Result<(), Refusal> {
         let what: Diropargs3<'_> = args.value()?;
         args.finish()?;
-        let target = self.target(&what.dir);
-        let dir_attributes = target
-            .as_ref()
-            .map_err(|fail| *fail)
-            .and_then(|target| self.note(&what.dir, target.file.attributes()));
-        let dir_attr = match (&target, &dir_attributes) {
-            (Ok(target), Ok(attributes)) => Some(encode(&target.file, attributes)),
-            _ => None,
-        };
-        let result = dir_attributes.and_then(|attributes| {
+        let seen = self.see(&what.dir);
+        let dir_attr = seen.as_ref().ok().map(|seen| seen.attr);
+        let result = seen.and_then(|seen| {
             let Target {
                 file: dir,
                 caller,
                 options,
-            } = target?;
+            } = seen.target;
             let name = what.name.check()?;
             let mode = self.request.mode;
             let found = match self
                 .node
                 .files
-                .lookup(&dir, &attributes, &name, &caller, mode)
+                .lookup(&dir, &seen.attributes, &name, &caller, mode)
             {
                 Err(Failure::Os(Errno::XDEV)) if mode == Mode::Inline => return Err(Fail::Wait),
                 Err(Failure::Os(Errno::XDEV)) => volumes::cross(
@@ -67,16 +60,13 @@ impl Nfs3<'_> {
             let attr = attr_of(&found);
             Ok((found, attr))
         });
-        with_attr(
-            writer,
-            dir_attr.as_ref(),
-            result,
-            |writer, (found, attr)| {
-                writer.opaque(found.handle.as_slice());
-                put_post_op_attr(writer, attr.as_ref());
-                put_post_op_attr(writer, dir_attr.as_ref());
-            },
-        )
+        let put_dir = |writer: &mut Writer<'_>| put_post_op_attr(writer, dir_attr.as_ref());
+        let put_found = |writer: &mut Writer<'_>, (found, attr): (Arc<File>, Option<_>)| {
+            writer.opaque(found.handle.as_slice());
+            put_post_op_attr(writer, attr.as_ref());
+            put_dir(writer);
+        };
+        conclude(writer, result, put_found, put_dir)
     }
 
     /// RFC 1813 3.3.8.
@@ -306,11 +296,13 @@ impl Nfs3<'_> {
         });
         let made_attr = result.as_ref().ok().and_then(|made| attr_of(made));
         let dir_attr = dir.ok().and_then(|dir| attr_of(&dir.file));
-        with_wcc(writer, dir_attr.as_ref(), result, |writer, made| {
+        let put_dir = |writer: &mut Writer<'_>| put_wcc_data(writer, dir_attr.as_ref());
+        let put_made = |writer: &mut Writer<'_>, made: Arc<File>| {
             put_post_op_fh3(writer, Some(&made.handle));
             put_post_op_attr(writer, made_attr.as_ref());
-            put_wcc_data(writer, dir_attr.as_ref());
-        })
+            put_dir(writer);
+        };
+        conclude(writer, result, put_made, put_dir)
     }
 
     /// REMOVE and RMDIR.
@@ -327,9 +319,7 @@ impl Nfs3<'_> {
             self.stale_if_gone(handle, dir, work(&change, &dir.file, &name?))
         });
         let attr = dir.ok().and_then(|dir| attr_of(&dir.file));
-        with_wcc(writer, attr.as_ref(), result, |writer, ()| {
-            put_wcc_data(writer, attr.as_ref());
-        })
+        with_wcc(writer, attr.as_ref(), result, |_, ()| {})
     }
 }
 

@@ -2,7 +2,7 @@
 
 use havenfs_rpc::xdr::{Reader, Writer, XdrError};
 
-use super::wire::{FATTR3_BYTES, Fail, Nfsstat3, put_wcc_data};
+use super::wire::{FATTR3_BYTES, Fail, Nfsstat3};
 use super::{Nfs3, TRANSFER_BYTES_MAX, attr_of, encode, with_attr, with_wcc};
 use crate::backend::data::{self, OFFSET_MAX};
 use crate::backend::handle::FileHandle;
@@ -43,22 +43,22 @@ impl Nfs3<'_> {
                     return Err(Refusal::Silence);
                 };
                 writer.pad(done.count);
-                let end = writer.position();
-                let attr = encode(&target.file, &done.attributes);
                 // Write the head where room was left, in front of the data.
-                let mut head = Vec::with_capacity(READ_HEAD_BYTES);
-                let mut head_writer = Writer::new(&mut head);
-                head_writer.u32(Nfsstat3::Ok as u32);
-                head_writer.bool(true);
-                head_writer.fixed(&attr);
+                let attr = encode(&target.file, &done.attributes);
                 let count = u32::try_from(done.count).unwrap_or(u32::MAX);
-                head_writer.u32(count);
-                head_writer.bool(done.eof);
-                head_writer.u32(count);
-                if let Some(room) = writer.buffer().get_mut(start..start + READ_HEAD_BYTES) {
-                    room.copy_from_slice(&head);
+                let mut at = start;
+                for part in [
+                    (Nfsstat3::Ok as u32).to_be_bytes().as_slice(),
+                    &1u32.to_be_bytes(),
+                    &attr,
+                    &count.to_be_bytes(),
+                    &u32::from(done.eof).to_be_bytes(),
+                    &count.to_be_bytes(),
+                ] {
+                    writer.patch(at, part);
+                    at += part.len();
                 }
-                debug_assert_eq!(end, writer.position());
+                debug_assert_eq!(at, start + READ_HEAD_BYTES);
                 Ok(())
             }
             Err(fail) => {
@@ -112,7 +112,6 @@ impl Nfs3<'_> {
             _ => None,
         };
         with_wcc(writer, after.as_ref(), result, |writer, (_, written)| {
-            put_wcc_data(writer, after.as_ref());
             writer.u32(written as u32);
             writer.u32(if kept { FILE_SYNC } else { UNSTABLE });
             writer.u64(write_verifier);
@@ -147,7 +146,6 @@ impl Nfs3<'_> {
         });
         let after = target.ok().and_then(|target| attr_of(&target.file));
         with_wcc(writer, after.as_ref(), result, |writer, _| {
-            put_wcc_data(writer, after.as_ref());
             // Taken after the sync: if another one failed before, its data may be lost too.
             writer.u64(self.node.files.write_verifier());
         })

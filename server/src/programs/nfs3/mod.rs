@@ -12,8 +12,7 @@ pub mod wire;
 
 use std::sync::Arc;
 
-use havenfs_rpc::auth::Credential;
-use havenfs_rpc::auth::Gids;
+use havenfs_rpc::auth::{Credential, Gids};
 use havenfs_rpc::xdr::{Reader, Writer};
 
 use crate::backend::Failure;
@@ -113,6 +112,13 @@ struct Target {
     options: Options,
 }
 
+/// A [`Target`] with its attributes, as they are and as clients see them.
+struct Seen {
+    target: Target,
+    attributes: Attributes,
+    attr: [u8; FATTR3_BYTES],
+}
+
 impl Target {
     /// Succeeds if the peer may change what is in the export.
     ///
@@ -143,6 +149,17 @@ impl Nfs3<'_> {
             file,
             caller,
             options,
+        })
+    }
+
+    /// [`Nfs3::target`] with its attributes.
+    fn see(&self, handle: &FileHandle) -> Result<Seen, Fail> {
+        let target = self.target(handle)?;
+        let attributes = self.note(handle, target.file.attributes())?;
+        Ok(Seen {
+            attr: encode(&target.file, &attributes),
+            target,
+            attributes,
         })
     }
 
@@ -263,26 +280,32 @@ fn conclude<T>(
     Ok(())
 }
 
-/// [`conclude`] for results whose failure carries the attributes of one object.
+/// [`conclude`] for results that begin with the attributes of one object, failed or not.
 fn with_attr<T>(
     writer: &mut Writer<'_>,
     attr: Option<&[u8; FATTR3_BYTES]>,
     result: Result<T, Fail>,
     on_success: impl FnOnce(&mut Writer<'_>, T),
 ) -> Result<(), Refusal> {
-    conclude(writer, result, on_success, |writer| {
-        put_post_op_attr(writer, attr);
-    })
+    let put = |writer: &mut Writer<'_>| put_post_op_attr(writer, attr);
+    let succeed = |writer: &mut Writer<'_>, value| {
+        put(writer);
+        on_success(writer, value);
+    };
+    conclude(writer, result, succeed, put)
 }
 
-/// [`conclude`] for results whose failure carries the weak cache data of one object.
+/// [`conclude`] for results that begin with the weak cache data of one object, failed or not.
 fn with_wcc<T>(
     writer: &mut Writer<'_>,
     attr: Option<&[u8; FATTR3_BYTES]>,
     result: Result<T, Fail>,
     on_success: impl FnOnce(&mut Writer<'_>, T),
 ) -> Result<(), Refusal> {
-    conclude(writer, result, on_success, |writer| {
-        put_wcc_data(writer, attr);
-    })
+    let put = |writer: &mut Writer<'_>| put_wcc_data(writer, attr);
+    let succeed = |writer: &mut Writer<'_>, value| {
+        put(writer);
+        on_success(writer, value);
+    };
+    conclude(writer, result, succeed, put)
 }

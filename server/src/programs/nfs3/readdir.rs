@@ -7,7 +7,7 @@ use havenfs_rpc::xdr::{Reader, Writer};
 use rustix::io::Errno;
 
 use super::wire::{FATTR3_BYTES, Fail, Nfsstat3, fattr3, put_post_op_attr, put_post_op_fh3};
-use super::{Nfs3, Target, encode, with_attr};
+use super::{Nfs3, Target, with_attr};
 use crate::backend::Failure;
 use crate::backend::attributes::{Attributes, Want};
 use crate::backend::directory::{self, Next};
@@ -88,25 +88,13 @@ impl Nfs3<'_> {
         writer: &mut Writer<'_>,
     ) -> Result<(), Refusal> {
         let start = writer.position();
-        let target = self.target(handle);
-        let attributes = target
-            .as_ref()
-            .map_err(|fail| *fail)
-            .and_then(|target| self.note(handle, target.file.attributes()));
-        let attr = match (&target, &attributes) {
-            (Ok(target), Ok(attributes)) => Some(encode(&target.file, attributes)),
-            _ => None,
-        };
-        let result = attributes.and_then(|attributes| {
+        let seen = self.see(handle);
+        let attr = seen.as_ref().ok().map(|seen| seen.attr);
+        let result = seen.and_then(|seen| {
             writer.u32(Nfsstat3::Ok as u32);
             put_post_op_attr(writer, attr.as_ref());
             writer.u64(0);
-            self.entries(
-                target.as_ref().map_err(|fail| *fail)?,
-                &attributes,
-                page,
-                writer,
-            )
+            self.entries(&seen.target, &seen.attributes, page, writer)
         });
         match result {
             Ok(eof) => {
