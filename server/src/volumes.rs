@@ -146,8 +146,8 @@ pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
         .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id))
         .map(|export| export.id)
         .collect();
-    node.exports.store(Arc::new(table));
-    let table = node.exports.load_full();
+    let table = Arc::new(table);
+    node.exports.store(Arc::clone(&table));
     for gone in before
         .exports()
         .iter()
@@ -157,7 +157,7 @@ pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
     }
     // The new volume takes the place of the old one in one step: no handle is stale in between.
     open_exports(node, &changed)?;
-    let count = node.exports.load().exports().len();
+    let count = table.exports().len();
     tracing::info!(exports = count, "export lists reloaded");
     Ok(format!("{count} exports in force"))
 }

@@ -194,17 +194,13 @@ pub fn commit(files: &Files, file: &File, caller: &Caller) -> Result<Attributes,
     if caller.uid != before.uid {
         file.allows(&before, caller, Want::WRITE, Mode::Worker)?;
     }
-    let fd = match file.write_fd(Mode::Worker) {
-        Ok(fd) => fd,
-        // A read-only or busy file can still be synced through a reading descriptor.
-        Err(_) => file.read_fd(Mode::Worker)?,
-    };
-    file.sync_written(|| sync_file(files, file, fd.as_fd()))?;
+    sync_pending(files, file)?;
     file.attributes()
 }
 
-/// Brings a file to disk that clients wrote to and left without a COMMIT.
-pub fn sync_idle(files: &Files, file: &File) -> Result<(), Failure> {
+/// Brings what was written to the file, by whomever, onto the disk; the server does it for files
+/// that clients wrote to and left without a COMMIT.
+pub fn sync_pending(files: &Files, file: &File) -> Result<(), Failure> {
     let fd = file.sync_fd()?;
     Ok(file.sync_written(|| sync_file(files, file, fd.as_fd()))?)
 }

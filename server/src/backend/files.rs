@@ -197,10 +197,7 @@ impl Files {
             return Err(Failure::Stale);
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
-        let dirty = Arc::clone(&self.dirty);
-        Ok(self.keep(File::new(
-            *handle, parts.file, volume, fd, kind, false, dirty,
-        )))
+        Ok(self.keep(*handle, parts.file, &volume, fd, kind, false))
     }
 
     /// Opens the root of a volume.
@@ -214,9 +211,7 @@ impl Files {
             self.table.root(volume)?
         };
         let handle = self.sign(volume, kernel)?;
-        let volume = Arc::clone(volume);
-        let (kind, dirty) = (FileType::Directory, Arc::clone(&self.dirty));
-        Ok(self.keep(File::new(handle, kernel, volume, fd, kind, false, dirty)))
+        Ok(self.keep(handle, kernel, volume, fd, FileType::Directory, false))
     }
 
     /// Looks `name` up in `dir`, with the permission to search it. Does not follow a symbolic
@@ -305,9 +300,7 @@ impl Files {
             return Ok(file);
         }
         let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
-        let volume = Arc::clone(&dir.volume);
-        let dirty = Arc::clone(&self.dirty);
-        Ok(self.keep(File::new(handle, kernel, volume, fd, kind, readable, dirty)))
+        Ok(self.keep(handle, kernel, &dir.volume, fd, kind, readable))
     }
 
     fn sign(&self, volume: &Volume, kernel: KernelHandle) -> Result<FileHandle, Failure> {
@@ -318,9 +311,17 @@ impl Files {
 
     /// Puts a file into the cache, unless another thread was first: there is one [`File`] for a
     /// handle at any time, since it knows what is not on disk yet.
-    fn keep(&self, file: File) -> Arc<File> {
-        let handle = file.handle;
-        let file = Arc::new(file);
+    fn keep(
+        &self,
+        handle: FileHandle,
+        kernel: KernelHandle,
+        volume: &Arc<Volume>,
+        fd: OwnedFd,
+        kind: FileType,
+        readable: bool,
+    ) -> Arc<File> {
+        let (volume, dirty) = (Arc::clone(volume), Arc::clone(&self.dirty));
+        let file = Arc::new(File::new(handle, kernel, volume, fd, kind, readable, dirty));
         match self.opened.get_value_or_guard(&handle, None) {
             GuardResult::Value(first) => first,
             GuardResult::Guard(guard) => {
@@ -466,7 +467,7 @@ impl Files {
             } else if file.was_idle() {
                 if file.is_dirty() {
                     // A failure changes the write verifier, which tells the clients.
-                    let _ = super::data::sync_idle(self, &file);
+                    let _ = super::data::sync_pending(self, &file);
                 }
                 file.close_data();
             }

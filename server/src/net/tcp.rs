@@ -232,12 +232,7 @@ impl Connection<'_> {
                     self.node.metrics.limit_outstanding.add(1);
                     self.mailbox.changed().await;
                 }
-                Pause::Budget => {
-                    self.node.metrics.limit_bytes_in_all.add(1);
-                    // What it needs may be given back by itself or by another connection.
-                    let _ = timeout(BUDGET_RETRY, self.mailbox.changed()).await;
-                    self.check_times()?;
-                }
+                Pause::Budget => self.wait_for_room().await?,
                 Pause::Empty => {
                     if self.reader.held_bytes() == 0 {
                         self.record_since = None;
@@ -267,13 +262,11 @@ impl Connection<'_> {
                         }
                         continue;
                     }
-                    if !self.share.has_room(self.reader.held_bytes()) {
-                        self.node.metrics.limit_bytes_in_all.add(1);
-                        let _ = timeout(BUDGET_RETRY, self.mailbox.changed()).await;
-                        self.check_times()?;
+                    let held = self.reader.held_bytes();
+                    if !self.share.has_room(held) {
+                        self.wait_for_room().await?;
                         continue;
                     }
-                    let held = self.reader.held_bytes();
                     let (buffer, bytes_max) = self.reader.space();
                     // When memory is short, a connection gets on up to a small share.
                     let step = if self.share.has_room(usize::MAX) {
@@ -310,6 +303,14 @@ impl Connection<'_> {
         }
     }
 
+    /// Waits a little: what is needed may be given back by this connection or by another one.
+    async fn wait_for_room(&mut self) -> io::Result<()> {
+        self.node.metrics.limit_bytes_in_all.add(1);
+        // Whether something was given back is asked again by whoever waits.
+        let _ = timeout(BUDGET_RETRY, self.mailbox.changed()).await;
+        self.check_times().map(|_| ())
+    }
+
     /// Gives the buffers back; nothing may be in them.
     fn release(&mut self) {
         self.reader.release();
@@ -325,10 +326,11 @@ impl Connection<'_> {
         let mut calls = 0;
         let mut clock = std::time::Instant::now();
         let pause = loop {
-            if self.out.len() >= FLUSH_BYTES {
+            let unsent = self.out.len();
+            if unsent >= FLUSH_BYTES {
                 break Ok(Pause::Flush);
             }
-            let held = self.mailbox.reserved() + self.out.len();
+            let held = self.mailbox.reserved() + unsent;
             if self.mailbox.outstanding() >= CALLS_OUTSTANDING_MAX
                 || held >= BYTES_PER_CONNECTION_MAX
             {
