@@ -1,0 +1,166 @@
+//! How locks end without a call of their owner: a reboot of the host, FREE_ALL, the end of grace.
+//!
+//! All of it goes through one function for a host and one for a lock, and whoever waited is served
+//! in the same command.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::host::Tombstone;
+use crate::range::ByteRange;
+use crate::range_set::HeldRange;
+use crate::table::{FileNo, HostNo, LockTable, OwnerNo, Stamp};
+
+/// How much ended at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Of so many hosts.
+    pub hosts: usize,
+    /// Locks.
+    pub locks: usize,
+    /// Requests that waited.
+    pub requests: usize,
+    /// Shares.
+    pub shares: usize,
+}
+
+impl LockTable {
+    /// A notice says that a host behind `address` has rebooted and is in `state` now: ends what the
+    /// hosts that are meant by `mon_name` had in earlier lives, and lets others have it.
+    ///
+    /// `meant` chooses among the names of all hosts behind the address. A notice that was seen
+    /// before changes nothing; locks taken in the very state that it tells of are of the new life.
+    pub fn rebooted(
+        &mut self,
+        address: IpAddr,
+        state: i32,
+        meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
+        stamp: Stamp,
+    ) -> Freed {
+        let hosts = self.hosts_behind(address);
+        let name_of = |host: HostNo| self.hosts.key(host.0).map(|key| &*key.caller_name);
+        let names: Vec<&[u8]> = hosts.iter().copied().filter_map(name_of).collect();
+        let names = meant(&names);
+        let is_meant = |host: &HostNo| {
+            let record = self.hosts.value(host.0);
+            record.is_some_and(|record| !record.has_announced(state))
+                && name_of(*host).is_some_and(|name| names.iter().any(|meant| *meant == name))
+        };
+        let meant: Vec<HostNo> = hosts.iter().copied().filter(is_meant).collect();
+        let mut freed = Freed::default();
+        for host in meant {
+            freed.hosts += 1;
+            self.free(host, Some(state), stamp, &mut freed);
+            self.update_host(host, |record| record.reboot(state));
+        }
+        freed
+    }
+
+    /// FREE_ALL: a host gives back all that it has.
+    pub fn free_all(&mut self, address: IpAddr, name: &[u8], stamp: Stamp) -> Freed {
+        let named = |host: &HostNo| {
+            let key = self.hosts.key(host.0);
+            key.is_some_and(|key| *key.caller_name == *name)
+        };
+        let mut meant = self.hosts_behind(address);
+        meant.retain(named);
+        let mut freed = Freed::default();
+        for host in meant {
+            freed.hosts += 1;
+            self.free(host, None, stamp, &mut freed);
+        }
+        freed
+    }
+
+    /// Grace is over: what was not reclaimed in this epoch ends, since the table may have missed
+    /// that it was unlocked, and is not given back later.
+    pub fn lapse(&mut self, stamp: Stamp) -> Freed {
+        let mut freed = Freed::default();
+        let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
+        let old: Vec<HeldRange> = self
+            .locks()
+            .filter(|held| held.held.epoch != stamp.epoch)
+            .collect();
+        for held in old {
+            let Some(key) = self.owners.key(held.owner.0).cloned() else {
+                continue;
+            };
+            if let Some(file) = self.files.key(held.file.0).cloned() {
+                let tombstone = Tombstone {
+                    file,
+                    owner: key.owner.clone(),
+                    range: held.range,
+                };
+                self.update_host(key.host, |record| record.bury(tombstone));
+            }
+            self.end_lock(key.host, &held, &mut freed, &mut ranges);
+            self.release_owner(held.owner);
+        }
+        let shares: Vec<(FileNo, OwnerNo)> = self
+            .shares
+            .iter()
+            .filter(|(_, share)| share.epoch != stamp.epoch)
+            .map(|(key, _)| *key)
+            .collect();
+        for (file, owner) in shares {
+            if let Some(host) = self.host_of(owner) {
+                freed.shares += 1;
+                self.end_share(host, file, owner);
+                self.release_owner(owner);
+                self.release_file(file);
+            }
+        }
+        self.grant_in(ranges, stamp);
+        freed
+    }
+
+    /// Ends everything that a host has, but what it took under `keep_state`, and lets others have
+    /// it.
+    fn free(&mut self, host: HostNo, keep_state: Option<i32>, stamp: Stamp, freed: &mut Freed) {
+        let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
+        for owner in self.owners_of(host).collect::<Vec<_>>() {
+            freed.requests += self.unblock_all(owner, keep_state);
+            for file in self.ranges.files_of(owner).collect::<Vec<_>>() {
+                for held in self.ranges.own(file, owner, ByteRange::ALL, false) {
+                    if keep_state.is_none_or(|state| state != held.held.nsm_state) {
+                        self.end_lock(host, &held, freed, &mut ranges);
+                    }
+                }
+            }
+            for (file, share) in self.shares_by(owner) {
+                if keep_state.is_none_or(|state| state != share.nsm_state) {
+                    freed.shares += 1;
+                    self.end_share(host, file, owner);
+                    self.release_file(file);
+                }
+            }
+            self.release_owner(owner);
+        }
+        self.grant_in(ranges, stamp);
+    }
+
+    fn end_lock(
+        &mut self,
+        host: HostNo,
+        held: &HeldRange,
+        freed: &mut Freed,
+        ranges: &mut BTreeMap<FileNo, ByteRange>,
+    ) {
+        let (file, owner, range) = (held.file, held.owner, held.range);
+        freed.locks += 1;
+        self.settle(file, owner, range);
+        self.change(host, file, |ranges| ranges.clear(file, owner, range));
+        // In one piece for each file, so that those who wait stay in line.
+        ranges
+            .entry(file)
+            .and_modify(|all| *all = all.join(range))
+            .or_insert(range);
+    }
+
+    fn grant_in(&mut self, ranges: BTreeMap<FileNo, ByteRange>, stamp: Stamp) {
+        for (file, range) in ranges {
+            self.grant_waiters(file, range, stamp);
+            self.release_file(file);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Hosts: client machines as NLM knows them, and the calls of theirs that may come again.
+//!
+//! A host is told apart by the service address that it uses, its own address and its
+//! `caller_name`, never by the name alone: names like "localhost" are common, and names are not
+//! proved by anything. Clients number their lock owners for each server address anew, which is why
+//! the service address is a part.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::range::ByteRange;
+use crate::table::{FileKey, LockOwner};
+
+/// What tells hosts apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostKey {
+    /// The host's own address; IPv4 where IPv6 only wraps it. First, so that the hosts behind an
+    /// address stand together.
+    pub address: IpAddr,
+    /// The address of the service that the host uses, as configured: the same on every node.
+    pub service_address: IpAddr,
+    /// What the host calls itself.
+    pub caller_name: Box<[u8]>,
+}
+
+impl std::fmt::Display for HostKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.address, self.caller_name.escape_ascii())
+    }
+}
+
+/// A digest of everything that a call consists of: procedure, transaction id and arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallDigest(pub u64);
+
+/// The answer to a call that changes locks and is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Settled {
+    /// NLM4_GRANTED.
+    Granted,
+    /// NLM4_DENIED.
+    Denied,
+    /// NLM4_BLOCKED: the answer is looked up when the call is repeated, and nothing begins anew.
+    Blocked,
+}
+
+/// A lock that ended without its owner's doing: it was broken, or its host did not reclaim it in
+/// time. The owner may still believe to have it, and must not get it back by reclaiming it after
+/// somebody else had it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tombstone {
+    pub(crate) file: FileKey,
+    pub(crate) owner: LockOwner,
+    pub(crate) range: ByteRange,
+}
+
+/// What is known of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// The NSM state that its last LOCK told, 0 if none did.
+    pub(crate) nsm_state: i32,
+    /// How many ranges it holds.
+    pub(crate) held: u32,
+    /// How many of its requests wait.
+    pub(crate) blocked: u32,
+    /// When it was last heard of, by the table's count of calls.
+    pub(crate) used: u64,
+    /// Its last calls, oldest first.
+    pub(crate) repeats: Arc<Repeats>,
+    /// Whether it wants to hear of our restarts: it took a lock by a call that says so.
+    pub(crate) monitored: bool,
+    /// The last state numbers that it announced, newest first.
+    pub(crate) reboots: [i32; REBOOTS_MAX],
+    /// Its locks that ended without its doing, oldest first; forgotten when it reboots.
+    pub(crate) tombstones: Arc<VecDeque<Tombstone>>,
+}
+
+impl HostRecord {
+    /// Whether it announced this state number before.
+    pub(crate) fn has_announced(&self, state: i32) -> bool {
+        state != 0 && self.reboots.contains(&state)
+    }
+
+    /// Notes that it begins a new life: what was remembered of the old one is of no use.
+    pub(crate) fn reboot(&mut self, state: i32) {
+        self.repeats = Arc::default();
+        self.tombstones = Arc::default();
+        self.reboots.rotate_right(1);
+        self.reboots[0] = state;
+    }
+
+    /// Remembers a lock that ended without its owner's doing; the oldest one is forgotten.
+    pub(crate) fn bury(&mut self, tombstone: Tombstone) {
+        let tombstones = Arc::make_mut(&mut self.tombstones);
+        while tombstones.len() >= TOMBSTONES_MAX {
+            tombstones.pop_front();
+        }
+        tombstones.push_back(tombstone);
+    }
+
+    /// Whether nothing would be lost with it but the memory of its calls.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.held == 0 && self.blocked == 0
+    }
+}
+
+/// The last calls of a host and their answers.
+///
+/// A connection that died may still deliver what it had buffered, after the client has sent the
+/// same call again elsewhere and gone on: an UNLOCK would then release the lock that was taken
+/// since, and a LOCK would take one that nobody knows of. So a call that is known here gets its
+/// first answer again and changes nothing. The memory is part of the replicated state, since the
+/// copy may arrive after a takeover, and is cleared when the host reboots.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Repeats(VecDeque<(CallDigest, Settled)>);
+
+impl Repeats {
+    /// The first answer to a call.
+    pub(crate) fn answer(&self, call: CallDigest) -> Option<Settled> {
+        let known = self.0.iter().rev().find(|(digest, _)| *digest == call);
+        known.map(|(_, settled)| *settled)
+    }
+
+    /// Remembers an answer; the oldest one is forgotten.
+    pub(crate) fn remember(&mut self, call: CallDigest, settled: Settled) {
+        while self.0.len() >= REPEATS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((call, settled));
+    }
+}
+
+/// How many announced state numbers of a host are remembered: it repeats each several times.
+const REBOOTS_MAX: usize = 4;
+/// How many locks of a host that ended without its doing are remembered.
+pub const TOMBSTONES_MAX: usize = 1024;
+/// How many calls of a host are remembered: more than a client has under way at a time.
+pub const REPEATS_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_call_is_forgotten() {
+        let mut repeats = Repeats::default();
+        for call in 0..=REPEATS_MAX as u64 {
+            repeats.remember(CallDigest(call), Settled::Granted);
+        }
+        assert_eq!(repeats.answer(CallDigest(0)), None);
+        assert_eq!(repeats.answer(CallDigest(1)), Some(Settled::Granted));
+        assert_eq!(repeats.0.len(), REPEATS_MAX);
+    }
+}

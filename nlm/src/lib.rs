@@ -1,0 +1,25 @@
+//! The Network Lock Manager without input or output: its messages, byte ranges, the lock table.
+//!
+//! How to read it: [`wire`] and [`wire_v3`] turn bytes into calls and answers into bytes;
+//! [`range`] says which bytes are meant; [`table`] is the lock table, whose header draws the life
+//! of a lock; `waiting` is its part for requests that wait; `range_set` holds the ranges and
+//! `spans` finds conflicts in crowded files; [`host`] says who a host is.
+//!
+//! Does not know Raft, exports, sockets, files, clocks or randomness, and does not know NSM: the
+//! table is a plain value that the replicated state of the server owns and changes.
+
+#![forbid(unsafe_code)]
+
+pub mod ending;
+pub mod granter;
+pub mod host;
+mod numbered;
+pub mod range;
+pub mod range_set;
+pub mod records;
+pub mod share;
+mod spans;
+pub mod table;
+pub mod waiting;
+pub mod wire;
+pub mod wire_v3;

@@ -1,0 +1,135 @@
+//! The lock table as a sequence of records, for snapshots: one record a row, each of which refers
+//! only to earlier ones.
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{HostKey, HostRecord};
+use crate::range_set::{GrantId, HeldRange};
+use crate::share::Share;
+use crate::table::{FileKey, FileNo, HostNo, LockTable, OwnerKey, OwnerNo};
+use crate::waiting::{Blocked, BlockedNo, Grant};
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record(Row);
+
+/// New kinds are added at the end, since their order is their number in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Row {
+    Counts(Counts),
+    Host(u32, HostKey, HostRecord),
+    Owner(u32, OwnerKey),
+    File(u32, FileKey),
+    Held(HeldRange),
+    Blocked(FileNo, BlockedNo, Blocked),
+    Grant(GrantId, Grant),
+    Share(FileNo, OwnerNo, Share),
+}
+
+/// The numbers that were given last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Counts {
+    host: u32,
+    owner: u32,
+    file: u32,
+    calls: u64,
+    blocked: u64,
+    grant: u64,
+}
+
+/// A record that refers to something that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inconsistent;
+
+impl LockTable {
+    /// The whole table, row by row.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        let counts = Counts {
+            host: self.hosts.last(),
+            owner: self.owners.last(),
+            file: self.files.last(),
+            calls: self.calls,
+            blocked: self.last_blocked,
+            grant: self.last_grant,
+        };
+        let hosts = self.hosts.iter();
+        let owners = self.owners.iter();
+        let files = self.files.iter();
+        let blocked = self.blocked.iter();
+        let shares = self.shares.iter();
+        std::iter::once(Row::Counts(counts))
+            .chain(
+                hosts.map(|(number, key, record)| Row::Host(number, key.clone(), record.clone())),
+            )
+            .chain(owners.map(|(number, key, ())| Row::Owner(number, key.clone())))
+            .chain(files.map(|(number, key, ())| Row::File(number, key.clone())))
+            .chain(self.ranges.iter().map(Row::Held))
+            .chain(blocked.map(|((file, no), row)| Row::Blocked(*file, *no, row.clone())))
+            .chain(
+                self.grants
+                    .iter()
+                    .map(|(id, row)| Row::Grant(*id, row.clone())),
+            )
+            .chain(shares.map(|((file, owner), share)| Row::Share(*file, *owner, *share)))
+            .map(Record)
+    }
+
+    /// Puts a row back; rows come in the order of [`LockTable::records`].
+    ///
+    /// # Errors
+    /// The row refers to a host, owner or file that no earlier row holds, or its lock conflicts
+    /// with an earlier one: the snapshot is not what was written.
+    pub fn restore(&mut self, record: Record) -> Result<(), Inconsistent> {
+        let known = |owner: OwnerNo, file: FileNo| {
+            let both = self.owners.key(owner.0).is_some() && self.files.key(file.0).is_some();
+            both.then_some(()).ok_or(Inconsistent)
+        };
+        match record.0 {
+            Row::Counts(counts) => {
+                self.hosts.set_last(counts.host);
+                self.owners.set_last(counts.owner);
+                self.files.set_last(counts.file);
+                self.calls = counts.calls;
+                self.last_blocked = counts.blocked;
+                self.last_grant = counts.grant;
+            }
+            Row::Host(number, key, record) => {
+                if record.is_idle() {
+                    self.idle_hosts.insert((record.used, HostNo(number)));
+                }
+                self.hosts.restore(number, key, record);
+            }
+            Row::Owner(number, key) => {
+                self.hosts.key(key.host.0).ok_or(Inconsistent)?;
+                self.owners.restore(number, key, ());
+            }
+            Row::File(number, key) => self.files.restore(number, key, ()),
+            Row::Held(held) => {
+                known(held.owner, held.file)?;
+                let (file, owner, range) = (held.file, Some(held.owner), held.range);
+                let conflict = self
+                    .ranges
+                    .conflict(file, owner, range, held.held.exclusive);
+                if conflict.is_some() {
+                    return Err(Inconsistent);
+                }
+                self.ranges.restore(&held);
+            }
+            Row::Blocked(file, no, blocked) => {
+                known(blocked.owner, file)?;
+                self.blocked_of.insert((blocked.owner, file, no));
+                self.blocked.insert((file, no), blocked);
+            }
+            Row::Grant(id, grant) => {
+                known(grant.owner, grant.file)?;
+                self.grants.insert(id, grant);
+            }
+            Row::Share(file, owner, share) => {
+                known(owner, file)?;
+                self.shares_of.insert((owner, file));
+                self.shares.insert((file, owner), share);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! SHARE and UNSHARE: how a file may be opened while others have it open.
+//!
+//! A share says what its owner does with the file (`access`) and what it lets nobody else do
+//! (`mode`). It is for a whole file, is not merged or split, never waits, and conflicts only with
+//! other shares. Windows opens every file with one.
+//!
+//! Source: XNFS chapter 10, NLM_SHARE; the owner is (host, `oh`), as with Linux's lockd.
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{CallDigest, HostKey, Settled};
+use crate::table::{
+    FileKey, FileNo, HostNo, LockOutcome, LockOwner, LockTable, OwnerKey, OwnerNo, Stamp,
+};
+
+/// What an owner does with a file, and what it denies others: bit 0 reading, bit 1 writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareModes {
+    /// What others may not do.
+    pub deny: u8,
+    /// What the owner does.
+    pub access: u8,
+}
+
+impl ShareModes {
+    /// Whether two owners can't have these at a time.
+    const fn conflicts(self, other: Self) -> bool {
+        self.access & other.deny != 0 || self.deny & other.access != 0
+    }
+}
+
+/// A share that a host asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRequest {
+    /// The file.
+    pub file: FileKey,
+    /// The owner within the host.
+    pub oh: Box<[u8]>,
+    /// How.
+    pub modes: ShareModes,
+    /// Whether the host says that it had the share before our restart.
+    pub reclaim: bool,
+}
+
+/// What is known of a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    pub(crate) modes: ShareModes,
+    /// The epoch in which its owner last set it.
+    pub(crate) epoch: u32,
+    /// The NSM state that its host was known to have then, 0 if none was.
+    pub(crate) nsm_state: i32,
+}
+
+impl LockTable {
+    /// SHARE: sets what the owner has, in place of what it had; never [`LockOutcome::Blocked`].
+    pub fn share(
+        &mut self,
+        host: &HostKey,
+        call: CallDigest,
+        request: &ShareRequest,
+        stamp: Stamp,
+    ) -> LockOutcome {
+        match self.repeated(host, call) {
+            Some(Settled::Granted) => return LockOutcome::Granted,
+            Some(_) => return LockOutcome::Denied,
+            None => {}
+        }
+        let host = match self.enter_host(host) {
+            Ok(host) => host,
+            Err(limit) => return LockOutcome::TooMany(limit),
+        };
+        let nsm_state = self.hosts.value_mut(host.0).map_or(0, |record| {
+            record.monitored = true;
+            record.nsm_state
+        });
+        let file = FileNo(self.files.enter(&request.file, || ()));
+        let owner = OwnerNo(self.owners.enter(&owner_key(host, &request.oh), || ()));
+        let outcome = if self.share_conflicts(file, owner, request.modes) {
+            LockOutcome::Denied
+        } else if let Some(limit) = self.too_many(host, file) {
+            LockOutcome::TooMany(limit)
+        } else {
+            let share = Share {
+                modes: request.modes,
+                epoch: stamp.epoch,
+                nsm_state,
+            };
+            if self.shares.insert((file, owner), share).is_none() {
+                self.shares_of.insert((owner, file));
+                self.update_host(host, |record| record.held += 1);
+            }
+            LockOutcome::Granted
+        };
+        self.release_owner(owner);
+        self.release_file(file);
+        let settled = match outcome {
+            LockOutcome::Granted => Some(Settled::Granted),
+            LockOutcome::Denied => Some(Settled::Denied),
+            _ => None,
+        };
+        self.remember(host, call, settled);
+        outcome
+    }
+
+    /// UNSHARE: always succeeds, also where nothing was shared.
+    pub fn unshare(&mut self, host: &HostKey, call: CallDigest, file: &FileKey, oh: &[u8]) {
+        if self.repeated(host, call).is_some() {
+            return;
+        }
+        let Some(host) = self.hosts.number(host).map(HostNo) else {
+            return;
+        };
+        let owner = owner_key(host, oh).owner;
+        if let Some((owner, file)) = self.known(host, &owner, file) {
+            self.end_share(host, file, owner);
+            self.release_owner(owner);
+            self.release_file(file);
+        }
+        self.remember(host, call, Some(Settled::Granted));
+    }
+
+    /// Whether the table has a share just so: a reclaim of it changes nothing.
+    pub fn has_share(&self, host: &HostKey, request: &ShareRequest) -> bool {
+        let known = self.hosts.number(host).and_then(|host| {
+            let host = HostNo(host);
+            self.known(host, &owner_key(host, &request.oh).owner, &request.file)
+        });
+        known.is_some_and(|(owner, file)| {
+            let share = self.shares.get(&(file, owner));
+            share.is_some_and(|share| share.modes == request.modes)
+        })
+    }
+
+    /// How many shares there are.
+    pub fn share_count(&self) -> usize {
+        self.shares.len()
+    }
+
+    fn share_conflicts(&self, file: FileNo, owner: OwnerNo, modes: ShareModes) -> bool {
+        self.shares_on(file)
+            .any(|(other, share)| other != owner && modes.conflicts(share.modes))
+    }
+
+    pub(crate) fn shares_on(&self, file: FileNo) -> impl Iterator<Item = (OwnerNo, &Share)> {
+        self.shares
+            .range((file, OwnerNo(0))..=(file, OwnerNo(u32::MAX)))
+            .map(|((_, owner), share)| (*owner, share))
+    }
+
+    /// The shares of an owner.
+    pub(crate) fn shares_by(&self, owner: OwnerNo) -> Vec<(FileNo, Share)> {
+        self.shares_of
+            .range((owner, FileNo(0))..=(owner, FileNo(u32::MAX)))
+            .filter_map(|(_, file)| Some((*file, *self.shares.get(&(*file, owner))?)))
+            .collect()
+    }
+
+    pub(crate) fn end_share(&mut self, host: HostNo, file: FileNo, owner: OwnerNo) {
+        if self.shares.remove(&(file, owner)).is_some() {
+            self.shares_of.remove(&(owner, file));
+            self.update_host(host, |record| record.held = record.held.saturating_sub(1));
+        }
+    }
+}
+
+/// Shares have no `svid`.
+fn owner_key(host: HostNo, oh: &[u8]) -> OwnerKey {
+    OwnerKey {
+        host,
+        owner: LockOwner {
+            svid: 0,
+            oh: oh.into(),
+        },
+    }
+}

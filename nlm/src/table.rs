@@ -1,0 +1,543 @@
+//! The lock table of a service: who holds what, who waits for what.
+//!
+//! ```text
+//!                 LOCK, no conflict
+//!      (nothing) ------------------------------------------> held <----------------+
+//!          |                                                  | ^                  |
+//!          | LOCK with block, conflict                UNLOCK, | | LOCK, UNLOCK of  | GRANTED_RES
+//!          v                                        FREE_ALL, | | a part, CANCEL   | says so
+//!       blocked --- the conflict goes away -----> granted ----|-+ by the owner     |
+//!          |                                      unconfirmed-|------------------- +
+//!          | CANCEL, UNLOCK, reboot                   |       v
+//!          +---------------------------------------> end <----+ reboot, break
+//!                              the first GRANTED was refused, or CANCEL
+//! ```
+//!
+//! Owns hosts, lock owners and files (as numbers, each for as long as something refers to it), the
+//! held ranges, what waits ([`waiting`](crate::waiting)) and shares ([`share`](crate::share)).
+//! Does not know exports, addresses of our own, grace, time or the wire: a replicated value,
+//! changed by one caller (the `apply` of the cluster's state), total and deterministic.
+//!
+//! Invariants: a lock that was told GRANTED ends only in the ways of the picture; time and lost
+//! messages end nothing. A call that is repeated changes nothing ([`Repeats`]). What a host may
+//! make us hold is bounded by [`Limit`].
+//!
+//! Source: XNFS chapter 10 and 14; where it is silent, what Linux's lockd does.
+//!
+//! [`Repeats`]: crate::host::Repeats
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
+
+use crate::host::{CallDigest, HostKey, HostRecord, Settled};
+use crate::numbered::Numbered;
+use crate::range::ByteRange;
+use crate::range_set::{GrantId, Held, HeldRange, RangeSet};
+use crate::share::Share;
+use crate::waiting::{Blocked, BlockedNo, Callback, Grant};
+
+/// A file by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FileNo(pub(crate) u32);
+
+/// A host by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostNo(pub(crate) u32);
+
+/// A lock owner by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OwnerNo(pub(crate) u32);
+
+/// Which file: bytes that are the same for the same file on every node and through every export,
+/// and for no other file. Made and read by the server's backend.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct FileKey(pub Box<[u8]>);
+
+/// Who holds a lock: a process, or whatever a host counts as one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LockOwner {
+    /// The host's number for it.
+    pub svid: i32,
+    /// The host's other name for it.
+    pub oh: Box<[u8]>,
+}
+
+/// A lock owner among those of all hosts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct OwnerKey {
+    /// First, so that the owners of a host stand together.
+    pub(crate) host: HostNo,
+    /// The owner within its host.
+    pub(crate) owner: LockOwner,
+}
+
+/// When something happens, as the log says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The service's epoch.
+    pub epoch: u32,
+    /// The proposer's clock, in seconds since 1970; for people to read, nothing depends on it.
+    pub now: u32,
+}
+
+/// A lock that a host asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockRequest {
+    /// The file.
+    pub file: FileKey,
+    /// Who asks.
+    pub owner: LockOwner,
+    /// The bytes.
+    pub range: ByteRange,
+    /// Whether nobody else may have them.
+    pub exclusive: bool,
+    /// How to tell the host later, if it wants to wait.
+    pub callback: Option<Callback>,
+    /// The NSM state that the host says it has, 0 if it does not say.
+    pub nsm_state: i32,
+    /// Whether the host wants to hear of our restarts.
+    pub monitored: bool,
+    /// Whether the host says that it had the lock before our restart.
+    pub reclaim: bool,
+}
+
+/// What became of a LOCK.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockOutcome {
+    /// The owner holds the range.
+    Granted,
+    /// Somebody else holds a part of it.
+    Denied,
+    /// The same, and the request waits.
+    Blocked,
+    /// It would wait for somebody who waits for it.
+    Deadlock,
+    /// The table may not hold more.
+    TooMany(Limit),
+}
+
+/// A bound of the table, hit by a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Limit {
+    /// Hosts that hold or wait for something: [`HOSTS_MAX`].
+    Hosts,
+    /// Ranges held in all: [`LOCKS_MAX`].
+    Locks,
+    /// Ranges held by one host: [`LOCKS_PER_HOST_MAX`].
+    LocksPerHost,
+    /// Ranges held on one file: [`LOCKS_PER_FILE_MAX`].
+    LocksPerFile,
+    /// Requests of one host that wait: [`BLOCKED_PER_HOST_MAX`].
+    BlockedPerHost,
+    /// Requests that wait for one file: [`BLOCKED_PER_FILE_MAX`].
+    BlockedPerFile,
+}
+
+/// Hosts that are known at a time.
+pub const HOSTS_MAX: usize = 20_000;
+/// Ranges held in all.
+pub const LOCKS_MAX: usize = 2_000_000;
+/// Ranges held by one host.
+pub const LOCKS_PER_HOST_MAX: u32 = 250_000;
+/// Ranges held on one file.
+pub const LOCKS_PER_FILE_MAX: u32 = 1_000_000;
+/// Requests of one host that wait.
+pub const BLOCKED_PER_HOST_MAX: u32 = 10_000;
+/// Requests that wait for one file.
+pub const BLOCKED_PER_FILE_MAX: usize = 10_000;
+
+/// Who keeps a request from being granted (`nlm4_holder`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The owner.
+    pub owner: LockOwner,
+    /// The bytes that it holds.
+    pub range: ByteRange,
+    /// Whether it shares them with nobody.
+    pub exclusive: bool,
+}
+
+/// All locks of a service.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LockTable {
+    pub(crate) hosts: Numbered<HostKey, HostRecord>,
+    pub(crate) owners: Numbered<OwnerKey, ()>,
+    pub(crate) files: Numbered<FileKey, ()>,
+    pub(crate) ranges: RangeSet,
+    pub(crate) blocked: OrdMap<(FileNo, BlockedNo), Blocked>,
+    pub(crate) blocked_of: OrdSet<(OwnerNo, FileNo, BlockedNo)>,
+    pub(crate) grants: OrdMap<GrantId, Grant>,
+    pub(crate) shares: OrdMap<(FileNo, OwnerNo), Share>,
+    pub(crate) shares_of: OrdSet<(OwnerNo, FileNo)>,
+    /// Hosts that hold nothing, by when they were last heard of.
+    pub(crate) idle_hosts: OrdSet<(u64, HostNo)>,
+    /// Calls so far.
+    pub(crate) calls: u64,
+    /// The number of the last blocked request.
+    pub(crate) last_blocked: u64,
+    /// The number of the last grant.
+    pub(crate) last_grant: u64,
+}
+
+impl LockTable {
+    /// LOCK. A repeated call gets its first answer.
+    pub fn lock(
+        &mut self,
+        host: &HostKey,
+        call: CallDigest,
+        request: &LockRequest,
+        stamp: Stamp,
+    ) -> LockOutcome {
+        if let Some(settled) = self.repeated(host, call) {
+            return match settled {
+                Settled::Granted => LockOutcome::Granted,
+                Settled::Denied => LockOutcome::Denied,
+                Settled::Blocked => self.blocked_again(host, request),
+            };
+        }
+        let host = match self.enter_host(host) {
+            Ok(host) => host,
+            Err(limit) => return LockOutcome::TooMany(limit),
+        };
+        if let Some(record) = self.hosts.value_mut(host.0) {
+            // In the same command as the lock: there is no lock whose host would not be told.
+            record.monitored |= request.monitored;
+            if request.nsm_state != 0 {
+                record.nsm_state = request.nsm_state;
+            }
+        }
+        let outcome = self.lock_afresh(host, request, stamp);
+        let settled = match outcome {
+            LockOutcome::Granted => Some(Settled::Granted),
+            LockOutcome::Denied | LockOutcome::Deadlock => Some(Settled::Denied),
+            LockOutcome::Blocked => Some(Settled::Blocked),
+            // The host comes again when there may be room.
+            LockOutcome::TooMany(_) => None,
+        };
+        self.remember(host, call, settled);
+        outcome
+    }
+
+    fn lock_afresh(&mut self, host: HostNo, request: &LockRequest, stamp: Stamp) -> LockOutcome {
+        let key = OwnerKey {
+            host,
+            owner: request.owner.clone(),
+        };
+        let file = FileNo(self.files.enter(&request.file, || ()));
+        let owner = OwnerNo(self.owners.enter(&key, || ()));
+        let conflict = self
+            .ranges
+            .conflict(file, Some(owner), request.range, request.exclusive);
+        let outcome = if request.reclaim && (conflict.is_some() || self.is_buried(host, request)) {
+            // Somebody else has it, or had it since.
+            LockOutcome::Denied
+        } else if conflict.is_some() {
+            self.block(host, file, owner, request, stamp)
+        } else if let Some(limit) = self.too_many(host, file) {
+            LockOutcome::TooMany(limit)
+        } else {
+            self.unblock_same(owner, file, request.range, Some(request.exclusive));
+            let held = Held {
+                last: request.range.last(),
+                grant: None,
+                since: stamp.now,
+                epoch: stamp.epoch,
+                nsm_state: request.nsm_state,
+                exclusive: request.exclusive,
+            };
+            self.settle(file, owner, request.range);
+            self.change(host, file, |ranges| {
+                ranges.set(file, owner, request.range, held);
+            });
+            // A downgrade lets others in.
+            self.grant_waiters(file, request.range, stamp);
+            LockOutcome::Granted
+        };
+        self.release_owner(owner);
+        self.release_file(file);
+        outcome
+    }
+
+    pub(crate) fn too_many(&self, host: HostNo, file: FileNo) -> Option<Limit> {
+        let of_host = self.hosts.value(host.0).map_or(0, |record| record.held);
+        if self.ranges.len() + self.shares.len() >= LOCKS_MAX {
+            Some(Limit::Locks)
+        } else if of_host >= LOCKS_PER_HOST_MAX {
+            Some(Limit::LocksPerHost)
+        } else if self.ranges.count_on(file) >= LOCKS_PER_FILE_MAX {
+            Some(Limit::LocksPerFile)
+        } else {
+            None
+        }
+    }
+
+    /// UNLOCK: always succeeds, also where nothing was held; ends a request of the same owner that
+    /// waits for the very same range.
+    pub fn unlock(
+        &mut self,
+        host: &HostKey,
+        call: CallDigest,
+        file: &FileKey,
+        owner: &LockOwner,
+        range: ByteRange,
+        stamp: Stamp,
+    ) {
+        if self.repeated(host, call).is_some() {
+            return;
+        }
+        let Some(host) = self.hosts.number(host).map(HostNo) else {
+            return;
+        };
+        if let Some((owner, file)) = self.known(host, owner, file) {
+            self.unblock_same(owner, file, range, None);
+            self.release(host, file, owner, range, stamp);
+            self.release_owner(owner);
+            self.release_file(file);
+        }
+        self.remember(host, call, Some(Settled::Granted));
+    }
+
+    /// TEST: who keeps the owner from having the range. Changes nothing.
+    pub fn test(
+        &self,
+        host: &HostKey,
+        file: &FileKey,
+        owner: &LockOwner,
+        range: ByteRange,
+        exclusive: bool,
+    ) -> Option<Holder> {
+        let file = FileNo(self.files.number(file)?);
+        let owner = self.hosts.number(host).and_then(|host| {
+            let host = HostNo(host);
+            let owner = owner.clone();
+            self.owners.number(&OwnerKey { host, owner })
+        });
+        let found = self
+            .ranges
+            .conflict(file, owner.map(OwnerNo), range, exclusive)?;
+        Some(Holder {
+            owner: self.owners.key(found.owner.0)?.owner.clone(),
+            range: found.range,
+            exclusive: found.held.exclusive,
+        })
+    }
+
+    /// Whether a lock that the host reclaims ended without its doing.
+    fn is_buried(&self, host: HostNo, request: &LockRequest) -> bool {
+        self.hosts.value(host.0).is_some_and(|record| {
+            record.tombstones.iter().any(|tombstone| {
+                tombstone.range.overlaps(request.range)
+                    && tombstone.owner == request.owner
+                    && tombstone.file == request.file
+            })
+        })
+    }
+
+    /// Whether an owner holds a whole range in this way: a reclaim of it changes nothing.
+    pub fn holds(&self, host: &HostKey, request: &LockRequest) -> bool {
+        let host = self.hosts.number(host).map(HostNo);
+        let known = host.and_then(|host| self.known(host, &request.owner, &request.file));
+        known.is_some_and(|(owner, file)| {
+            self.has_all(file, owner, request.range, request.exclusive)
+        })
+    }
+
+    /// The hosts that want to hear of our restarts and have something to lose; all that want to, if
+    /// `all`.
+    pub fn monitored_hosts(&self, all: bool) -> impl Iterator<Item = &HostKey> {
+        let hosts = self.hosts.iter();
+        hosts
+            .filter(move |(_, _, record)| record.monitored && (all || !record.is_idle()))
+            .map(|(_, key, _)| key)
+    }
+
+    /// Takes a range from its owner and gives it to those who wait for it.
+    pub(crate) fn release(
+        &mut self,
+        host: HostNo,
+        file: FileNo,
+        owner: OwnerNo,
+        range: ByteRange,
+        stamp: Stamp,
+    ) {
+        self.settle(file, owner, range);
+        let had = self.change(host, file, |ranges| ranges.clear(file, owner, range));
+        if !had.is_empty() {
+            self.grant_waiters(file, range, stamp);
+        }
+    }
+
+    /// Changes ranges of one owner on one file, and counts.
+    pub(crate) fn change<T>(
+        &mut self,
+        host: HostNo,
+        file: FileNo,
+        change: impl FnOnce(&mut RangeSet) -> T,
+    ) -> T {
+        let before = self.ranges.count_on(file);
+        let result = change(&mut self.ranges);
+        let after = self.ranges.count_on(file);
+        self.update_host(host, |record| {
+            record.held = (record.held + after).saturating_sub(before);
+        });
+        result
+    }
+
+    /// Changes what is known of a host, and keeps the list of idle ones right.
+    pub(crate) fn update_host(&mut self, host: HostNo, update: impl FnOnce(&mut HostRecord)) {
+        if let Some(record) = self.hosts.value_mut(host.0) {
+            let (was_idle, used) = (record.is_idle(), record.used);
+            update(record);
+            if was_idle {
+                self.idle_hosts.remove(&(used, host));
+            }
+            if record.is_idle() {
+                self.idle_hosts.insert((record.used, host));
+            }
+        }
+    }
+
+    /// The answer that this call got before.
+    pub(crate) fn repeated(&self, host: &HostKey, call: CallDigest) -> Option<Settled> {
+        let host = self.hosts.number(host)?;
+        self.hosts.value(host)?.repeats.answer(call)
+    }
+
+    pub(crate) fn remember(&mut self, host: HostNo, call: CallDigest, settled: Option<Settled>) {
+        self.calls += 1;
+        let now = self.calls;
+        self.update_host(host, |record| {
+            record.used = now;
+            if let Some(settled) = settled {
+                Arc::make_mut(&mut record.repeats).remember(call, settled);
+            }
+        });
+    }
+
+    pub(crate) fn enter_host(&mut self, host: &HostKey) -> Result<HostNo, Limit> {
+        if let Some(number) = self.hosts.number(host) {
+            return Ok(HostNo(number));
+        }
+        while self.hosts.len() >= HOSTS_MAX {
+            // The one that has been idle longest gives way.
+            let idle = self.idle_hosts.get_min().copied().ok_or(Limit::Hosts)?;
+            self.idle_hosts.remove(&idle);
+            self.hosts.remove(idle.1.0);
+        }
+        let number = HostNo(self.hosts.enter(host, HostRecord::default));
+        self.idle_hosts.insert((0, number));
+        Ok(number)
+    }
+
+    pub(crate) fn known(
+        &self,
+        host: HostNo,
+        owner: &LockOwner,
+        file: &FileKey,
+    ) -> Option<(OwnerNo, FileNo)> {
+        let owner = owner.clone();
+        let owner = self.owners.number(&OwnerKey { host, owner })?;
+        Some((OwnerNo(owner), FileNo(self.files.number(file)?)))
+    }
+
+    /// The hosts behind an address.
+    pub(crate) fn hosts_behind(&self, address: IpAddr) -> Vec<HostNo> {
+        let first = HostKey {
+            address,
+            service_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            caller_name: Box::default(),
+        };
+        let behind = |number: &u32| {
+            let key = self.hosts.key(*number);
+            key.is_some_and(|key| key.address == address)
+        };
+        self.hosts
+            .numbers_in(first..)
+            .take_while(behind)
+            .map(HostNo)
+            .collect()
+    }
+
+    /// The owners of a host that hold or wait for something.
+    pub(crate) fn owners_of(&self, host: HostNo) -> impl Iterator<Item = OwnerNo> {
+        let first = |host| OwnerKey {
+            host,
+            owner: LockOwner {
+                svid: i32::MIN,
+                oh: Box::default(),
+            },
+        };
+        // No host has the number above all others: they begin again at 1 before.
+        let next = HostNo(host.0.saturating_add(1));
+        self.owners
+            .numbers_in(first(host)..first(next))
+            .map(OwnerNo)
+    }
+
+    /// Forgets an owner that has nothing any more.
+    pub(crate) fn release_owner(&mut self, owner: OwnerNo) {
+        let waits = self
+            .blocked_of
+            .range((owner, FileNo(0), BlockedNo(0))..)
+            .next()
+            .is_some_and(|(of, ..)| *of == owner);
+        let shares = !self.shares_by(owner).is_empty();
+        if !waits && !shares && self.ranges.files_of(owner).next().is_none() {
+            self.owners.remove(owner.0);
+        }
+    }
+
+    /// Forgets a file that nothing refers to any more.
+    pub(crate) fn release_file(&mut self, file: FileNo) {
+        let waited_for = self.waiting_for(file).next().is_some();
+        let shared = self.shares_on(file).next().is_some();
+        if !waited_for && !shared && self.ranges.count_on(file) == 0 {
+            self.files.remove(file.0);
+        }
+    }
+
+    /// The host of an owner.
+    pub(crate) fn host_of(&self, owner: OwnerNo) -> Option<HostNo> {
+        self.owners.key(owner.0).map(|key| key.host)
+    }
+
+    /// Whether a file whose key begins so is locked or waited for.
+    pub fn has_files_from(&self, prefix: &[u8]) -> bool {
+        let first = FileKey(prefix.into());
+        let number = self.files.numbers_in(first..).next();
+        number
+            .and_then(|number| self.files.key(number))
+            .is_some_and(|key| key.0.starts_with(prefix))
+    }
+
+    /// The number of the newest grant to a host that waited; 0 if there never was one.
+    pub const fn last_grant(&self) -> u64 {
+        self.last_grant
+    }
+
+    /// How many ranges are held.
+    pub fn lock_count(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// How many requests wait.
+    pub fn waiting_count(&self) -> usize {
+        self.blocked.len()
+    }
+
+    /// How many hosts are known.
+    pub fn host_count(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// All held ranges, by file.
+    pub fn locks(&self) -> impl Iterator<Item = HeldRange> {
+        self.ranges.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests;

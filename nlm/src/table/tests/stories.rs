@@ -1,0 +1,423 @@
+//! The crossings on the wire, each with its only right end.
+
+use super::LockOutcome::{Blocked, Deadlock, Denied, Granted};
+use super::*;
+use crate::share::{ShareModes, ShareRequest};
+use crate::waiting::Delivery;
+
+/// A table and a count of calls, so that each call is a new one unless it says otherwise.
+#[derive(Default)]
+struct Scene {
+    table: LockTable,
+    calls: u64,
+}
+
+impl Scene {
+    fn call(&mut self) -> CallDigest {
+        self.calls += 1;
+        CallDigest(self.calls)
+    }
+
+    fn lock(&mut self, number: u8, exclusive: bool, blocking: bool) -> LockOutcome {
+        self.lock_range(number, range(0, 9), exclusive, blocking)
+    }
+
+    fn lock_range(
+        &mut self,
+        number: u8,
+        range: ByteRange,
+        exclusive: bool,
+        blocking: bool,
+    ) -> LockOutcome {
+        let call = self.call();
+        let request = request(1, 1, range, exclusive, blocking);
+        let outcome = self.table.lock(&host(number), call, &request, STAMP);
+        check(&self.table);
+        outcome
+    }
+
+    fn unlock(&mut self, number: u8) -> CallDigest {
+        let call = self.call();
+        self.unlock_again(number, call);
+        call
+    }
+
+    fn unlock_again(&mut self, number: u8, call: CallDigest) {
+        let (host, file, owner) = (host(number), file(1), owner(1));
+        self.table
+            .unlock(&host, call, &file, &owner, range(0, 9), STAMP);
+        check(&self.table);
+    }
+
+    fn cancel(&mut self, number: u8) -> bool {
+        let (call, host, file, owner) = (self.call(), host(number), file(1), owner(1));
+        let range = range(0, 9);
+        let done = self
+            .table
+            .cancel(&host, call, &file, &owner, range, true, STAMP);
+        check(&self.table);
+        done
+    }
+
+    /// Whether the host holds anything.
+    fn holds(&self, number: u8) -> bool {
+        self.table.locks().any(|held| {
+            let key = self.table.owners.key(held.owner.0).unwrap();
+            *self.table.hosts.key(key.host.0).unwrap() == host(number)
+        })
+    }
+
+    fn grant(&self) -> Option<Delivery> {
+        self.table.deliveries(0).next()
+    }
+}
+
+#[test]
+fn the_first_in_line_gets_it_and_is_told() {
+    let mut scene = Scene::default();
+    assert_eq!(scene.lock(1, true, false), Granted);
+    assert_eq!(scene.lock(2, true, true), Blocked);
+    assert_eq!(scene.lock(3, true, true), Blocked);
+    assert_eq!(scene.lock(2, true, true), Blocked, "keeps its place");
+    scene.unlock(1);
+    let grant = scene.grant().unwrap();
+    assert_eq!(grant.host, host(2));
+    assert!(scene.holds(2));
+    assert_eq!(scene.lock(1, true, false), Denied);
+    scene.table.confirm(grant.id);
+    assert_eq!(scene.grant(), None);
+    assert!(scene.holds(2));
+}
+
+#[test]
+fn a_late_copy_of_an_unlock_does_not_release_the_newer_lock() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let unlock = scene.unlock(1);
+    assert_eq!(scene.lock(1, true, false), Granted);
+    scene.unlock_again(1, unlock);
+    assert!(scene.holds(1));
+    assert_eq!(scene.lock(2, true, false), Denied);
+}
+
+#[test]
+fn a_late_copy_of_a_lock_does_not_take_what_was_unlocked() {
+    let mut scene = Scene::default();
+    let call = CallDigest(1000);
+    let asked = request(1, 1, range(0, 9), true, true);
+    assert_eq!(scene.table.lock(&host(1), call, &asked, STAMP), Granted);
+    scene.unlock(1);
+    // Its answer is what it was, and nothing comes of it.
+    assert_eq!(scene.table.lock(&host(1), call, &asked, STAMP), Granted);
+    assert_eq!(scene.lock(2, true, false), Granted);
+}
+
+#[test]
+fn a_late_copy_of_a_blocked_lock_says_how_things_stand() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let call = CallDigest(1000);
+    let asked = request(1, 1, range(0, 9), true, true);
+    let again = |scene: &mut Scene| scene.table.lock(&host(2), call, &asked, STAMP);
+    assert_eq!(again(&mut scene), Blocked);
+    assert_eq!(again(&mut scene), Blocked);
+    assert_eq!(scene.table.blocked.len(), 1);
+    scene.unlock(1);
+    assert_eq!(again(&mut scene), Granted, "it was granted meanwhile");
+    scene.unlock(2);
+    assert_eq!(again(&mut scene), Denied, "and unlocked");
+    assert_eq!(scene.table.lock_count(), 0);
+    assert_eq!(scene.table.blocked.len(), 0);
+}
+
+#[test]
+fn cancel_and_granted_cross() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    scene.lock(3, true, true);
+    scene.unlock(1);
+    // The GRANTED to 2 is on its way when its CANCEL comes.
+    assert!(scene.cancel(2));
+    assert!(!scene.holds(2));
+    assert!(scene.holds(3), "the next in line has it");
+}
+
+#[test]
+fn a_cancelled_upgrade_stays_since_nobody_knows_what_the_owner_believes() {
+    let mut scene = Scene::default();
+    scene.lock(1, false, false);
+    scene.lock(2, false, false);
+    assert_eq!(scene.lock(2, true, true), Blocked);
+    scene.unlock(1);
+    assert!(scene.holds(2));
+    assert!(!scene.cancel(2), "it is told that it holds a lock");
+    assert!(scene.holds(2));
+    assert_eq!(scene.grant(), None, "the owner knows now");
+    scene.unlock(2);
+    assert!(!scene.holds(2));
+}
+
+#[test]
+fn a_polling_lock_confirms_a_grant() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    scene.unlock(1);
+    let late = scene.grant().unwrap();
+    assert_eq!(scene.lock(2, true, true), Granted);
+    assert_eq!(scene.grant(), None);
+    // A refusal that was under way names a grant that is no more.
+    scene.table.refuse(late.id, true, STAMP);
+    assert!(scene.holds(2));
+}
+
+#[test]
+fn a_refusal_of_the_first_telling_releases_and_no_other_does() {
+    for first in [true, false] {
+        let mut scene = Scene::default();
+        scene.lock(1, true, false);
+        scene.lock(2, true, true);
+        scene.lock(3, true, true);
+        scene.unlock(1);
+        let grant = scene.grant().unwrap();
+        scene.table.refuse(grant.id, first, STAMP);
+        assert_eq!(scene.holds(2), !first);
+        assert_eq!(scene.holds(3), first);
+        assert!(scene.grant().is_none_or(|grant| grant.host == host(3)));
+    }
+}
+
+#[test]
+fn an_answer_to_an_old_grant_does_not_touch_a_newer_lock() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    scene.unlock(1);
+    let old = scene.grant().unwrap();
+    scene.unlock(2);
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    scene.unlock(1);
+    let new = scene.grant().unwrap();
+    assert_ne!(old.id, new.id);
+    scene.table.refuse(old.id, true, STAMP);
+    assert!(scene.holds(2));
+    scene.table.confirm(old.id);
+    assert_eq!(scene.grant().map(|grant| grant.id), Some(new.id));
+}
+
+#[test]
+fn unlock_of_the_range_ends_the_request_for_it() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    scene.unlock(2);
+    scene.unlock(1);
+    assert_eq!(scene.table.lock_count(), 0);
+}
+
+#[test]
+fn who_waits_for_each_other_is_told() {
+    let mut scene = Scene::default();
+    let (left, right) = (range(0, 4), range(5, 9));
+    scene.lock_range(1, left, true, false);
+    scene.lock_range(2, right, true, false);
+    assert_eq!(scene.lock_range(1, right, true, true), Blocked);
+    assert_eq!(scene.lock_range(2, left, true, true), Deadlock);
+    assert_eq!(scene.lock_range(2, left, true, false), Denied);
+    // A third one that holds nothing may wait.
+    assert_eq!(scene.lock_range(3, left, true, true), Blocked);
+}
+
+#[test]
+fn two_upgrades_of_one_range_are_a_deadlock() {
+    let mut scene = Scene::default();
+    scene.lock(1, false, false);
+    scene.lock(2, false, false);
+    assert_eq!(scene.lock(1, true, true), Blocked);
+    assert_eq!(scene.lock(2, true, true), Deadlock);
+}
+
+#[test]
+fn a_reboot_lets_waiters_in_and_keeps_what_was_taken_since() {
+    let mut scene = Scene::default();
+    let lock = |scene: &mut Scene, start, state| {
+        let call = scene.call();
+        let mut asked = request(1, 1, range(start, start + 9), true, false);
+        asked.nsm_state = state;
+        scene.table.lock(&host(1), call, &asked, STAMP)
+    };
+    assert_eq!(lock(&mut scene, 0, 5), Granted);
+    assert_eq!(lock(&mut scene, 10, 7), Granted, "after its reboot");
+    assert_eq!(scene.lock(2, true, true), Blocked);
+    let freed = |locks, hosts| Freed {
+        hosts,
+        locks,
+        ..Freed::default()
+    };
+    assert_eq!(reboot(&mut scene.table, 1, 7), freed(1, 1));
+    check(&scene.table);
+    assert_eq!(reboot(&mut scene.table, 1, 7), freed(0, 0), "said twice");
+    assert!(scene.holds(2));
+    assert_eq!(scene.lock_range(3, range(15, 15), true, false), Denied);
+}
+
+#[test]
+fn what_lapsed_is_not_given_back_and_a_reboot_forgets_that() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    let next = Stamp { epoch: 2, ..STAMP };
+    assert_eq!(scene.table.lapse(next).locks, 1);
+    check(&scene.table);
+    assert!(scene.holds(2), "who waited has it");
+    scene.unlock(2);
+    let reclaim = |scene: &mut Scene| {
+        let call = scene.call();
+        let mut asked = request(1, 1, range(3, 3), true, false);
+        asked.reclaim = true;
+        scene.table.lock(&host(1), call, &asked, next)
+    };
+    assert_eq!(reclaim(&mut scene), Denied);
+    reboot(&mut scene.table, 1, 9);
+    assert_eq!(reclaim(&mut scene), Granted);
+}
+
+#[test]
+fn a_reclaim_never_waits_and_never_beats_a_conflict() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let call = scene.call();
+    let mut asked = request(1, 1, range(0, 9), true, true);
+    asked.reclaim = true;
+    assert_eq!(scene.table.lock(&host(2), call, &asked, STAMP), Denied);
+    assert!(scene.table.blocked.is_empty());
+    assert!(scene.table.holds(&host(1), &asked));
+    assert!(!scene.table.holds(&host(2), &asked));
+}
+
+#[test]
+fn a_notice_is_for_the_hosts_that_it_names() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let call = scene.call();
+    let twin = HostKey {
+        caller_name: b"twin".as_slice().into(),
+        ..host(1)
+    };
+    let asked = request(1, 1, range(20, 29), true, false);
+    scene.table.lock(&twin, call, &asked, STAMP);
+    let twin_only = |_: &[&[u8]]| vec![b"twin".to_vec()];
+    let freed = scene.table.rebooted(host(1).address, 3, twin_only, STAMP);
+    assert_eq!((freed.hosts, freed.locks), (1, 1));
+    assert!(scene.holds(1));
+    let freed = scene.table.free_all(host(1).address, b"c1", STAMP);
+    assert_eq!(freed.locks, 1);
+    assert!(!scene.holds(1));
+}
+
+#[test]
+fn two_hosts_of_one_name_are_two() {
+    let mut scene = Scene::default();
+    let call = scene.call();
+    let mut other = host(2);
+    other.caller_name = host(1).caller_name;
+    scene.lock(1, true, false);
+    let asked = request(1, 1, range(0, 9), true, false);
+    assert_eq!(scene.table.lock(&other, call, &asked, STAMP), Denied);
+    let call = scene.call();
+    let all = ByteRange::ALL;
+    scene
+        .table
+        .unlock(&other, call, &file(1), &owner(1), all, STAMP);
+    assert!(scene.holds(1));
+}
+
+#[test]
+fn idle_hosts_give_way_to_new_ones_and_others_do_not() {
+    let mut table = LockTable::default();
+    let key = |number: usize| HostKey {
+        caller_name: number.to_be_bytes().into(),
+        ..host(1)
+    };
+    let call = CallDigest(1);
+    for number in 0..HOSTS_MAX {
+        let mut asked = request(1, 1, range(0, 0), true, false);
+        asked.file = FileKey(number.to_be_bytes().into());
+        assert_eq!(table.lock(&key(number), call, &asked, STAMP), Granted);
+    }
+    let asked = request(1, 1, range(0, 0), true, false);
+    let one_more = key(HOSTS_MAX);
+    assert_eq!(
+        table.lock(&one_more, call, &asked, STAMP),
+        LockOutcome::TooMany(Limit::Hosts)
+    );
+    let (first, all) = (FileKey(0usize.to_be_bytes().into()), ByteRange::ALL);
+    table.unlock(&key(0), CallDigest(2), &first, &owner(1), all, STAMP);
+    assert_eq!(table.lock(&one_more, call, &asked, STAMP), Granted);
+    assert_eq!(table.hosts.number(&key(0)), None);
+}
+
+/// A share of a host: what it does and what it denies, by bits.
+fn share(scene: &mut Scene, number: u8, access: u8, deny: u8) -> LockOutcome {
+    let call = scene.call();
+    let asked = ShareRequest {
+        file: file(1),
+        oh: b"opener".as_slice().into(),
+        modes: ShareModes { deny, access },
+        reclaim: false,
+    };
+    let outcome = scene.table.share(&host(number), call, &asked, STAMP);
+    check(&scene.table);
+    outcome
+}
+
+#[test]
+fn shares_conflict_as_their_modes_say() {
+    for access in 0..4 {
+        for deny in 0..4 {
+            for other_access in 0..4 {
+                for other_deny in 0..4 {
+                    let mut scene = Scene::default();
+                    assert_eq!(share(&mut scene, 1, access, deny), Granted);
+                    let conflict = access & other_deny != 0 || deny & other_access != 0;
+                    let expected = if conflict { Denied } else { Granted };
+                    assert_eq!(share(&mut scene, 2, other_access, other_deny), expected);
+                    assert_eq!(share(&mut scene, 1, other_access, other_deny), {
+                        // Its own is replaced, against what the other one has.
+                        let other = !conflict && (other_access & other_deny) != 0;
+                        if other { Denied } else { Granted }
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_share_ends_by_unshare_and_by_a_reboot_and_does_not_touch_locks() {
+    let mut scene = Scene::default();
+    assert_eq!(share(&mut scene, 1, 3, 3), Granted);
+    assert_eq!(
+        scene.lock(2, true, false),
+        Granted,
+        "locks are another matter"
+    );
+    assert_eq!(share(&mut scene, 2, 1, 0), Denied);
+    let call = scene.call();
+    scene
+        .table
+        .unshare(&host(1), call, &file(1), b"somebody else");
+    assert_eq!(scene.table.share_count(), 1);
+    scene.table.unshare(&host(1), call, &file(1), b"opener");
+    assert_eq!(scene.table.share_count(), 1, "a copy of an earlier call");
+    let call = scene.call();
+    scene.table.unshare(&host(1), call, &file(1), b"opener");
+    check(&scene.table);
+    assert_eq!(share(&mut scene, 2, 1, 2), Granted);
+    let freed = reboot(&mut scene.table, 2, 9);
+    assert_eq!((freed.locks, freed.shares), (1, 1));
+    check(&scene.table);
+    assert_eq!((scene.table.files.len(), scene.table.owners.len()), (0, 0));
+}
