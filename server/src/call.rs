@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use havenfs_rpc::auth::{AuthStat, Credential};
-use havenfs_rpc::xdr::XdrError;
+use havenfs_rpc::xdr::{Writer, XdrError};
 
 pub use crate::backend::Mode;
+use crate::cluster::{Command, Outcome};
 
 /// How a message arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,6 +66,10 @@ pub enum Port {
     Mount,
     /// The portmapper.
     Portmap,
+    /// NLM.
+    Nlm,
+    /// NSM.
+    Nsm,
 }
 
 /// A call with its header checked and its arguments still encoded.
@@ -110,8 +115,28 @@ impl From<XdrError> for Refusal {
     }
 }
 
-/// What [`serve`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A change of the replicated state that a call asks for, and how it is answered.
+pub struct Proposal {
+    /// The change.
+    pub command: Command,
+    /// Appends the reply, with its header, once the change is on disk and carried out; false if
+    /// the call gets none.
+    pub answer: Answer,
+}
+
+/// See [`Proposal::answer`].
+pub type Answer = Box<dyn FnOnce(Outcome, &mut Writer<'_>) -> bool + Send>;
+
+impl std::fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proposal")
+            .field("command", &self.command)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`serve`](crate::dispatch::serve) did.
+#[derive(Debug)]
 pub enum Served {
     /// The reply was appended.
     Replied,
@@ -119,6 +144,8 @@ pub enum Served {
     Wait,
     /// Nothing was appended: the call must run on a worker thread, when a name was looked up.
     Pending,
+    /// Nothing was appended: the reply follows from the outcome of this.
+    Propose(Proposal),
     /// Nothing was appended and nothing will be.
     Silent,
 }

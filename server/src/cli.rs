@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use havenfs::config::{self, File, Settings};
+use havenfs::config::{self, Announce, File, Settings};
 use havenfs::doctor::{self, Severity};
 use havenfs::mount_help::{self, Served};
 use havenfs::{export, serve};
@@ -42,6 +42,16 @@ enum Command {
     Clients(ControlArgs),
     /// Show, check or reload the exports
     Exports(ExportsArgs),
+    /// Deal with the machines that lock files
+    Hosts {
+        #[command(subcommand)]
+        command: HostsCommand,
+    },
+    /// Deal with the service as a whole
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
     /// Say what would keep the server from serving well here; changes nothing
     Doctor {
         #[command(flatten)]
@@ -92,10 +102,10 @@ struct ServeArgs {
     /// Port of MOUNT [default: 20048]
     #[arg(long, value_name = "N")]
     mount_port: Option<u16>,
-    /// Port kept for NLM, which this version does not serve yet [default: 32803]
+    /// Port of NLM, which locks files [default: 32803]
     #[arg(long, value_name = "N")]
     nlm_port: Option<u16>,
-    /// Port kept for NSM, which this version does not serve yet [default: 662]
+    /// Port of NSM, which hears of the hosts' reboots [default: 662, or 32662 without root]
     #[arg(long, value_name = "N")]
     nsm_port: Option<u16>,
     /// How clients find the ports: auto, embedded, register, off [default: auto]
@@ -113,6 +123,20 @@ struct ServeArgs {
     /// Control socket [default: /run/havenfs/control, or $XDG_RUNTIME_DIR/havenfs/control]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Name that clients mount from, repeatable: they hear of restarts under it [default: this
+    /// machine's name]
+    #[arg(long, value_name = "NAME")]
+    service_name: Vec<String>,
+    /// Which hosts hear of a restart [default: always]
+    #[arg(long, value_name = "WHICH")]
+    announce: Option<Announce>,
+    /// How long only reclaims are granted where locks may be missing [default: 45]
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u64>,
+    /// The state directory was lost, or is an old copy: hosts may hold locks that are not in it,
+    /// so only what they reclaim is granted until grace is over
+    #[arg(long)]
+    recover: bool,
 }
 
 #[derive(Debug, Args)]
@@ -132,6 +156,23 @@ struct ExportsArgs {
     command: Option<ExportsCommand>,
     #[command(flatten)]
     control: ControlArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum HostsCommand {
+    /// Tell a host of the last restart once more, so that it reclaims its locks
+    Notify {
+        /// The host's address
+        host: IpAddr,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ServiceCommand {
+    /// End grace now: locks that were not reclaimed are gone
+    EndGrace(ControlArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -167,6 +208,12 @@ pub(crate) fn run() -> ExitCode {
             ExportsCommand::Check { file } => done(check(&file)),
             ExportsCommand::Reload(args) => done(show(&args, "reload")),
         },
+        Command::Hosts {
+            command: HostsCommand::Notify { host, control },
+        } => done(show(&control, &format!("notify {host}"))),
+        Command::Service {
+            command: ServiceCommand::EndGrace(control),
+        } => done(show(&control, "end-grace")),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::MountHelp {
             host,
@@ -228,6 +275,10 @@ fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
         nfs_udp: args.nfs_udp.then_some(true),
         metrics: args.metrics,
         control: args.control,
+        service_names: (!args.service_name.is_empty()).then_some(args.service_name),
+        announce: args.announce,
+        grace_seconds: args.grace,
+        recover: args.recover,
     };
     Ok(config::merge(line, file)?)
 }

@@ -5,7 +5,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use havenfs_nsm::nsm_name;
 use havenfs_rpc::program;
 use serde::Deserialize;
 
@@ -28,9 +30,9 @@ pub struct Settings {
     pub nfs_port: u16,
     /// The port of MOUNT; 0 lets the kernel choose.
     pub mount_port: u16,
-    /// The port that NLM will have.
+    /// The port of NLM; 0 lets the kernel choose.
     pub nlm_port: u16,
-    /// The port that NSM will have.
+    /// The port of NSM; 0 lets the kernel choose.
     pub nsm_port: u16,
     /// How clients find the ports.
     pub portmap: PortmapMode,
@@ -42,7 +44,35 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// The control socket.
     pub control: PathBuf,
+    /// What hosts know this service as: they hear of a restart under each of these names.
+    pub service_names: Vec<String>,
+    /// Which hosts hear of a restart.
+    pub announce: Announce,
+    /// How long only reclaims are granted where locks may be missing.
+    pub grace: Duration,
+    /// Whether locks may be missing: the state directory was lost, or is an old copy.
+    pub recover: bool,
 }
+
+/// Which hosts hear of a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Announce {
+    /// All that hold or wait for a lock.
+    #[default]
+    Always,
+    /// Only where something is gained by it: hosts that may not know of a lock of theirs, and all
+    /// of them if locks may be missing.
+    Auto,
+    /// None.
+    Never,
+}
+
+/// How long only reclaims are granted where locks may be missing, unless configured otherwise:
+/// clients need up to half a minute to hear of a restart, and some ask every 30 seconds.
+pub const GRACE_SECONDS_DEFAULT: u64 = 45;
+/// The longest grace that is taken: nobody can lock anything meanwhile.
+pub const GRACE_SECONDS_MAX: u64 = 3600;
 
 /// The configuration file.
 #[derive(Debug, Default, Deserialize)]
@@ -75,6 +105,15 @@ pub struct File {
     pub metrics: Option<String>,
     /// See [`Settings::control`].
     pub control: Option<PathBuf>,
+    /// See [`Settings::service_names`].
+    pub service_names: Option<Vec<String>>,
+    /// See [`Settings::announce`].
+    pub announce: Option<Announce>,
+    /// See [`Settings::grace`].
+    pub grace_seconds: Option<u64>,
+    /// See [`Settings::recover`]; on the command line only, since it is said once.
+    #[serde(skip)]
+    pub recover: bool,
 }
 
 /// Why the settings can't be used.
@@ -167,6 +206,29 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
     };
     sources.arguments = exports.into_iter().map(String::into_bytes).collect();
     let port = |line: Option<u16>, file: Option<u16>, default| line.or(file).unwrap_or(default);
+    let nsm_port_default = if is_root() {
+        program::NSM_PORT
+    } else {
+        NSM_PORT_UNPRIVILEGED
+    };
+    let service_names = line.service_names.or(file.service_names);
+    let service_names = service_names.unwrap_or_else(|| vec![host_name()]);
+    for name in &service_names {
+        nsm_name::judge(name.as_bytes()).map_err(|problem| ConfigError::Value {
+            name: "service-name",
+            value: name.clone(),
+            problem: format!("is no name for a service: {problem}"),
+        })?;
+    }
+    let grace_seconds = line.grace_seconds.or(file.grace_seconds);
+    let grace_seconds = grace_seconds.unwrap_or(GRACE_SECONDS_DEFAULT);
+    if grace_seconds > GRACE_SECONDS_MAX {
+        return Err(ConfigError::Value {
+            name: "grace",
+            value: grace_seconds.to_string(),
+            problem: format!("is more than {GRACE_SECONDS_MAX} seconds"),
+        });
+    }
     Ok(Settings {
         sources,
         state_dir: line
@@ -177,7 +239,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
         nfs_port: port(line.nfs_port, file.nfs_port, program::NFS_PORT),
         mount_port: port(line.mount_port, file.mount_port, program::MOUNT_PORT),
         nlm_port: port(line.nlm_port, file.nlm_port, program::NLM_PORT),
-        nsm_port: port(line.nsm_port, file.nsm_port, program::NSM_PORT),
+        nsm_port: port(line.nsm_port, file.nsm_port, nsm_port_default),
         portmap,
         portmap_port: port(line.portmap_port, file.portmap_port, program::PORTMAP_PORT),
         nfs_udp: line.nfs_udp.or(file.nfs_udp).unwrap_or(false),
@@ -186,7 +248,22 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
             .control
             .or(file.control)
             .unwrap_or_else(default_control),
+        service_names,
+        announce: line.announce.or(file.announce).unwrap_or_default(),
+        grace: Duration::from_secs(grace_seconds),
+        recover: line.recover,
     })
+}
+
+/// The port of NSM where the usual one is out of reach; the portmapper tells it to whoever asks.
+const NSM_PORT_UNPRIVILEGED: u16 = 32_662;
+
+/// What this machine calls itself.
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn is_root() -> bool {

@@ -89,12 +89,18 @@ pub fn serve(
     let start = writer.position();
     message::reply_accepted(&mut writer, xid, AcceptStat::Success);
     let result = match call.program {
-        program::NFS => programs::nfs3::serve(node, &request, &mut writer),
-        program::MOUNT => programs::mount::serve(node, &request, &mut writer),
-        _ => programs::portmap::serve(&node.ports, &request, &mut writer),
+        program::NFS => programs::nfs3::serve(node, &request, &mut writer).map(|()| None),
+        program::MOUNT => programs::mount::serve(node, &request, &mut writer).map(|()| None),
+        program::NLM => programs::nlm::serve(node, &request, &mut writer),
+        program::NSM => programs::nsm::serve(node, &request, &mut writer),
+        _ => programs::portmap::serve(&node.ports, &request, &mut writer).map(|()| None),
     };
     let served = match result {
-        Ok(()) => Served::Replied,
+        Ok(None) => Served::Replied,
+        Ok(Some(proposal)) => {
+            writer.truncate(start);
+            Served::Propose(proposal)
+        }
         Err(refusal) => {
             writer.truncate(start);
             match refusal {
@@ -136,6 +142,9 @@ const fn versions(port: Port, program: u32) -> Option<(u32, u32)> {
         // Version 2 has MNT with the 32-byte handle of version 1; clients ask for 1 or 3.
         (Port::Mount, program::MOUNT) => Some((1, 3)),
         (Port::Portmap, program::PORTMAP) => Some((2, 4)),
+        // Version 2 was never specified apart from version 1.
+        (Port::Nlm, program::NLM) => Some((1, 4)),
+        (Port::Nsm, program::NSM) => Some((1, 1)),
         _ => None,
     }
 }

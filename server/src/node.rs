@@ -5,11 +5,12 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 
 use crate::backend::files::Files;
-use crate::backend::handle::Signer;
+use crate::backend::handle::{FileHandle, Signer};
 use crate::backend::sys;
 use crate::backend::table::{HandleTable, TableError};
 use crate::clients::Clients;
 use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
+use crate::lock_service::LockService;
 use crate::metrics::Metrics;
 use crate::mount_list::{MountList, MountListError};
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
@@ -38,6 +39,8 @@ pub struct Node {
     pub ports: PortTable,
     /// How clients find the ports, for people; set once at start.
     pub portmapper: OnceLock<String>,
+    /// The locks; set once at start, before anything listens for NLM.
+    pub locks: OnceLock<Arc<LockService>>,
     /// The answers that may be asked for again.
     pub reply_cache: ReplyCache,
     /// The worker threads.
@@ -85,7 +88,9 @@ impl Node {
         let handles = HandleTable::load(state.dir())?;
         let mounts = MountList::open(state.dir())?;
         // A file may have three descriptors; a part is left for connections and everything else.
-        let files = Files::new(signer, handles, (descriptors / 6).clamp(64, 65_536));
+        let file_systems = state.file_systems();
+        let opened_max = (descriptors / 6).clamp(64, 65_536);
+        let files = Files::new(signer, handles, file_systems, opened_max);
         Ok(Self {
             state,
             exports: ArcSwap::from_pointee(exports),
@@ -95,12 +100,31 @@ impl Node {
             mounts,
             ports: PortTable::new(ports),
             portmapper: OnceLock::new(),
+            locks: OnceLock::new(),
             reply_cache: ReplyCache::default(),
             pool: Pool::start(WORKERS).map_err(NodeError::Workers)?,
             metrics: Metrics::default(),
             budget: Arc::new(Budget::default()),
             connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
             clients: Arc::new(Clients::default()),
+        })
+    }
+}
+
+impl Node {
+    /// Whether a handle's export is listed but not open, because its file system is not mounted
+    /// yet. "Stale" would reach applications and stick, so the answer is "later", or silence.
+    pub fn awaits_volume_of(&self, handle: &FileHandle) -> bool {
+        self.files.export_of(handle).is_ok_and(|id| {
+            self.exports.load().by_id(id).is_some() && self.files.volume(id, 0).is_none()
+        })
+    }
+
+    /// Whether there are locks on files of the file system with this number.
+    pub fn has_locks_on(&self, file_system: u32) -> bool {
+        self.locks.get().is_some_and(|locks| {
+            let state = locks.state();
+            state.table().has_files_from(&file_system.to_be_bytes())
         })
     }
 }

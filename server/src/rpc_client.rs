@@ -66,6 +66,26 @@ pub enum SourcePort {
     Any,
     /// One below 1024, as a proof of privilege; needs that privilege.
     Reserved,
+    /// One below 1024 if this process may have one, else any.
+    ReservedIfAllowed,
+}
+
+/// From where a peer is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// From which of our addresses; `None` leaves it to the kernel.
+    pub address: Option<IpAddr>,
+    /// From which port.
+    pub port: SourcePort,
+}
+
+impl From<SourcePort> for Source {
+    fn from(port: SourcePort) -> Self {
+        Self {
+            address: None,
+            port,
+        }
+    }
 }
 
 /// What is called.
@@ -153,6 +173,8 @@ pub struct RpcClient {
     target: Target,
     channel: Channel,
     timeout: Duration,
+    /// Whether a call over UDP is sent again until it is answered.
+    resends: bool,
 }
 
 #[derive(Debug)]
@@ -166,9 +188,10 @@ impl RpcClient {
     /// Connects to `target`; this and every call may take as long as `timeout`.
     pub async fn connect(
         target: Target,
-        source: SourcePort,
+        source: impl Into<Source>,
         timeout: Duration,
     ) -> Result<Self, ClientError> {
+        let source = source.into();
         let connecting = async {
             Ok(match &target {
                 Target::Tcp(address) => {
@@ -183,6 +206,7 @@ impl RpcClient {
                 target,
                 channel,
                 timeout,
+                resends: true,
             }),
             Ok(Err(source)) => Err(ClientError::Connect { target, source }),
             Err(_) => Err(ClientError::TimedOut {
@@ -190,6 +214,13 @@ impl RpcClient {
                 waited: timeout,
             }),
         }
+    }
+
+    /// Sends each call over UDP once, whether it is answered or not.
+    #[must_use]
+    pub const fn without_resending(mut self) -> Self {
+        self.resends = false;
+        self
     }
 
     /// The peer.
@@ -212,7 +243,9 @@ impl RpcClient {
         let deadline = Instant::now() + self.timeout;
         let exchange = async {
             match &mut self.channel {
-                Channel::Udp(socket) => exchange_datagrams(socket, xid, &message).await,
+                Channel::Udp(socket) => {
+                    exchange_datagrams(socket, xid, &message, self.resends).await
+                }
                 Channel::Tcp(stream, reader) => {
                     exchange_records(stream, reader, xid, &message).await
                 }
@@ -258,7 +291,7 @@ impl RpcClient {
 /// Connects, calls once and closes.
 pub async fn call_once(
     target: Target,
-    source: SourcePort,
+    source: impl Into<Source>,
     timeout: Duration,
     procedure: Procedure,
     args: &impl Encode,
@@ -320,9 +353,14 @@ async fn exchange_datagrams(
     socket: &UdpSocket,
     xid: u32,
     message: &[u8],
+    resends: bool,
 ) -> Result<Vec<u8>, Broken> {
     let mut buffer = vec![0; REPLY_BYTES_MAX];
     let mut wait = Duration::from_millis(RETRANSMIT_MS);
+    if !resends {
+        // Longer than the call may take.
+        wait = Duration::from_hours(1);
+    }
     loop {
         socket.send(message).await?;
         let resend_at = Instant::now() + wait;
@@ -367,61 +405,66 @@ async fn exchange_records<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-async fn connect_tcp(address: SocketAddr, source: SourcePort) -> io::Result<TcpStream> {
-    let new = || {
-        if address.is_ipv6() {
-            TcpSocket::new_v6()
+async fn connect_tcp(address: SocketAddr, source: Source) -> io::Result<TcpStream> {
+    let connect = |local: Option<SocketAddr>| async move {
+        let socket = if address.is_ipv6() {
+            TcpSocket::new_v6()?
         } else {
-            TcpSocket::new_v4()
+            TcpSocket::new_v4()?
+        };
+        if let Some(local) = local {
+            socket.bind(local)?;
         }
+        // The pair of addresses may still be in TIME_WAIT, so connecting belongs here.
+        socket.connect(address).await
     };
-    let stream = match source {
-        SourcePort::Any => new()?.connect(address).await?,
-        SourcePort::Reserved => {
-            from_reserved_port(address, |local| async move {
-                let socket = new()?;
-                socket.bind(local)?;
-                // The pair of addresses may still be in TIME_WAIT, so connecting belongs here.
-                socket.connect(address).await
-            })
-            .await?
-        }
-    };
+    let stream = from_source(address, source, connect).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn connect_udp(address: SocketAddr, source: SourcePort) -> io::Result<UdpSocket> {
-    let bind = |local: SocketAddr| async move {
+async fn connect_udp(address: SocketAddr, source: Source) -> io::Result<UdpSocket> {
+    let bind = |local: Option<SocketAddr>| async move {
+        let local = local.unwrap_or_else(|| SocketAddr::new(any_address(address), 0));
         let socket = Socket::new(Domain::for_address(local), Type::DGRAM.nonblocking(), None)?;
         socket.bind(&local.into())?;
         UdpSocket::from_std(socket.into())
     };
-    let socket = match source {
-        SourcePort::Any => bind(SocketAddr::new(any_address(address), 0)).await?,
-        SourcePort::Reserved => from_reserved_port(address, bind).await?,
-    };
+    let socket = from_source(address, source, bind).await?;
     socket.connect(address).await?;
     Ok(socket)
 }
 
-/// Tries the reserved ports in turn, from a random one on, until `attempt` finds one free.
-async fn from_reserved_port<T, F: Future<Output = io::Result<T>>>(
+/// Makes an attempt from the address and port that `source` asks for; reserved ports are tried in
+/// turn, from a random one on, until `attempt` finds one free.
+async fn from_source<T, F: Future<Output = io::Result<T>>>(
     peer: SocketAddr,
-    attempt: impl Fn(SocketAddr) -> F,
+    source: Source,
+    attempt: impl Fn(Option<SocketAddr>) -> F,
 ) -> io::Result<T> {
+    let any_port = source.address.map(|ip| SocketAddr::new(ip, 0));
+    if source.port == SourcePort::Any {
+        return attempt(any_port).await;
+    }
+    let ip = source.address.unwrap_or_else(|| any_address(peer));
     let first = random_u32() as usize % RESERVED_PORTS.len();
     let ports = RESERVED_PORTS
         .cycle()
         .skip(first)
         .take(RESERVED_PORTS.len());
     for port in ports.filter(|port| !PORTS_OF_OTHERS.contains(port)) {
-        match attempt(SocketAddr::new(any_address(peer), port)).await {
+        match attempt(Some(SocketAddr::new(ip, port))).await {
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
                 ) => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied
+                    && source.port == SourcePort::ReservedIfAllowed =>
+            {
+                return attempt(any_port).await;
+            }
             done => return done,
         }
     }

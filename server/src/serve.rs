@@ -1,32 +1,35 @@
 //! `havenfs serve`: puts a node together, says that it is ready, and takes it down again.
 //!
-//! Order at start: state directory (and its lock), export lists, ports, volumes, portmapper, ready
-//! line. Nothing answers before the exports are open. At SIGTERM: no new calls, what the workers
-//! have is finished, the registration is taken back.
+//! Order at start: state directory (and its lock), export lists, ports, store, volumes, portmapper,
+//! a new epoch, sockets, ready line. Nothing answers before the exports are open and the locks of
+//! the life before are there. At SIGTERM: no new calls, what the workers have is finished, the
+//! registration is taken back.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::path::Path;
+mod ports;
+mod ready;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use havenfs_rpc::portmap::Netid;
 use havenfs_rpc::program;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use self::ports::Ports;
 use crate::backend::{credential, sys};
 use crate::call::Port;
 use crate::config::Settings;
 use crate::control;
-use crate::net::listen::{self, Bound, ListenError};
+use crate::host_calls::HostCalls;
+use crate::lock_service::LockService;
+use crate::net::listen::{Bound, ListenError};
 use crate::net::runtimes::Runtimes;
 use crate::net::{tcp, udp};
 use crate::node::{Node, NodeError};
 use crate::pool::{self, Job};
-use crate::programs::portmap::PortEntry;
-use crate::register::{self, Choice, RegisterError, port_holder};
+use crate::raft::{Store, StoreError, Unavailable};
+use crate::register::{self, Choice, RegisterError};
 use crate::state::{State, StateError};
 use crate::volumes::{self, ExportsError};
 
@@ -60,6 +63,12 @@ pub enum ServeError {
     /// See [`StateError`].
     #[error(transparent)]
     State(#[from] StateError),
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store does not take the command that begins to serve.
+    #[error("cannot begin to serve locks: {0}")]
+    Activate(Unavailable),
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -108,9 +117,15 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
     }
     let ports = Ports::bind(settings)?;
     let node = Arc::new(Node::new(state, table, ports.entries(), descriptors)?);
+    let store = control.block_on(Store::open(&settings.state_dir.join("store")))?;
+    let calls = Arc::new(HostCalls::new(program::PORTMAP_PORT));
+    let locks = Arc::new(LockService::new(store.state(), store.proposer(), calls));
+    // Nobody else sets it.
+    let _ = node.locks.set(Arc::clone(&locks));
     volumes::open_exports(&node, &[])?;
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
-    let result = control.block_on(serve(settings, &node, ports, &data));
+    let result = control.block_on(serve(settings, &node, &store, &locks, ports, &data));
+    control.block_on(store.close());
     drop(control);
     if !node.pool.finish(STOP_TIME_MAX) {
         // A disk hangs. Waiting would not bring it back, and no call can be answered any more.
@@ -139,88 +154,11 @@ fn raise_descriptor_limit() -> usize {
     usize::try_from(now).unwrap_or(1024)
 }
 
-/// The bound sockets.
-struct Ports {
-    nfs: Bound,
-    mount: Bound,
-    nfs_udp: bool,
-}
-
-impl Ports {
-    fn bind(settings: &Settings) -> Result<Self, ServeError> {
-        let bind = |purpose, option: &str, port, udp| {
-            listen::bind(purpose, &settings.listen, port, udp).map_err(|error| ServeError::Listen {
-                hint: taken_hint(&error, option),
-                error,
-            })
-        };
-        Ok(Self {
-            nfs: bind("NFS", "--nfs-port", settings.nfs_port, settings.nfs_udp)?,
-            mount: bind("MOUNT", "--mount-port", settings.mount_port, true)?,
-            nfs_udp: settings.nfs_udp,
-        })
-    }
-
-    /// What the portmapper tells.
-    fn entries(&self) -> Vec<PortEntry> {
-        let mut entries = Vec::new();
-        let ipv6 = self
-            .nfs
-            .tcp
-            .iter()
-            .any(|socket| socket.local_addr().is_ok_and(|address| address.is_ipv6()));
-        let netids: &[Netid] = if ipv6 {
-            &[Netid::Tcp, Netid::Udp, Netid::Tcp6, Netid::Udp6]
-        } else {
-            &[Netid::Tcp, Netid::Udp]
-        };
-        for netid in netids {
-            if self.nfs_udp || matches!(netid, Netid::Tcp | Netid::Tcp6) {
-                entries.push(PortEntry::own(program::NFS, 3, *netid, self.nfs.port));
-            }
-            for version in [1, 2, 3] {
-                entries.push(PortEntry::own(
-                    program::MOUNT,
-                    version,
-                    *netid,
-                    self.mount.port,
-                ));
-            }
-        }
-        entries
-    }
-}
-
-/// What to do about a port that can't be bound.
-fn taken_hint(error: &ListenError, option: &str) -> String {
-    match error.source.kind() {
-        std::io::ErrorKind::PermissionDenied => {
-            format!("ports below 1024 need root; choose another with {option}")
-        }
-        std::io::ErrorKind::AddrInUse => {
-            let port = error.address.port();
-            match port_holder(port) {
-                Some(holder) => format!(
-                    "{holder} has port {port}; stop it, or choose another \
-                                         port with {option}"
-                ),
-                None if Path::new("/proc/fs/nfsd/threads").exists() => format!(
-                    "the kernel's NFS server has port {port}: `systemctl stop nfs-server`, or \
-                     choose another port with {option}"
-                ),
-                None => format!(
-                    "something else has port {port}; find it with `ss -lnp`, or \
-                                 choose another port with {option}"
-                ),
-            }
-        }
-        _ => format!("choose another port with {option}, or another address with --listen"),
-    }
-}
-
 async fn serve(
     settings: &Settings,
     node: &Arc<Node>,
+    store: &Store,
+    locks: &Arc<LockService>,
     ports: Ports,
     data: &Arc<Runtimes>,
 ) -> Result<(), ServeError> {
@@ -229,40 +167,31 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
     let (stop, stopped) = watch::channel(false);
     let portmap_settings = register::Settings::new(settings.portmap_port, &settings.listen);
-    let own = ports.entries();
-    let choice = register::choose(settings.portmap, &portmap_settings, &own).await?;
+    let choice = register::choose(settings.portmap, &portmap_settings, &ports.entries()).await?;
     // Nobody else sets it.
     let _ = node.portmapper.set(choice.to_string());
-    let (nfs_port, mount_port) = (ports.nfs.port, ports.mount.port);
-    let mut sockets = vec![(Port::Nfs, ports.nfs), (Port::Mount, ports.mount)];
-    if matches!(choice, Choice::Embedded) {
-        let bound = listen::bind(
-            "the portmapper",
-            &settings.listen,
-            settings.portmap_port,
-            true,
-        )
-        .map_err(|error| ServeError::Listen {
-            hint: taken_hint(&error, "--portmap-port"),
-            error,
-        })?;
-        let portmap = [Netid::Tcp, Netid::Udp, Netid::Tcp6, Netid::Udp6]
-            .into_iter()
-            .filter(|netid| own.iter().any(|entry| entry.netid == *netid))
-            .flat_map(|netid| {
-                [2, 3, 4]
-                    .map(|version| PortEntry::own(program::PORTMAP, version, netid, bound.port))
-            });
-        node.ports.set_own(own.iter().copied().chain(portmap));
-        sockets.push((Port::Portmap, bound));
-    }
+    let numbers = ports.numbers();
+    let portmap = match &choice {
+        Choice::Embedded => {
+            let bound = ports::bind_portmap(settings)?;
+            node.ports.set_own(ports.entries_with_portmap(bound.port));
+            Some((Port::Portmap, bound))
+        }
+        _ => None,
+    };
+    locks
+        .activate(settings.recover)
+        .await
+        .map_err(ServeError::Activate)?;
+    let sockets = ports.into_sockets().into_iter().chain(portmap);
     for (port, bound) in sockets {
         spawn_port(node, data, port, bound, &stopped).map_err(system("serve a port"))?;
     }
+    locks.begin(settings);
     let control = control::start(settings, Arc::clone(node), stopped.clone())
         .await
         .map_err(system("open the control socket"))?;
-    tell_ready(&ready_line(node, settings, nfs_port, mount_port, &choice));
+    ready::tell_ready(&ready::ready_line(node, settings, numbers, &choice));
     let watching = async {
         match &choice {
             Choice::Registered(registration) => registration.watch(REGISTRATION_CHECK).await,
@@ -282,6 +211,7 @@ async fn serve(
         () = tidying => {}
         () = node.pool.unstick() => {}
         () = hangups => {}
+        error = store.failed() => return Err(error.into()),
     }
     tracing::info!("stopping");
     // Nobody may be left to listen. Connections answer what they have taken, and close.
@@ -309,12 +239,17 @@ async fn serve(
     Ok(())
 }
 
-/// Does what is due from time to time, on worker threads. Each of the three on its own: a disk that
+/// Does what is due from time to time, on worker threads. Each of the four on its own: a disk that
 /// hangs keeps one of them, and the others go on.
 async fn tidy(node: &Arc<Node>) {
     tokio::join!(
         repeat(node, TIDY_CHECK, |node| node.files.close_forgotten()),
         repeat(node, TIDY_ALL, |node| node.files.tidy()),
+        repeat(node, TIDY_CHECK, |node| {
+            if let Some(locks) = node.locks.get() {
+                locks.tidy_lanes();
+            }
+        }),
         repeat(node, TIDY_CHECK, |node| {
             if let Err(error) = node.mounts.save_if_dirty() {
                 tracing::warn!(%error, "cannot save the mount list; a restart will not know it");
@@ -376,74 +311,4 @@ fn spawn_port(
         });
     }
     Ok(())
-}
-
-/// One line with everything a user needs to mount.
-fn ready_line(
-    node: &Node,
-    settings: &Settings,
-    nfs_port: u16,
-    mount_port: u16,
-    choice: &Choice,
-) -> String {
-    let exports = node.exports.load();
-    let mut shown = Vec::new();
-    for export in exports.exports() {
-        let path = export.spec.path.display();
-        let read_only = export.rules().iter().all(|rule| rule.options.read_only);
-        shown.push(if read_only {
-            format!("{path} (read-only: add :*(rw))")
-        } else {
-            format!("{path} (rw)")
-        });
-    }
-    let mut options = String::from("vers=3,nolock");
-    // Without a portmapper the client must be told the ports.
-    if matches!(choice, Choice::Off(_)) || settings.portmap_port != program::PORTMAP_PORT {
-        options = format!("{options},tcp,port={nfs_port},mountport={mount_port},mountproto=tcp");
-    } else if nfs_port != program::NFS_PORT {
-        options = format!("{options},port={nfs_port}");
-    }
-    let host = settings
-        .listen
-        .first()
-        .map(|ip| SocketAddr::new(*ip, 0))
-        .filter(|address| !address.ip().is_unspecified())
-        .map_or_else(host_name, |address| match address {
-            SocketAddr::V4(v4) => v4.ip().to_string(),
-            SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
-        });
-    let path = exports
-        .exports()
-        .first()
-        .map(|export| export.spec.path.display().to_string());
-    let identity = if credential::can_switch() {
-        String::new()
-    } else {
-        format!(
-            "; all files belong to user {}",
-            credential::own_caller().uid
-        )
-    };
-    format!(
-        "havenfs ready: NFS port {nfs_port}, MOUNT port {mount_port}, portmapper {choice}; \
-         exports {}{identity}; mount -t nfs -o {options} {host}:{} /mnt",
-        shown.join(", "),
-        path.unwrap_or_default()
-    )
-}
-
-fn host_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
-}
-
-fn tell_ready(line: &str) {
-    let mut out = std::io::stdout().lock();
-    // Nobody may be reading.
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-    // Not started by systemd: there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }

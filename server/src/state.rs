@@ -8,6 +8,7 @@
 //! The file is replaced whole: written beside, synced, renamed, folder synced. It has a version; a
 //! file from a newer version is refused and left alone.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -22,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::backend::handle::HandleKey;
 use crate::random::random_u64;
 
-const VERSION: u32 = 1;
+/// Version 2 added the numbers of file systems.
+const VERSION: u32 = 2;
 
 /// Why the state directory can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,8 @@ struct StoredExport {
     path: StoredPath,
     id: u32,
     fsid: u64,
+    #[serde(default)]
+    file_system: Option<u32>,
     /// File systems mounted inside.
     mounts: Vec<StoredMount>,
 }
@@ -110,6 +114,8 @@ struct StoredMount {
     path: StoredPath,
     fs_id: u32,
     fsid: u64,
+    #[serde(default)]
+    file_system: Option<u32>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -213,6 +219,7 @@ impl State {
             path,
             id,
             fsid,
+            file_system: None,
             mounts: Vec::new(),
         });
         self.save(&stored)?;
@@ -260,9 +267,42 @@ impl State {
             path,
             fs_id,
             fsid: numbers.fsid,
+            file_system: None,
         });
         self.save(&stored)?;
         Ok(Some(numbers))
+    }
+
+    /// The numbers of the file systems that stand behind the parts of exports, by export id and
+    /// file-system id within it: one number for one file system, however many exports and mounts
+    /// show it, so that a file has one lock table. Those of removed exports are kept.
+    pub fn file_systems(&self) -> HashMap<(u32, u32), u32> {
+        let stored = self.lock();
+        let numbers = stored.exports.iter().flat_map(|export| {
+            let mounts = export.mounts.iter();
+            mounts
+                .map(|mount| ((export.id, mount.fs_id), mount.file_system))
+                .chain([((export.id, 0), export.file_system)])
+        });
+        numbers
+            .filter_map(|(ids, number)| Some((ids, number?)))
+            .collect()
+    }
+
+    /// Sets the number of a file system: `number`, or one that no other has.
+    pub fn set_file_system(
+        &self,
+        export_id: u32,
+        fs_id: u32,
+        number: Option<u32>,
+    ) -> Result<u32, StateError> {
+        let mut stored = self.lock();
+        let number = number.unwrap_or_else(|| stored.file_system_max() + 1);
+        if let Some(place) = stored.file_system_mut(export_id, fs_id) {
+            *place = Some(number);
+        }
+        self.save(&stored)?;
+        Ok(number)
     }
 
     /// The file systems that were ever seen mounted inside an export.
@@ -297,6 +337,26 @@ impl State {
             path,
             source,
         })
+    }
+}
+
+impl Stored {
+    fn file_system_mut(&mut self, export_id: u32, fs_id: u32) -> Option<&mut Option<u32>> {
+        let mut exports = self.exports.iter_mut();
+        let export = exports.find(|export| export.id == export_id)?;
+        if fs_id == 0 {
+            return Some(&mut export.file_system);
+        }
+        let mut mounts = export.mounts.iter_mut();
+        let mount = mounts.find(|mount| mount.fs_id == fs_id)?;
+        Some(&mut mount.file_system)
+    }
+
+    fn file_system_max(&self) -> u32 {
+        let mounts = self.exports.iter().flat_map(|export| &export.mounts);
+        let mounts = mounts.filter_map(|mount| mount.file_system);
+        let roots = self.exports.iter().filter_map(|export| export.file_system);
+        roots.chain(mounts).max().unwrap_or(0)
     }
 }
 
@@ -377,7 +437,9 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Stored, StateError> {
             found: version,
         });
     }
-    let stored: Stored = serde_json::from_slice(bytes).map_err(damaged)?;
+    let mut stored: Stored = serde_json::from_slice(bytes).map_err(damaged)?;
+    // What an older version wrote lacks nothing that can't be added now.
+    stored.version = VERSION;
     if stored.handle_keys.is_empty() {
         let problem = "it holds no handle key".to_owned();
         return Err(StateError::Damaged {
@@ -403,6 +465,10 @@ mod tests {
         let inside = first.mount_numbers(a.0, Path::new("x/y")).unwrap().unwrap();
         assert_ne!(a.0, b.0);
         assert_eq!(first.mount_numbers(99, Path::new("x")).unwrap(), None);
+        assert_eq!(first.file_systems(), HashMap::new());
+        assert_eq!(first.set_file_system(a.0, 0, None).unwrap(), 1);
+        assert_eq!(first.set_file_system(a.0, inside.fs_id, None).unwrap(), 2);
+        assert_eq!(first.set_file_system(b.0, 0, Some(1)).unwrap(), 1);
         drop(first);
         let second = State::open(dir.path()).unwrap();
         assert_eq!(second.starts(), 2);
@@ -410,6 +476,23 @@ mod tests {
         assert_eq!(second.export_numbers(Path::new("/b")).unwrap(), b);
         assert_eq!(second.export_numbers(Path::new("/a")).unwrap(), a);
         assert_eq!(second.known_mounts(a.0), [(PathBuf::from("x/y"), inside)]);
+        let numbers = [((a.0, 0), 1), ((a.0, inside.fs_id), 2), ((b.0, 0), 1)];
+        assert_eq!(second.file_systems(), HashMap::from(numbers));
+    }
+
+    #[test]
+    fn a_file_of_the_first_version_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"version": 1, "starts": 4, "handle_keys": [{"id": 1, "secret":
+            [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}], "exports": [{"path": "/a", "id": 7,
+            "fsid": 8, "mounts": [{"path": "m", "fs_id": 1, "fsid": 9}]}]}"#;
+        std::fs::write(dir.path().join("state.json"), text).unwrap();
+        let state = State::open(dir.path()).unwrap();
+        assert_eq!(state.export_numbers(Path::new("/a")).unwrap(), (7, 8));
+        assert_eq!(state.set_file_system(7, 1, None).unwrap(), 1);
+        drop(state);
+        let again = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
+        assert!(again.contains("\"version\": 2"), "{again}");
     }
 
     #[test]
@@ -428,7 +511,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
         for (text, expected) in [
-            ("{\"version\": 2}", "has version 2"),
+            ("{\"version\": 3}", "has version 3"),
             ("{\"version\": 1", "damaged"),
             ("", "damaged"),
             (

@@ -37,6 +37,17 @@ pub enum VolumeError {
         /// What the kernel said.
         errno: Errno,
     },
+    /// Two exports turned out to show one file system, and both have locks under a number of their
+    /// own: which of two locks on a file came first can't be told any more.
+    #[error(
+        "cannot export `{}`: it shows the same file system as another export, which it did not \
+         before, and there are locks from both\nhint: unlock what is locked under one of them \
+         before both are exported", .path.display()
+    )]
+    TwoNumbers {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Its numbers can't be stored.
     #[error(transparent)]
     State(#[from] StateError),
@@ -185,6 +196,7 @@ fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
             "no kernel file handles here: using the handle table in the state directory"
         );
     }
+    number_file_system(node, &volume, path)?;
     let root = node.files.add_volume(volume);
     for (inside, numbers) in node.state.known_mounts(export.id) {
         let path = path.join(inside);
@@ -192,6 +204,7 @@ fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
         if let Ok(volume) = Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
             && volume.dev != root.dev
         {
+            number_file_system(node, &volume, &path)?;
             node.files.add_volume(volume);
         }
     }
@@ -267,7 +280,36 @@ pub fn cross(
         .volume_or_open(export.id, numbers.fs_id, dev, || {
             Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
         })?;
+    // Before any of its files gets a handle.
+    number_file_system(node, &volume, &path).map_err(|error| {
+        tracing::error!(%error, "cannot cross into a mounted file system");
+        Failure::Jukebox
+    })?;
     node.files.open_root(&volume)
+}
+
+/// Gives the file system of a volume the number that locks on its files are known by: the one that
+/// it has, or that of another volume that shows the same file system, or a new one.
+fn number_file_system(node: &Node, volume: &Volume, path: &Path) -> Result<(), VolumeError> {
+    let (export_id, fs_id) = (volume.export_id, volume.fs_id);
+    let own = node.files.file_system(export_id, fs_id);
+    let twins = node.files.twins_of(volume);
+    let twin = twins
+        .iter()
+        .find_map(|twin| node.files.file_system(twin.export_id, twin.fs_id));
+    if own.is_some_and(|own| twin.is_none_or(|twin| twin == own)) {
+        return Ok(());
+    }
+    if let Some(own) = own
+        && node.has_locks_on(own)
+    {
+        return Err(VolumeError::TwoNumbers {
+            path: path.to_path_buf(),
+        });
+    }
+    let number = node.state.set_file_system(export_id, fs_id, twin)?;
+    node.files.set_file_system(export_id, fs_id, number);
+    Ok(())
 }
 
 /// Folds a UUID into the 64 bits that NFSv3 has for `fsid`.

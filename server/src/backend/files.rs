@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use havenfs_nlm::table::FileKey;
 use quick_cache::sync::{Cache, GuardResult};
 use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter};
 use rustix::fs::{
@@ -56,6 +57,8 @@ impl Lifecycle<FileHandle, Arc<File>> for KeepUsed {
 pub struct Files {
     signer: Signer,
     volumes: RwLock<HashMap<(u32, u32), Arc<Volume>>>,
+    /// The numbers of file systems, as the state directory has them.
+    file_systems: RwLock<HashMap<(u32, u32), u32>>,
     crossing: Mutex<()>,
     opened: Opened,
     /// Files without a name, to be closed by a worker: that frees their space, which takes time.
@@ -70,11 +73,18 @@ pub struct Files {
 }
 
 impl Files {
-    /// Makes an empty set that keeps about `opened_max` files open.
-    pub fn new(signer: Signer, table: HandleTable, opened_max: usize) -> Self {
+    /// Makes an empty set that keeps about `opened_max` files open. `file_systems` are those that
+    /// ever were exported, as [`State::file_systems`](crate::state::State::file_systems) says.
+    pub fn new(
+        signer: Signer,
+        table: HandleTable,
+        file_systems: HashMap<(u32, u32), u32>,
+        opened_max: usize,
+    ) -> Self {
         Self {
             signer,
             volumes: RwLock::new(HashMap::new()),
+            file_systems: RwLock::new(file_systems),
             crossing: Mutex::new(()),
             opened: Opened::with(
                 opened_max,
@@ -152,6 +162,52 @@ impl Files {
     pub fn volume(&self, export_id: u32, fs_id: u32) -> Option<Arc<Volume>> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
         volumes.get(&(export_id, fs_id)).cloned()
+    }
+
+    /// The volumes that can show the same files as `volume`, besides itself.
+    pub fn twins_of(&self, volume: &Volume) -> Vec<Arc<Volume>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        let own = (volume.export_id, volume.fs_id);
+        let twins = volumes
+            .iter()
+            .filter(|(ids, other)| other.superblock == volume.superblock && **ids != own);
+        twins.map(|(_, twin)| Arc::clone(twin)).collect()
+    }
+
+    /// The number of the file system behind a volume, if it has one yet.
+    pub fn file_system(&self, export_id: u32, fs_id: u32) -> Option<u32> {
+        let numbers = self
+            .file_systems
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        numbers.get(&(export_id, fs_id)).copied()
+    }
+
+    /// Notes the number of the file system behind a volume.
+    pub fn set_file_system(&self, export_id: u32, fs_id: u32, number: u32) {
+        let mut numbers = self
+            .file_systems
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        numbers.insert((export_id, fs_id), number);
+    }
+
+    /// What locks know the file by that a handle names: the number of its file system and the
+    /// kernel's handle, so that every export and mount that shows the file yields the same.
+    ///
+    /// Looks at the bytes of the handle and nothing else: the file may be gone and its export
+    /// removed, and its locks must still come off.
+    ///
+    /// # Errors
+    /// [`Failure::BadHandle`] if it is none of ours.
+    pub fn lock_key(&self, handle: &FileHandle) -> Result<FileKey, Failure> {
+        let parts = self.signer.open(handle).map_err(|_| Failure::BadHandle)?;
+        let number = self
+            .file_system(parts.export_id, parts.fs_id)
+            .ok_or(Failure::BadHandle)?;
+        let kind = parts.file.kind.to_be_bytes();
+        let key = [&number.to_be_bytes()[..], &kind, parts.file.as_slice()].concat();
+        Ok(FileKey(key.into()))
     }
 
     /// The export that a handle says it belongs to, if the handle is ours.

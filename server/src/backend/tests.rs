@@ -32,6 +32,7 @@ fn files(state: &Path) -> Files {
     Files::new(
         Signer::new(vec![key]),
         HandleTable::load(state).unwrap(),
+        std::collections::HashMap::new(),
         OPENED_MAX,
     )
 }

@@ -1,7 +1,7 @@
 //! One file system of an export: the descriptor that its handles are opened against.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -21,6 +21,9 @@ pub struct Volume {
     pub fsid: u64,
     /// Device number, to tell its files from those of other file systems on this node.
     pub dev: u64,
+    /// The same for every mount of one file system, also of its parts with device numbers of their
+    /// own (btrfs subvolumes): tells whether two volumes can show the same file.
+    pub superblock: u64,
     /// Inode number of the root of the export (or of the mount, where `fs_id` is not 0).
     pub root_ino: u64,
     /// Whether the kernel makes handles and lets this process open them; if not, the handle
@@ -79,6 +82,7 @@ impl Volume {
             fs_id,
             fsid,
             dev: stat.st_dev,
+            superblock: superblock_of(&pin).unwrap_or(stat.st_dev),
             root_ino: stat.st_ino,
             has_handles,
             always_waits: ANSWERED_ELSEWHERE.contains(&magic),
@@ -103,6 +107,25 @@ impl Volume {
     pub fn open_by_handle(&self, handle: &KernelHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
         sys::open_by_handle(self.root(), handle, flags.bits().cast_signed())
     }
+}
+
+/// The device number that the kernel's table of mounts has for the mount of `fd` (proc(5)).
+fn superblock_of(fd: &OwnedFd) -> Option<u64> {
+    let own = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let mount = own.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    let table = String::from_utf8_lossy(&table);
+    table.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        if fields.next()? != mount.trim() {
+            return None;
+        }
+        let (major, minor) = fields.nth(1)?.split_once(':')?;
+        Some(rustix::fs::makedev(
+            major.parse().ok()?,
+            minor.parse().ok()?,
+        ))
+    })
 }
 
 const TMPFS: u64 = 0x0102_1994;

@@ -1,20 +1,24 @@
 //! The control socket: a request is one line, the answer one JSON document.
 //!
-//! Requests: `status`, `clients`, `exports`, `reload`. The socket belongs to the server's user and
-//! to nobody else. A socket that is left over from a dead server is replaced.
+//! Requests: `status`, `clients`, `exports`, `reload`, `end-grace`, `notify ADDRESS`. The socket
+//! belongs to the server's user and to nobody else. A socket that is left over from a dead server
+//! is replaced.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use havenfs_nsm::notifier::Progress;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::clients::unix_seconds;
+use crate::cluster::state::Completeness;
 use crate::config::Settings;
 use crate::node::Node;
 
@@ -109,7 +113,11 @@ async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -
             Ok(done) => json!({ "done": done }),
             Err(error) => json!({ "error": error }),
         },
-        other => json!({ "error": format!("unknown request `{}`", other.escape_ascii()) }),
+        b"end-grace" => end_grace(node).await,
+        request => match request.strip_prefix(b"notify ") {
+            Some(host) => notify(node, host),
+            None => json!({ "error": format!("unknown request `{}`", request.escape_ascii()) }),
+        },
     };
     stream.write_all(answer.to_string().as_bytes()).await?;
     stream.shutdown().await
@@ -148,6 +156,63 @@ fn status(settings: &Settings, node: &Node) -> Value {
         "portmapper": node.portmapper.get(),
         "ports": ports,
         "limits_hit": limits,
+        "locking": lock_status(node),
+    })
+}
+
+async fn end_grace(node: &Node) -> Value {
+    let Some(locks) = node.locks.get() else {
+        return json!({ "error": "locks are not served yet" });
+    };
+    match locks.end_grace("an operator said so").await {
+        Ok(done) => json!({ "done": done }),
+        Err(error) => json!({ "error": error.to_string() }),
+    }
+}
+
+fn notify(node: &Node, host: &[u8]) -> Value {
+    let host = String::from_utf8_lossy(host);
+    let Ok(address) = host.parse::<IpAddr>() else {
+        return json!({ "error": format!("`{host}` is no address") });
+    };
+    match node
+        .locks
+        .get()
+        .map_or(0, |locks| locks.tell_again(address))
+    {
+        0 => json!({ "error": format!("no host with the address {address} has locked anything") }),
+        _ => json!({ "done": format!("telling {address} of the last restart") }),
+    }
+}
+
+/// What is so of the locks, for people who wonder whether all is well.
+fn lock_status(node: &Node) -> Value {
+    let Some(locks) = node.locks.get() else {
+        return Value::Null;
+    };
+    let told = locks.announcements();
+    let count = |wanted: fn(&Progress) -> bool| {
+        told.iter().filter(|(_, progress)| wanted(progress)).count()
+    };
+    let state = locks.state();
+    let table = state.table();
+    let (complete, since) = match state.completeness() {
+        Completeness::Complete { since_epoch } => (true, since_epoch),
+        Completeness::Incomplete { since_epoch } => (false, since_epoch),
+    };
+    json!({
+        "epoch": state.epoch(),
+        "nsm_state": state.nsm_state().0,
+        "complete": complete,
+        "since_epoch": since,
+        "in_grace": state.in_grace(),
+        "locks": table.lock_count(),
+        "waiting": table.waiting_count(),
+        "unconfirmed_grants": table.deliveries(0).count(),
+        "hosts": table.host_count(),
+        "hosts_told": count(|progress| *progress == Progress::Told),
+        "hosts_being_told": count(|progress| matches!(progress, Progress::Telling { .. })),
+        "hosts_not_reached": count(|progress| *progress == Progress::GivenUp),
     })
 }
 

@@ -108,7 +108,42 @@ fn status(answer: &Value) -> String {
         hit.join(", ")
     };
     let _ = writeln!(out, "limits hit       {hit}");
+    if let Some(locking) = answer.get("locking").filter(|locking| locking.is_object()) {
+        out.push_str(&locks(locking));
+    }
     out
+}
+
+fn locks(locking: &Value) -> String {
+    let get = |name: &str| locking.get(name).map_or_else(|| "-".to_owned(), text);
+    let is = |name: &str| locking.get(name).and_then(Value::as_bool) == Some(true);
+    let table = if is("complete") {
+        format!("complete since epoch {}", get("since_epoch"))
+    } else {
+        format!(
+            "locks may be missing since epoch {} (started with --recover)",
+            get("since_epoch")
+        )
+    };
+    let grace = if is("in_grace") {
+        "; grace: only reclaims are granted, until it ends or `havenfs service end-grace`"
+    } else {
+        ""
+    };
+    format!(
+        "lock table       {table}{grace}\nepoch            {} (NSM state {})\n\
+         locks            {} held, {} waiting, {} granted and not confirmed\n\
+         hosts            {}; of the last restart {} were told, {} are being told, {} not reached\n",
+        get("epoch"),
+        get("nsm_state"),
+        get("locks"),
+        get("waiting"),
+        get("unconfirmed_grants"),
+        get("hosts"),
+        get("hosts_told"),
+        get("hosts_being_told"),
+        get("hosts_not_reached"),
+    )
 }
 
 fn exports(answer: &Value) -> String {

@@ -11,9 +11,9 @@ use havenfs_rpc::xdr::Reader;
 use tokio::time::timeout_at;
 
 use super::limits::Share;
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, Sink};
 use crate::backend::handle::{self, HANDLE_BYTES_MAX};
-use crate::call::{Mode, Origin, Port, Served};
+use crate::call::{Mode, Origin, Port, Proposal, Served};
 use crate::dispatch;
 use crate::export::{Export, Verdict};
 use crate::node::Node;
@@ -28,6 +28,16 @@ const LINK_REPLY_BYTES: usize = SMALL_REPLY_BYTES + 4096;
 
 /// How long a call waits for the name of a host that the exports mention.
 const NAME_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// What a worker made of a call.
+enum Finished {
+    /// The reply, with its record mark.
+    Reply(Vec<u8>),
+    /// A change whose outcome makes the reply.
+    Proposal(Proposal),
+    /// No reply.
+    Nothing,
+}
 
 /// What a connection or socket lends to its messages.
 pub struct Intake<'a> {
@@ -83,23 +93,44 @@ impl Intake<'_> {
                 // Whoever can make up addresses could fill the server with waiting calls; real
                 // clients send datagrams again.
                 Served::Pending if self.reply_to.is_some() => out.truncate(start),
+                Served::Propose(proposal) => {
+                    out.truncate(start);
+                    let sink = self.sink(reserved);
+                    if let Some(locks) = self.node.locks.get() {
+                        locks.submit(origin.host(), proposal, sink);
+                    }
+                }
                 Served::Wait | Served::Pending => {
                     out.truncate(start);
-                    let reservation = self.share.reserve(reserved);
-                    let sink = self.mailbox.sink(self.reply_to, reservation);
-                    self.defer(origin, kind, message, move |_, reply| sink.send(reply?));
-                    if served == Served::Pending {
+                    let sink = self.sink(reserved);
+                    // Changes of locks keep their order, also when one of them waits for a disk.
+                    let lane = (self.port == Port::Nlm)
+                        .then(|| self.node.locks.get())
+                        .flatten()
+                        .map(|locks| locks.enter(origin.host()));
+                    self.defer(origin, kind, message, move |_, finished| match finished {
+                        Finished::Reply(bytes) => sink.send(bytes),
+                        Finished::Proposal(proposal) => {
+                            lane?.fill(proposal, sink);
+                            None
+                        }
+                        Finished::Nothing => None,
+                    });
+                    if matches!(served, Served::Pending) {
                         self.submit_when_known(origin.host());
                     }
                 }
             }
             return;
         };
-        let reservation = self.share.reserve(reserved);
-        let sink = self.mailbox.sink(self.reply_to, reservation);
+        let sink = self.sink(reserved);
         match self.node.reply_cache.begin(key, sink) {
             Begin::New => {
-                self.defer(origin, kind, message, move |node, reply| {
+                self.defer(origin, kind, message, move |node, finished| {
+                    let reply = match finished {
+                        Finished::Reply(bytes) => Some(bytes),
+                        Finished::Proposal(_) | Finished::Nothing => None,
+                    };
                     node.reply_cache.finish(key, reply)
                 });
             }
@@ -111,13 +142,19 @@ impl Intake<'_> {
         }
     }
 
+    /// The right to send one reply, with room for a call and its reply of so many bytes.
+    fn sink(&self, reserved: usize) -> Sink {
+        let reservation = self.share.reserve(reserved);
+        self.mailbox.sink(self.reply_to, reservation)
+    }
+
     /// Leaves a call to a worker.
     fn defer(
         &mut self,
         origin: &Origin,
         (kind, group): (usize, u64),
         message: Record<'_>,
-        done: impl FnOnce(&Node, Option<Vec<u8>>) -> Option<Arc<dyn Tell>> + Send + 'static,
+        done: impl FnOnce(&Node, Finished) -> Option<Arc<dyn Tell>> + Send + 'static,
     ) {
         let (node, port, origin) = (Arc::clone(self.node), self.port, *origin);
         let message = message.into_owned();
@@ -139,12 +176,16 @@ impl Intake<'_> {
                 Err(_) => Served::Silent,
             };
             // A call that still says "wait" is a bug of its procedure; silence is the safe answer.
-            debug_assert_ne!(served, Served::Wait);
-            let reply = (served == Served::Replied).then(|| {
-                end_record(&mut out, start);
-                out
-            });
-            done(&node, reply)
+            debug_assert!(!matches!(served, Served::Wait));
+            let finished = match served {
+                Served::Replied => {
+                    end_record(&mut out, start);
+                    Finished::Reply(out)
+                }
+                Served::Propose(proposal) => Finished::Proposal(proposal),
+                Served::Wait | Served::Pending | Served::Silent => Finished::Nothing,
+            };
+            done(&node, finished)
         };
         self.jobs.push(Job {
             kind,

@@ -6,6 +6,8 @@
 
 pub mod mount;
 pub mod nfs3;
+pub mod nlm;
+pub mod nsm;
 pub mod portmap;
 
 #[cfg(test)]

@@ -141,7 +141,9 @@ impl Nfs3<'_> {
     /// if the source port must be reserved and is not; JUKEBOX while a name is being looked up.
     fn target(&self, handle: &FileHandle) -> Result<Target, Fail> {
         let file = match self.node.files.open(handle, self.request.mode) {
-            Err(Failure::Stale) => return Err(self.stale_or_not_ready(handle)),
+            Err(Failure::Stale) if self.node.awaits_volume_of(handle) => {
+                return Err(Nfsstat3::Jukebox.into());
+            }
             file => file?,
         };
         let (options, caller) = self.admit(file.volume.export_id)?;
@@ -160,19 +162,6 @@ impl Nfs3<'_> {
             attr: encode(&target.file, &attributes),
             target,
             attributes,
-        })
-    }
-
-    /// STALE reaches applications and sticks: an export that is listed but not open, because its
-    /// file system is not mounted yet, says "later" instead.
-    fn stale_or_not_ready(&self, handle: &FileHandle) -> Fail {
-        let not_ready = self.node.files.export_of(handle).is_ok_and(|id| {
-            self.exports.by_id(id).is_some() && self.node.files.volume(id, 0).is_none()
-        });
-        Fail::Status(if not_ready {
-            Nfsstat3::Jukebox
-        } else {
-            Nfsstat3::Stale
         })
     }
 

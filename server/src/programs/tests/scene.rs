@@ -125,13 +125,15 @@ impl Scene {
                     dispatch::serve(node, port, &origin, mode, &call, clock, &mut out)
                 };
                 let mut served = serve(Mode::Inline);
-                if served == Served::Wait {
+                if matches!(served, Served::Wait) {
                     served = serve(Mode::Worker);
                 }
                 let answered = match served {
                     Served::Replied => true,
                     Served::Silent => false,
-                    Served::Wait | Served::Pending => panic!("{served:?}: {call:?}"),
+                    Served::Wait | Served::Pending | Served::Propose(_) => {
+                        panic!("{served:?}: {call:?}")
+                    }
                 };
                 assert!(answered || may_be_silent(port, &call), "silent: {call:?}");
                 (answered, reply_bytes_max(&call, transport))

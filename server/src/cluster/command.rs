@@ -1,0 +1,221 @@
+//! What the log holds: commands, and the outcomes of applying them.
+//!
+//! A command carries everything that it depends on, also the proposer's clock and random numbers,
+//! so that every node makes the same of it. Its first byte is a version; new commands and new
+//! fields are added at the end, and a change of what is there makes a new version.
+
+use std::net::IpAddr;
+
+use havenfs_nlm::ending::Freed;
+use havenfs_nlm::host::{CallDigest, HostKey};
+use havenfs_nlm::range::ByteRange;
+use havenfs_nlm::range_set::GrantId;
+use havenfs_nlm::share::ShareRequest;
+use havenfs_nlm::table::{FileKey, LockOutcome, LockOwner, LockRequest};
+use serde::{Deserialize, Serialize};
+
+use super::state::Activation;
+
+/// One change of the replicated state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A node begins to serve.
+    Activate(Activation),
+    /// A host asks for a lock, releases or cancels one.
+    Call(LockCall),
+    /// A host answered GRANTED: it has the lock.
+    ConfirmGrant {
+        /// The epoch in which it was told.
+        epoch: u32,
+        /// Which grant.
+        grant: GrantId,
+    },
+    /// A host answered GRANTED: nobody there waits for the lock.
+    RefuseGrant {
+        /// The epoch in which it was told.
+        epoch: u32,
+        /// Which grant.
+        grant: GrantId,
+        /// Whether that was the first telling, so that the lock may go to others.
+        release: bool,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+    /// SM_NOTIFY: a host is in another life than before.
+    Rebooted {
+        /// The epoch in which the notice came.
+        epoch: u32,
+        /// Where it came from.
+        address: IpAddr,
+        /// The host's name, as the notice says it.
+        mon_name: Box<[u8]>,
+        /// The host's new state.
+        state: i32,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+    /// NLM_FREE_ALL: a host gives back all that it has.
+    FreeAll {
+        /// The epoch in which the call came.
+        epoch: u32,
+        /// Where it came from.
+        address: IpAddr,
+        /// What the host calls itself.
+        name: Box<[u8]>,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+    /// Grace is over, by its timer or by an operator's word: what was not reclaimed ends.
+    EndGrace {
+        /// The epoch whose grace it is.
+        epoch: u32,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+}
+
+impl Command {
+    /// The epoch in which it was proposed; none for what begins one.
+    pub const fn epoch(&self) -> Option<u32> {
+        match self {
+            Self::Activate(_) => None,
+            Self::Call(LockCall { epoch, .. })
+            | Self::ConfirmGrant { epoch, .. }
+            | Self::RefuseGrant { epoch, .. }
+            | Self::Rebooted { epoch, .. }
+            | Self::FreeAll { epoch, .. }
+            | Self::EndGrace { epoch, .. } => Some(*epoch),
+        }
+    }
+}
+
+/// A call of NLM that changes locks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockCall {
+    /// The epoch in which it was accepted.
+    pub epoch: u32,
+    /// Who calls.
+    pub host: HostKey,
+    /// What tells it from all other calls.
+    pub call: CallDigest,
+    /// The proposer's clock, in seconds since 1970.
+    pub now: u32,
+    /// What it asks.
+    pub action: LockAction,
+}
+
+/// What a [`LockCall`] asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockAction {
+    /// LOCK.
+    Lock(LockRequest),
+    /// UNLOCK.
+    Unlock {
+        /// The file.
+        file: FileKey,
+        /// Who unlocks.
+        owner: LockOwner,
+        /// The bytes.
+        range: ByteRange,
+    },
+    /// CANCEL.
+    Cancel {
+        /// The file.
+        file: FileKey,
+        /// Who waits no more.
+        owner: LockOwner,
+        /// For these bytes.
+        range: ByteRange,
+        /// Whether it wanted them for itself alone.
+        exclusive: bool,
+    },
+    /// SHARE.
+    Share(ShareRequest),
+    /// UNSHARE.
+    Unshare {
+        /// The file.
+        file: FileKey,
+        /// Who closes it.
+        oh: Box<[u8]>,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The service is active.
+    Activated,
+    /// What became of a LOCK or SHARE.
+    Lock(LockOutcome),
+    /// It is unlocked.
+    Unlocked,
+    /// The request waits no more; whether the owner holds nothing of the range.
+    Cancelled {
+        /// False: the owner holds a part of it and must unlock it.
+        nothing_left: bool,
+    },
+    /// So much ended.
+    Freed(Freed),
+    /// Only what hosts held before may be locked now.
+    Grace,
+    /// Carried out, and there is nothing to say.
+    Done,
+    /// The command is from an earlier epoch: it changed nothing, and is not answered.
+    EarlierEpoch,
+}
+
+/// Why bytes are no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// A newer program wrote it.
+    #[error("it has version {0}, and this program knows {VERSION}")]
+    Newer(u8),
+    /// It is not what was written.
+    #[error("it is damaged")]
+    Damaged,
+}
+
+impl Command {
+    /// Version byte and encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        // It fails only where the sink does.
+        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+    }
+
+    /// Reads what [`Command::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        match bytes.split_first() {
+            Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+                Ok((command, [])) => Ok(command),
+                _ => Err(CommandError::Damaged),
+            },
+            Some((version, _)) if *version > VERSION => Err(CommandError::Newer(*version)),
+            _ => Err(CommandError::Damaged),
+        }
+    }
+}
+
+const VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_come_back_and_others_are_refused() {
+        let command = Command::RefuseGrant {
+            epoch: 3,
+            grant: GrantId::MIN,
+            release: true,
+            now: 1_800_000_000,
+        };
+        let bytes = command.encode();
+        assert_eq!(Command::decode(&bytes), Ok(command));
+        let newer = [&[VERSION + 1], &bytes[1..]].concat();
+        assert_eq!(Command::decode(&newer), Err(CommandError::Newer(2)));
+        let longer = [&bytes[..], &[0]].concat();
+        for damaged in [&[][..], &bytes[..bytes.len() - 1], &longer] {
+            assert_eq!(Command::decode(damaged), Err(CommandError::Damaged));
+        }
+    }
+}

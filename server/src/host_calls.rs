@@ -1,0 +1,232 @@
+//! Calls to hosts: GRANTED and the results of asynchronous calls to their NLM, SM_NOTIFY to their
+//! NSM.
+//!
+//! A host is called only at an address that it has called us from, and from the address of ours
+//! that it called, since clients compare; never at an address or name that stands in a message. Its
+//! portmapper tells the port, over the same transport, and is asked again when a call fails or the
+//! caller says so. Everything has a deadline; a host that is dead or hostile costs a task that
+//! waits.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use havenfs_rpc::message::AcceptStat;
+use havenfs_rpc::portmap::{
+    Mapping, Netid, Protocol, Rpcb, Uaddr, VERSION_2, VERSION_3, VERSION_4,
+    parse_universal_address, procedure, universal_address,
+};
+use havenfs_rpc::program;
+use havenfs_rpc::xdr::{Encode, Reader, Writer, decode_all};
+
+use crate::rpc_client::{ClientError, Procedure, RpcClient, Source, SourcePort, Target, call_once};
+
+/// How long connecting, and a call, may take.
+const CALL_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a port is believed to be right.
+const PORT_TIME_MAX: Duration = Duration::from_mins(1);
+/// How many ports are remembered.
+const PORTS_MAX: usize = 20_000;
+
+/// Where a host is called, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Callee {
+    /// The host's address.
+    pub address: IpAddr,
+    /// Our address that it knows.
+    pub from: IpAddr,
+    /// The program and its version.
+    pub program: (u32, u32),
+    /// The transport.
+    pub protocol: Protocol,
+}
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The host serves no such program, says its portmapper.
+    #[error("the host has no such program")]
+    NoPort,
+    /// Nothing was sent to the program.
+    #[error("cannot reach the host: {0}")]
+    Unsent(#[source] ClientError),
+    /// Something was sent, and there is no result.
+    #[error("no result: {0}")]
+    Sent(#[source] ClientError),
+}
+
+impl CallError {
+    /// Whether the program got the call and does not know the procedure.
+    pub const fn is_no_such_procedure(&self) -> bool {
+        matches!(
+            self,
+            Self::Sent(ClientError::NotServed {
+                stat: AcceptStat::ProcUnavail,
+                ..
+            })
+        )
+    }
+}
+
+/// Calls hosts and remembers their ports.
+#[derive(Debug)]
+pub struct HostCalls {
+    portmap_port: u16,
+    ports: Mutex<HashMap<Callee, (u16, Instant)>>,
+}
+
+impl HostCalls {
+    /// Makes a caller that asks portmappers on `portmap_port`.
+    pub fn new(portmap_port: u16) -> Self {
+        Self {
+            portmap_port,
+            ports: Mutex::default(),
+        }
+    }
+
+    /// Calls a procedure once; over UDP one datagram is sent. `look_up`: the port is asked for
+    /// although it may be known.
+    pub async fn call(
+        &self,
+        callee: Callee,
+        number: u32,
+        args: &impl Encode,
+        look_up: bool,
+    ) -> Result<Vec<u8>, CallError> {
+        let port = self.port(callee, look_up).await?;
+        let address = SocketAddr::new(callee.address, port);
+        let target = match callee.protocol {
+            Protocol::Tcp => Target::Tcp(address),
+            Protocol::Udp => Target::Udp(address),
+        };
+        let (program, version) = callee.program;
+        let procedure = Procedure {
+            program,
+            version,
+            number,
+        };
+        let connected = RpcClient::connect(target, source(callee), CALL_TIME_MAX).await;
+        let result = match connected {
+            Err(error) => Err(CallError::Unsent(error)),
+            Ok(client) => {
+                let mut client = client.without_resending();
+                client.call(procedure, args).await.map_err(sent_or_not)
+            }
+        };
+        if result.is_err() {
+            self.lock().remove(&callee);
+        }
+        result
+    }
+
+    /// The port of a program of a host.
+    async fn port(&self, callee: Callee, look_up: bool) -> Result<u16, CallError> {
+        if !look_up {
+            let known = self.lock().get(&callee).copied();
+            if let Some((port, at)) = known
+                && at.elapsed() < PORT_TIME_MAX
+            {
+                return Ok(port);
+            }
+        }
+        let port = self.ask_port(callee).await.map_err(CallError::Unsent)?;
+        let port = port.ok_or(CallError::NoPort)?;
+        let mut ports = self.lock();
+        if ports.len() >= PORTS_MAX {
+            // Asked for again where needed.
+            ports.clear();
+        }
+        ports.insert(callee, (port, Instant::now()));
+        Ok(port)
+    }
+
+    /// Asks the host's portmapper: version 2 for IPv4, which all hosts have, and rpcbind for IPv6,
+    /// the newest version first.
+    async fn ask_port(&self, callee: Callee) -> Result<Option<u16>, ClientError> {
+        let address = SocketAddr::new(callee.address, self.portmap_port);
+        let (program, version) = callee.program;
+        let question = |version, number| Procedure {
+            program: program::PORTMAP,
+            version,
+            number,
+        };
+        let target = match callee.protocol {
+            Protocol::Tcp => Target::Tcp(address),
+            Protocol::Udp => Target::Udp(address),
+        };
+        if callee.address.is_ipv4() {
+            let mapping = Mapping {
+                program,
+                version,
+                protocol: callee.protocol.number(),
+                port: 0,
+            };
+            let question = question(VERSION_2, procedure::PMAP_GETPORT);
+            let results =
+                call_once(target, source(callee), CALL_TIME_MAX, question, &mapping).await?;
+            let port = Reader::new(&results).u32().unwrap_or(0);
+            return Ok(u16::try_from(port).ok().filter(|port| *port != 0));
+        }
+        let addr = universal_address(address);
+        let rpcb = Rpcb {
+            program,
+            version,
+            netid: Netid::new(callee.protocol, true).name().as_bytes(),
+            addr: addr.as_bytes(),
+            owner: b"",
+        };
+        let ask = async |version| {
+            let question = question(version, procedure::GETADDR);
+            call_once(
+                target.clone(),
+                source(callee),
+                CALL_TIME_MAX,
+                question,
+                &rpcb,
+            )
+            .await
+        };
+        let results = match ask(VERSION_4).await {
+            Err(error) if error.is_other_version() => ask(VERSION_3).await?,
+            results => results?,
+        };
+        let address = decode_all::<Uaddr<'_>>(&results).ok();
+        let address = address.and_then(|Uaddr(text)| parse_universal_address(text));
+        Ok(address
+            .map(|address| address.port())
+            .filter(|port| *port != 0))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Callee, (u16, Instant)>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const fn source(callee: Callee) -> Source {
+    Source {
+        address: Some(callee.from),
+        port: SourcePort::ReservedIfAllowed,
+    }
+}
+
+/// A datagram to a port where nobody listens comes back as such: nobody has it.
+fn sent_or_not(error: ClientError) -> CallError {
+    match &error {
+        ClientError::Lost {
+            target: Target::Udp(_),
+            source,
+        } if source.kind() == std::io::ErrorKind::ConnectionRefused => CallError::Unsent(error),
+        _ => CallError::Sent(error),
+    }
+}
+
+/// Arguments that are encoded already.
+#[derive(Debug, Clone)]
+pub struct EncodedArgs(pub Vec<u8>);
+
+impl Encode for EncodedArgs {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.buffer().extend_from_slice(&self.0);
+    }
+}

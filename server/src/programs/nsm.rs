@@ -1,0 +1,64 @@
+//! The Network Status Monitor of the service, version 1: hears of the hosts' reboots.
+//!
+//! Monitoring itself happens with the first lock of a host, in the same change; who is to be told
+//! of our own restarts, and how, is in `lock_service`.
+//!
+//! To believe a notice means to release locks, and nothing in it proves anything. So it counts for
+//! hosts with the address that it came from, and only from a port that a machine gives to nobody
+//! but its superuser.
+//!
+//! Source: XNFS chapter 11.
+
+use havenfs_nsm::nsm_name;
+use havenfs_nsm::wire::{SmName, SmRes, SmStatRes, StatChge, procedure};
+use havenfs_rpc::auth::AuthStat;
+use havenfs_rpc::xdr::{Writer, decode_all};
+
+use super::nlm::void_after;
+use crate::call::{Proposal, Refusal, Request};
+use crate::cluster::Command;
+use crate::lock_service::unix_seconds;
+use crate::node::Node;
+
+/// Serves one call of NSM: the results are appended, or a change is proposed.
+///
+/// # Errors
+/// Why there are no results.
+pub fn serve(
+    node: &Node,
+    request: &Request<'_>,
+    writer: &mut Writer<'_>,
+) -> Result<Option<Proposal>, Refusal> {
+    let locks = node.locks.get().ok_or(Refusal::Silence)?;
+    let epoch = locks.epoch().ok_or(Refusal::Silence)?;
+    match request.procedure {
+        procedure::SM_STAT => {
+            decode_all::<SmName<'_>>(request.args)?;
+            let state = locks.state().nsm_state().0;
+            let res_stat = SmRes::StatSucc;
+            writer.value(&SmStatRes { res_stat, state });
+            Ok(None)
+        }
+        procedure::SM_NOTIFY => {
+            let args: StatChge<'_> = decode_all(request.args)?;
+            let peer = request.origin.peer;
+            if !request.origin.from_reserved_port() {
+                tracing::warn!(%peer, "notice of a reboot refused: not from a reserved port");
+                return Err(Refusal::Auth(AuthStat::TooWeak));
+            }
+            if let Err(problem) = nsm_name::judge(args.mon_name) {
+                tracing::warn!(%peer, %problem, "notice of a reboot with a bad name");
+                return Ok(None);
+            }
+            let command = Command::Rebooted {
+                epoch,
+                address: request.origin.host(),
+                mon_name: args.mon_name.into(),
+                state: args.state,
+                now: unix_seconds(),
+            };
+            Ok(Some(void_after(command, request.xid)))
+        }
+        _ => Err(Refusal::ProcUnavail),
+    }
+}

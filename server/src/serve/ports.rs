@@ -1,0 +1,154 @@
+//! The bound sockets of the programs, and what the portmapper tells of them.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use havenfs_rpc::portmap::Netid;
+use havenfs_rpc::program;
+
+use super::ServeError;
+use crate::call::Port;
+use crate::config::Settings;
+use crate::net::listen::{self, Bound, ListenError};
+use crate::programs::portmap::PortEntry;
+use crate::register::port_holder;
+
+/// The bound sockets.
+pub(super) struct Ports {
+    nfs: Bound,
+    mount: Bound,
+    nlm: Bound,
+    nsm: Bound,
+    nfs_udp: bool,
+}
+
+/// The numbers of the ports.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers {
+    pub(super) nfs: u16,
+    pub(super) mount: u16,
+    pub(super) nlm: u16,
+    pub(super) nsm: u16,
+}
+
+impl Ports {
+    pub(super) fn bind(settings: &Settings) -> Result<Self, ServeError> {
+        Ok(Self {
+            nfs: bind(
+                settings,
+                "NFS",
+                "--nfs-port",
+                settings.nfs_port,
+                settings.nfs_udp,
+            )?,
+            mount: bind(settings, "MOUNT", "--mount-port", settings.mount_port, true)?,
+            nlm: bind(settings, "NLM", "--nlm-port", settings.nlm_port, true)?,
+            nsm: bind(settings, "NSM", "--nsm-port", settings.nsm_port, true)?,
+            nfs_udp: settings.nfs_udp,
+        })
+    }
+
+    pub(super) const fn numbers(&self) -> Numbers {
+        Numbers {
+            nfs: self.nfs.port,
+            mount: self.mount.port,
+            nlm: self.nlm.port,
+            nsm: self.nsm.port,
+        }
+    }
+
+    /// What the portmapper tells.
+    pub(super) fn entries(&self) -> Vec<PortEntry> {
+        let mut entries = Vec::new();
+        for netid in self.netids() {
+            if self.nfs_udp || matches!(netid, Netid::Tcp | Netid::Tcp6) {
+                entries.push(PortEntry::own(program::NFS, 3, *netid, self.nfs.port));
+            }
+            for (program, versions, port) in [
+                (program::MOUNT, &[1, 2, 3][..], self.mount.port),
+                (program::NLM, &[1, 3, 4], self.nlm.port),
+                (program::NSM, &[1], self.nsm.port),
+            ] {
+                let of_program = versions.iter();
+                entries.extend(
+                    of_program.map(|version| PortEntry::own(program, *version, *netid, port)),
+                );
+            }
+        }
+        entries
+    }
+
+    /// The transports that all programs are served on.
+    fn netids(&self) -> &'static [Netid] {
+        let mut addresses = self.nfs.tcp.iter().map(TcpListener::local_addr);
+        if addresses.any(|address| address.is_ok_and(|address| address.is_ipv6())) {
+            &[Netid::Tcp, Netid::Udp, Netid::Tcp6, Netid::Udp6]
+        } else {
+            &[Netid::Tcp, Netid::Udp]
+        }
+    }
+
+    /// What the portmapper tells when it is ours: also itself.
+    pub(super) fn entries_with_portmap(&self, port: u16) -> Vec<PortEntry> {
+        let own = self.netids().iter().flat_map(|netid| {
+            [2, 3, 4].map(|version| PortEntry::own(program::PORTMAP, version, *netid, port))
+        });
+        self.entries().into_iter().chain(own).collect()
+    }
+
+    /// The sockets of each port.
+    pub(super) fn into_sockets(self) -> [(Port, Bound); 4] {
+        [
+            (Port::Nfs, self.nfs),
+            (Port::Mount, self.mount),
+            (Port::Nlm, self.nlm),
+            (Port::Nsm, self.nsm),
+        ]
+    }
+}
+
+/// Binds the portmapper's port.
+pub(super) fn bind_portmap(settings: &Settings) -> Result<Bound, ServeError> {
+    let port = settings.portmap_port;
+    bind(settings, "the portmapper", "--portmap-port", port, true)
+}
+
+fn bind(
+    settings: &Settings,
+    purpose: &'static str,
+    option: &str,
+    port: u16,
+    udp: bool,
+) -> Result<Bound, ServeError> {
+    listen::bind(purpose, &settings.listen, port, udp).map_err(|error| ServeError::Listen {
+        hint: taken_hint(&error, option),
+        error,
+    })
+}
+
+/// What to do about a port that can't be bound.
+fn taken_hint(error: &ListenError, option: &str) -> String {
+    match error.source.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            format!("ports below 1024 need root; choose another with {option}")
+        }
+        std::io::ErrorKind::AddrInUse => {
+            let port = error.address.port();
+            match port_holder(port) {
+                Some(holder) => format!(
+                    "{holder} has port {port}; stop it, or choose another \
+                                         port with {option}"
+                ),
+                None if Path::new("/proc/fs/nfsd/threads").exists() => format!(
+                    "the kernel's NFS server has port {port}: `systemctl stop nfs-server`, or \
+                     choose another port with {option}"
+                ),
+                None => format!(
+                    "something else has port {port}; find it with `ss -lnp`, or \
+                                 choose another port with {option}"
+                ),
+            }
+        }
+        _ => format!("choose another port with {option}, or another address with --listen"),
+    }
+}
