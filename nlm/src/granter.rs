@@ -252,7 +252,7 @@ impl Granter {
                 attempt: telling.attempts,
             },
             by_message: telling.by_message,
-            look_up: telling.attempts % TRIES_PER_LOOKUP == 1,
+            look_up: telling.attempts > 1 && telling.attempts % TRIES_PER_LOOKUP == 1,
         });
         self.put_off(id, now_ms + TRY_MS_MAX);
     }

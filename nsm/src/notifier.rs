@@ -158,7 +158,7 @@ impl Notifier {
             target,
             names: telling.unanswered.iter().copied().collect(),
             tcp: number >= TCP_FROM_TRY && (number - TCP_FROM_TRY).is_multiple_of(2),
-            look_up: number.is_multiple_of(TRIES_PER_LOOKUP),
+            look_up: number > 0 && number.is_multiple_of(TRIES_PER_LOOKUP),
         })
     }
 
@@ -235,7 +235,7 @@ mod tests {
         );
         let tcp: Vec<bool> = tries.iter().take(7).map(|(_, tcp, _)| *tcp).collect();
         assert_eq!(tcp, [false, false, false, true, false, true, false]);
-        assert!(tries[0].2 && tries[4].2 && !tries[1].2);
+        assert!(!tries[0].2 && tries[4].2 && !tries[1].2);
         let last = tries.last().unwrap().0;
         assert!(
             (GIVE_UP_MS - LATER_MS..=GIVE_UP_MS).contains(&last),

@@ -5,7 +5,8 @@
 //! that it called, since clients compare; never at an address or name that stands in a message. Its
 //! portmapper tells the port, over the same transport, and is asked again when a call fails or the
 //! caller says so. Everything has a deadline; a host that is dead or hostile costs a task that
-//! waits.
+//! waits. A TCP connection is kept for the next call for a while, since the calls of a busy lock
+//! come one after the other and each connection takes one of the few reserved ports.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +29,10 @@ const CALL_TIME_MAX: Duration = Duration::from_secs(2);
 const PORT_TIME_MAX: Duration = Duration::from_mins(1);
 /// How many ports are remembered.
 const PORTS_MAX: usize = 20_000;
+/// How long a connection is kept for the next call; hosts keep them for minutes.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+/// How many connections are kept.
+const IDLE_MAX: usize = 64;
 
 /// Where a host is called, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +79,7 @@ impl CallError {
 pub struct HostCalls {
     portmap_port: u16,
     ports: Mutex<HashMap<Callee, (u16, Instant)>>,
+    idle: Mutex<HashMap<Callee, (RpcClient, Instant)>>,
 }
 
 impl HostCalls {
@@ -82,6 +88,7 @@ impl HostCalls {
         Self {
             portmap_port,
             ports: Mutex::default(),
+            idle: Mutex::default(),
         }
     }
 
@@ -94,11 +101,9 @@ impl HostCalls {
         args: &impl Encode,
         look_up: bool,
     ) -> Result<Vec<u8>, CallError> {
-        let port = self.port(callee, look_up).await?;
-        let address = SocketAddr::new(callee.address, port);
-        let target = match callee.protocol {
-            Protocol::Tcp => Target::Tcp(address),
-            Protocol::Udp => Target::Udp(address),
+        let mut client = match self.take_idle(callee).filter(|_| !look_up) {
+            Some(client) => client,
+            None => self.connect(callee, look_up).await?,
         };
         let (program, version) = callee.program;
         let procedure = Procedure {
@@ -106,24 +111,52 @@ impl HostCalls {
             version,
             number,
         };
-        let connected = RpcClient::connect(target, source(callee), CALL_TIME_MAX).await;
-        let result = match connected {
-            Err(error) => Err(CallError::Unsent(error)),
-            Ok(client) => {
-                let mut client = client.without_resending();
-                client.call(procedure, args).await.map_err(sent_or_not)
-            }
-        };
-        if result.is_err() {
-            self.lock().remove(&callee);
+        let result = client.call(procedure, args).await.map_err(sent_or_not);
+        if result.is_ok() {
+            self.keep_idle(callee, client);
+        } else {
+            self.ports().remove(&callee);
         }
         result
+    }
+
+    async fn connect(&self, callee: Callee, look_up: bool) -> Result<RpcClient, CallError> {
+        let address = SocketAddr::new(callee.address, self.port(callee, look_up).await?);
+        let target = match callee.protocol {
+            Protocol::Tcp => Target::Tcp(address),
+            Protocol::Udp => Target::Udp(address),
+        };
+        match RpcClient::connect(target, source(callee), CALL_TIME_MAX).await {
+            Ok(client) => Ok(client.without_resending()),
+            Err(error) => {
+                self.ports().remove(&callee);
+                Err(CallError::Unsent(error))
+            }
+        }
+    }
+
+    /// A connection that an earlier call has left, if it is still good.
+    fn take_idle(&self, callee: Callee) -> Option<RpcClient> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let (client, since) = idle.remove(&callee)?;
+        (since.elapsed() < IDLE_TIME_MAX && !client.is_stale()).then_some(client)
+    }
+
+    fn keep_idle(&self, callee: Callee, client: RpcClient) {
+        if callee.protocol == Protocol::Udp {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|_, (_, since)| since.elapsed() < IDLE_TIME_MAX);
+        if idle.len() < IDLE_MAX {
+            idle.insert(callee, (client, Instant::now()));
+        }
     }
 
     /// The port of a program of a host.
     async fn port(&self, callee: Callee, look_up: bool) -> Result<u16, CallError> {
         if !look_up {
-            let known = self.lock().get(&callee).copied();
+            let known = self.ports().get(&callee).copied();
             if let Some((port, at)) = known
                 && at.elapsed() < PORT_TIME_MAX
             {
@@ -132,7 +165,7 @@ impl HostCalls {
         }
         let port = self.ask_port(callee).await.map_err(CallError::Unsent)?;
         let port = port.ok_or(CallError::NoPort)?;
-        let mut ports = self.lock();
+        let mut ports = self.ports();
         if ports.len() >= PORTS_MAX {
             // Asked for again where needed.
             ports.clear();
@@ -198,7 +231,7 @@ impl HostCalls {
             .filter(|port| *port != 0))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Callee, (u16, Instant)>> {
+    fn ports(&self) -> MutexGuard<'_, HashMap<Callee, (u16, Instant)>> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

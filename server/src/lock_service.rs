@@ -13,28 +13,31 @@
 mod announcing;
 mod granting;
 mod lanes;
+mod monitors;
 mod result_calls;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use havenfs_nsm::notifier::{Progress, Target};
 use havenfs_rpc::record::{begin_record, end_record};
 use havenfs_rpc::xdr::Writer;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
 
 use self::announcing::Announcements;
 pub use self::granting::Answer;
 pub use self::lanes::Lane;
 use self::lanes::Lanes;
+pub use self::monitors::{Monitor, Monitors};
 pub use self::result_calls::{ResultCall, ResultCalls};
 use crate::call::Proposal;
 use crate::cluster::state::Activation;
 use crate::cluster::{ClusterState, Command, Outcome};
-use crate::config::Settings;
+use crate::config::{Announce, Settings};
 pub use crate::host_calls::Callee;
 use crate::host_calls::HostCalls;
 use crate::net::mailbox::Sink;
@@ -54,105 +57,142 @@ pub struct LockService {
     granted: Notify,
     /// The newest grant that was told so.
     last_grant: AtomicU64,
-    answers: mpsc::Sender<Answer>,
-    to_tell: mpsc::Sender<Target>,
     result_calls: ResultCalls,
     announcements: Arc<Announcements>,
-    inbox: Mutex<Option<Inbox>>,
+    monitors: Monitors,
+    serving: Mutex<Option<Serving>>,
+    announce: Announce,
+    names: Vec<String>,
+    grace: Duration,
 }
 
-/// What the tasks of an activation read from.
+/// What an activation has started; ended when dropped.
 #[derive(Debug)]
-struct Inbox {
-    answers: mpsc::Receiver<Answer>,
-    to_tell: mpsc::Receiver<Target>,
-    result_calls: mpsc::Receiver<ResultCall>,
+struct Serving {
+    answers: mpsc::Sender<Answer>,
+    to_tell: mpsc::Sender<Target>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
 }
 
 impl LockService {
-    /// Makes the service of a node that does not serve yet.
+    /// Makes the service of a node that does not serve yet. Must run on the control runtime.
     pub fn new(
+        settings: &Settings,
         state: Arc<RwLock<ClusterState>>,
         proposer: Proposer,
         calls: Arc<HostCalls>,
     ) -> Self {
-        let (answers, answers_taken) = mpsc::channel(ANSWERS_MAX);
-        let (to_tell, to_tell_taken) = mpsc::channel(ANSWERS_MAX);
-        let (result_calls, result_calls_taken) = ResultCalls::new();
         Self {
             state,
             proposer,
-            calls,
             epoch: AtomicU32::new(0),
             lanes: Lanes::default(),
             granted: Notify::new(),
             last_grant: AtomicU64::new(0),
-            answers,
-            to_tell,
-            result_calls,
+            result_calls: ResultCalls::start(Arc::clone(&calls)),
+            calls,
             announcements: Arc::default(),
-            inbox: Mutex::new(Some(Inbox {
-                answers: answers_taken,
-                to_tell: to_tell_taken,
-                result_calls: result_calls_taken,
-            })),
+            monitors: Monitors::default(),
+            serving: Mutex::default(),
+            announce: settings.announce,
+            names: announcing::names(&settings.service_names),
+            grace: settings.grace,
         }
     }
 
     /// Begins to serve in a new epoch, in which all that was locked before still is. `recover`:
     /// locks may be missing.
     pub async fn activate(&self, recover: bool) -> Result<(), Unavailable> {
-        let activation = Activation {
-            incarnation: random_u64(),
-            unix_seconds: unix_seconds().into(),
-            recover,
-        };
-        self.proposer.ask(Command::Activate(activation)).await?;
-        let (epoch, nsm_state, locks) = {
-            let state = self.state();
-            (state.epoch(), state.nsm_state(), state.table().lock_count())
-        };
-        self.epoch.store(epoch, Ordering::Release);
-        tracing::info!(epoch, nsm_state = nsm_state.0, locks, "serving");
+        let command = Command::Activate(activation(recover));
+        self.proposer.ask(command).await?;
+        self.take_over();
         Ok(())
     }
 
-    /// Starts what an activation brings with it, on the current runtime: called once, when NLM and
-    /// NSM answer, since hosts come back with reclaims as soon as they are told.
-    pub fn begin(self: &Arc<Self>, settings: &Settings) {
-        let inbox = self
-            .inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let (Some(inbox), Some(epoch)) = (inbox, self.epoch()) else {
-            return;
-        };
+    /// Takes calls under the epoch that was just begun.
+    fn take_over(&self) {
+        let state = self.state();
+        let (epoch, nsm_state) = (state.epoch(), state.nsm_state().0);
+        tracing::info!(
+            epoch,
+            nsm_state,
+            locks = state.table().lock_count(),
+            "serving"
+        );
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Starts what an activation brings with it, on the current runtime, and ends what the one
+    /// before had started. Called when NLM and NSM answer, since hosts come back with reclaims as
+    /// soon as they are told.
+    pub fn begin(self: &Arc<Self>) {
+        let Some(epoch) = self.epoch() else { return };
         let (nsm_state, in_grace) = {
             let state = self.state();
             (state.nsm_state(), state.in_grace())
         };
         let calls = || Arc::clone(&self.calls);
-        let granting = granting::run(Arc::clone(self), calls(), epoch, inbox.answers);
-        tokio::spawn(granting);
-        tokio::spawn(result_calls::run(calls(), inbox.result_calls));
-        let first = announcing::targets(self, settings.announce);
-        let names = announcing::names(&settings.service_names);
-        let progress = Arc::clone(&self.announcements);
-        let telling = announcing::run(calls(), names, nsm_state, first, progress, inbox.to_tell);
-        tokio::spawn(telling);
+        let (answers, answers_taken) = mpsc::channel(ANSWERS_MAX);
+        let (to_tell, to_tell_taken) = mpsc::channel(ANSWERS_MAX);
+        let granting = granting::run(Arc::clone(self), calls(), epoch, answers_taken);
+        let telling = announcing::run(
+            calls(),
+            self.names.clone(),
+            nsm_state,
+            announcing::targets(self, self.announce),
+            Arc::clone(&self.announcements),
+            to_tell_taken,
+        );
+        let mut tasks = vec![
+            tokio::spawn(granting).abort_handle(),
+            tokio::spawn(telling).abort_handle(),
+        ];
         if in_grace {
-            let (locks, grace) = (Arc::clone(self), settings.grace);
             tracing::warn!(
-                seconds = grace.as_secs(),
+                seconds = self.grace.as_secs(),
                 "locks may be missing: only what hosts held before is granted until grace is over"
             );
-            tokio::spawn(async move {
+            let (locks, grace) = (Arc::clone(self), self.grace);
+            let waiting = async move {
                 tokio::time::sleep(grace).await;
                 if let Err(error) = locks.end_grace("its time is over").await {
                     tracing::error!(%error, "cannot end grace");
                 }
-            });
+            };
+            tasks.push(tokio::spawn(waiting).abort_handle());
+        }
+        *self.serving() = Some(Serving {
+            answers,
+            to_tell,
+            tasks,
+        });
+    }
+
+    /// The change that does what a restart does, without one: a new epoch and state, and hosts are
+    /// told (SM_SIMU_CRASH). `reply` is appended once it is done.
+    pub fn simulated_crash(
+        self: &Arc<Self>,
+        reply: impl FnOnce(&mut Writer<'_>) + Send + 'static,
+    ) -> Proposal {
+        let locks = Arc::clone(self);
+        let answer = move |_: Outcome, writer: &mut Writer<'_>| {
+            // On the control runtime, where the change was applied.
+            locks.take_over();
+            locks.begin();
+            reply(writer);
+            true
+        };
+        Proposal {
+            command: Command::Activate(activation(false)),
+            answer: Box::new(answer),
         }
     }
 
@@ -186,7 +226,9 @@ impl LockService {
     /// Takes a host's answer to GRANTED_MSG. One too many is lost, as a message may be: the host is
     /// told again.
     pub fn answered(&self, answer: Answer) {
-        let _ = self.answers.try_send(answer);
+        if let Some(serving) = &*self.serving() {
+            let _ = serving.answers.try_send(answer);
+        }
     }
 
     /// Tells a host of the last restart once more; returns under how many addresses of ours it is
@@ -198,11 +240,29 @@ impl LockService {
             let hosts = hosts.filter(|key| key.address == host);
             hosts.map(announcing::target).collect()
         };
+        let serving = self.serving();
+        let Some(serving) = &*serving else { return 0 };
         // What does not fit is told when asked for again.
         let told = targets
             .iter()
-            .filter(|target| self.to_tell.try_send(**target).is_ok());
+            .filter(|target| serving.to_tell.try_send(**target).is_ok());
         told.count()
+    }
+
+    /// Local programs that want to hear of reboots.
+    pub const fn monitors(&self) -> &Monitors {
+        &self.monitors
+    }
+
+    /// Passes a reboot on to the local programs that asked for it.
+    pub fn pass_on(&self, mon_name: &[u8], address: IpAddr, state: i32) {
+        for call in self.monitors.calls_for(mon_name, address, state) {
+            self.result_calls.send(call);
+        }
+    }
+
+    fn serving(&self) -> MutexGuard<'_, Option<Serving>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The way back to hosts that made asynchronous calls.
@@ -248,6 +308,14 @@ impl LockService {
         if self.last_grant.swap(newest, Ordering::AcqRel) != newest {
             self.granted.notify_one();
         }
+    }
+}
+
+fn activation(recover: bool) -> Activation {
+    Activation {
+        incarnation: random_u64(),
+        unix_seconds: unix_seconds().into(),
+        recover,
     }
 }
 

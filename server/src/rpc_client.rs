@@ -24,7 +24,7 @@ use havenfs_rpc::message::{AcceptStat, Call, Reply, ReplyOutcome};
 use havenfs_rpc::record::{self, RecordReader};
 use havenfs_rpc::xdr::{Encode, Writer, decode_all};
 use rustix::rand::{GetRandomFlags, getrandom};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixStream};
 use tokio::time::{Instant, timeout_at};
@@ -66,7 +66,7 @@ pub enum SourcePort {
     Any,
     /// One below 1024, as a proof of privilege; needs that privilege.
     Reserved,
-    /// One below 1024 if this process may have one, else any.
+    /// One below 1024 if this process may have one and one is free, else any.
     ReservedIfAllowed,
 }
 
@@ -228,6 +228,15 @@ impl RpcClient {
         &self.target
     }
 
+    /// Whether the peer has closed the connection, or has sent something that nobody asked for.
+    pub fn is_stale(&self) -> bool {
+        match &self.channel {
+            Channel::Udp(_) => false,
+            Channel::Tcp(stream, _) => is_readable(stream.try_read(&mut [0])),
+            Channel::Local(stream, _) => is_readable(stream.try_read(&mut [0])),
+        }
+    }
+
     /// Carries out one call and gives its encoded results.
     ///
     /// # Errors
@@ -320,6 +329,11 @@ impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
+}
+
+/// Whether a try to read found the end, an error or data: anything but an idle connection.
+fn is_readable(read: io::Result<usize>) -> bool {
+    !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 const fn reader() -> RecordReader {
@@ -420,6 +434,11 @@ async fn connect_tcp(address: SocketAddr, source: Source) -> io::Result<TcpStrea
     };
     let stream = from_source(address, source, connect).await?;
     stream.set_nodelay(true)?;
+    if source.port != SourcePort::Any {
+        // Reserved ports are few: a closed connection must not keep one for a minute (TIME_WAIT).
+        // What it was for is done by then, or is given up.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    }
     Ok(stream)
 }
 
@@ -467,6 +486,9 @@ async fn from_source<T, F: Future<Output = io::Result<T>>>(
             }
             done => return done,
         }
+    }
+    if source.port == SourcePort::ReservedIfAllowed {
+        return attempt(any_port).await;
     }
     Err(io::Error::new(
         io::ErrorKind::AddrInUse,

@@ -119,7 +119,11 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
     let node = Arc::new(Node::new(state, table, ports.entries(), descriptors)?);
     let store = control.block_on(Store::open(&settings.state_dir.join("store")))?;
     let calls = Arc::new(HostCalls::new(program::PORTMAP_PORT));
-    let locks = Arc::new(LockService::new(store.state(), store.proposer(), calls));
+    let (state, proposer) = (store.state(), store.proposer());
+    let locks = {
+        let _inside = control.enter();
+        Arc::new(LockService::new(settings, state, proposer, calls))
+    };
     // Nobody else sets it.
     let _ = node.locks.set(Arc::clone(&locks));
     volumes::open_exports(&node, &[])?;
@@ -187,7 +191,7 @@ async fn serve(
     for (port, bound) in sockets {
         spawn_port(node, data, port, bound, &stopped).map_err(system("serve a port"))?;
     }
-    locks.begin(settings);
+    locks.begin();
     let control = control::start(settings, Arc::clone(node), stopped.clone())
         .await
         .map_err(system("open the control socket"))?;

@@ -118,7 +118,7 @@ fn told_again_with_growing_pauses_until_the_owner_acts() {
     }
     let expected = [0, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000, 10_000];
     assert_eq!(pauses, expected);
-    let every_fourth = [true, false, false, false, true, false, false, false, true];
+    let every_fourth = [false, false, false, false, true, false, false, false, true];
     assert_eq!(look_ups, every_fourth);
     scene.input(Input::Settled(GrantId::new(1).unwrap()));
     assert_eq!(scene.granter.next_deadline_ms(), None);

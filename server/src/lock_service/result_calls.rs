@@ -29,10 +29,11 @@ pub struct ResultCall {
 pub struct ResultCalls(mpsc::Sender<ResultCall>);
 
 impl ResultCalls {
-    /// Makes the way and its end.
-    pub(super) fn new() -> (Self, mpsc::Receiver<ResultCall>) {
+    /// Starts sending, on the current runtime.
+    pub(super) fn start(calls: Arc<HostCalls>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        (Self(sender), receiver)
+        tokio::spawn(run(calls, receiver));
+        Self(sender)
     }
 
     /// Sends results a little later; what is too much is lost, as a datagram may be.
@@ -41,8 +42,8 @@ impl ResultCalls {
     }
 }
 
-/// Sends what comes, until it is dropped.
-pub(super) async fn run(calls: Arc<HostCalls>, mut waiting: mpsc::Receiver<ResultCall>) {
+/// Sends what comes, until all ways to it are gone.
+async fn run(calls: Arc<HostCalls>, mut waiting: mpsc::Receiver<ResultCall>) {
     let mut under_way = JoinSet::new();
     loop {
         tokio::select! {

@@ -5,19 +5,21 @@
 //!
 //! To believe a notice means to release locks, and nothing in it proves anything. So it counts for
 //! hosts with the address that it came from, and only from a port that a machine gives to nobody
-//! but its superuser.
+//! but its superuser. SM_MON and its kin are for the superuser of this machine; anyone else is told
+//! that it did not work.
 //!
 //! Source: XNFS chapter 11.
 
 use havenfs_nsm::nsm_name;
-use havenfs_nsm::wire::{SmName, SmRes, SmStatRes, StatChge, procedure};
+use havenfs_nsm::wire::{Mon, MonId, SmName, SmRes, SmStat, SmStatRes, StatChge, procedure};
 use havenfs_rpc::auth::AuthStat;
+use havenfs_rpc::message::{self, AcceptStat};
 use havenfs_rpc::xdr::{Writer, decode_all};
 
 use super::nlm::void_after;
 use crate::call::{Proposal, Refusal, Request};
 use crate::cluster::Command;
-use crate::lock_service::unix_seconds;
+use crate::lock_service::{LockService, unix_seconds};
 use crate::node::Node;
 
 /// Serves one call of NSM: the results are appended, or a change is proposed.
@@ -57,8 +59,57 @@ pub fn serve(
                 state: args.state,
                 now: unix_seconds(),
             };
+            locks.pass_on(args.mon_name, request.origin.host(), args.state);
             Ok(Some(void_after(command, request.xid)))
+        }
+        procedure::SM_MON => {
+            let args: Mon<'_> = decode_all(request.args)?;
+            let added = is_local(request)
+                && nsm_name::judge(args.mon_id.mon_name).is_ok()
+                && locks.monitors().add(&args);
+            let res_stat = if added {
+                SmRes::StatSucc
+            } else {
+                SmRes::StatFail
+            };
+            let state = locks.state().nsm_state().0;
+            writer.value(&SmStatRes { res_stat, state });
+            Ok(None)
+        }
+        procedure::SM_UNMON | procedure::SM_UNMON_ALL | procedure::SM_SIMU_CRASH
+            if !is_local(request) =>
+        {
+            Err(Refusal::Auth(AuthStat::TooWeak))
+        }
+        procedure::SM_UNMON => {
+            let args: MonId<'_> = decode_all(request.args)?;
+            locks.monitors().remove(args.mon_name, &args.my_id);
+            put_state(locks, writer);
+            Ok(None)
+        }
+        procedure::SM_UNMON_ALL => {
+            locks.monitors().remove_all(&decode_all(request.args)?);
+            put_state(locks, writer);
+            Ok(None)
+        }
+        procedure::SM_SIMU_CRASH => {
+            decode_all::<()>(request.args)?;
+            let xid = request.xid;
+            let reply = move |writer: &mut Writer<'_>| {
+                message::reply_accepted(writer, xid, AcceptStat::Success);
+            };
+            Ok(Some(locks.simulated_crash(reply)))
         }
         _ => Err(Refusal::ProcUnavail),
     }
+}
+
+/// Whether the superuser of this machine calls.
+const fn is_local(request: &Request<'_>) -> bool {
+    request.origin.is_loopback() && request.origin.from_reserved_port()
+}
+
+fn put_state(locks: &LockService, writer: &mut Writer<'_>) {
+    let state = locks.state().nsm_state().0;
+    writer.value(&SmStat { state });
 }

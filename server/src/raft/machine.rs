@@ -23,6 +23,10 @@ use super::snapshot;
 use super::types::{Applied, LogId, Payload, SnapshotMeta, StoredMembership, Types};
 use crate::cluster::{ClusterState, Outcome};
 
+/// A snapshot is due when the log since the last one has grown to the last one's length divided by
+/// this. More often would write more in snapshots than in the log by a larger factor; less often
+/// would make a start longer, which reads both, and takes several times longer for a byte of log.
+const SNAPSHOT_DIVISOR: u64 = 2;
 /// How many entries are applied under one lock at most.
 const BATCH_ENTRIES_MAX: usize = 256;
 
@@ -64,7 +68,7 @@ impl Snapshots {
             log,
             current: Mutex::new(current.map(|(meta, _)| meta)),
             after_bytes,
-            threshold: AtomicU64::new(after_bytes.max(2 * bytes)),
+            threshold: AtomicU64::new(after_bytes.max(bytes / SNAPSHOT_DIVISOR)),
             under_way: AtomicBool::new(false),
             due: Notify::new(),
         }
@@ -98,7 +102,7 @@ impl Snapshots {
             let next = written
                 .as_ref()
                 .map_or(covered.saturating_add(self.after_bytes), |bytes| {
-                    self.after_bytes.max(2 * bytes)
+                    self.after_bytes.max(bytes / SNAPSHOT_DIVISOR)
                 });
             self.threshold.store(next, Ordering::Relaxed);
             self.under_way.store(false, Ordering::Relaxed);

@@ -165,6 +165,8 @@ impl Store {
         // they are once an entry of this start is committed.
         let applied = self.engine.wait_for_recovery(None).await;
         applied.map_err(|error| stopped("apply the log", &error))?;
+        // Ticks are for heartbeats and elections, and there is nobody else: an idle node sleeps.
+        self.engine.runtime_config().tick(false);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::state::Activation;
+use crate::raft::tests::command;
 
 fn log_id(term: u64, index: u64) -> LogId {
     LogId {
@@ -22,14 +22,9 @@ fn membership() -> Membership {
 }
 
 fn records() -> Vec<Record> {
-    let command = Command::Activate(Activation {
-        incarnation: 3,
-        unix_seconds: 4,
-        recover: false,
-    });
     let payloads = [
         Payload::Blank,
-        Payload::Normal(Proposed(Arc::new(command))),
+        Payload::Normal(Proposed(Arc::new(command(3)))),
         Payload::Membership(membership()),
     ];
     let entries = payloads.into_iter().enumerate().map(|(index, payload)| {
