@@ -92,6 +92,7 @@ install_guest_files() { # by rename: a running guest keeps the file that it has 
   put "$HERE/guest/init" "$root/init"
   put "$HERE/guest/agent.py" "$root/usr/sbin/lab-agent"
   put "$HERE/guest/acklog.py" "$root/usr/sbin/lab-acklog"
+  put "$HERE/guest/locktool.py" "$root/usr/sbin/lab-locktool"
   hosts_file >"$root/etc/hosts.new" && mv "$root/etc/hosts.new" "$root/etc/hosts"
 }
 

@@ -13,7 +13,11 @@
 //! in a lab reaches the machine's own network.
 
 pub mod acks;
+pub mod clock;
+pub mod held;
+pub mod locks;
 mod process;
+pub mod random;
 pub mod site;
 
 use std::ffi::OsStr;
@@ -27,6 +31,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FlockOperation;
 
+use self::clock::Reading;
 use self::process::tail;
 pub use self::process::{Output, Process};
 
@@ -94,6 +99,9 @@ impl Lab {
         };
         let mut start = self.script("vmctl");
         start.args(["start", name, "--mem", &machine.memory_mib.to_string()]);
+        if machine.locks {
+            start.arg("--locks");
+        }
         if let Some(disk) = &machine.disk {
             start.arg("--disk").arg(disk);
         }
@@ -170,6 +178,9 @@ pub struct Machine {
     /// A raw image that becomes `/dev/ubda`. Writes reach it at once and stay when the machine is
     /// killed; the machine's page cache does not.
     pub disk: Option<PathBuf>,
+    /// Whether it runs rpcbind and rpc.statd, which a client that locks needs. The latter tells
+    /// servers of a reboot.
+    pub locks: bool,
 }
 
 impl Default for Machine {
@@ -177,6 +188,7 @@ impl Default for Machine {
         Self {
             memory_mib: 256,
             disk: None,
+            locks: false,
         }
     }
 }
@@ -228,6 +240,12 @@ pub struct Vm<'lab> {
 }
 
 impl Vm<'_> {
+    /// Its name, which is its host name too.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs a shell command, for at most a minute.
     pub fn exec(&self, line: &str) -> Result<Output> {
         self.exec_within(Duration::from_mins(1), line)
@@ -262,6 +280,17 @@ impl Vm<'_> {
         Process::spawn(log, &mut self.exec_command(limit, line))
     }
 
+    /// As [`Vm::spawn`], of a command that reads what is sent with [`Process::say`].
+    pub fn spawn_reading(&self, label: &str, limit: Duration, line: &str) -> Result<Process> {
+        let log = self.dir().join(format!("{label}.log"));
+        let mut command = self.vmctl("exec");
+        command
+            .args(["-i", "-t", &limit.as_secs().max(1).to_string()])
+            .arg(line)
+            .stdin(Stdio::piped());
+        Process::spawn_reading(log, &mut command)
+    }
+
     /// Copies a file of the machine that runs the test to `path` in the virtual machine.
     pub fn put(&self, file: &Path, path: &str) -> Result<()> {
         let mut put = self.vmctl("put");
@@ -278,11 +307,10 @@ impl Vm<'_> {
         script_must_succeed(&mut self.vmctl("reset")).with_context(|| self.console_tail())
     }
 
-    /// The virtual machine's wall clock minus this one's, in seconds.
-    pub fn clock(&self) -> Result<f64> {
+    /// Compares the virtual machine's wall clock with this one's.
+    pub fn clock(&self) -> Result<Reading> {
         let output = Output::from(self.vmctl("clock").output()?);
-        let seconds = output.success(&format!("clock of {}", self.name))?;
-        Ok(seconds.trim().parse()?)
+        output.success(&format!("clock of {}", self.name))?.parse()
     }
 
     /// The last lines that the virtual machine's kernel and first process wrote.

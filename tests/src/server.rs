@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::client::peer::Transport;
-use crate::client::{Cred, Nfs, Peer, mount::Mount, portmap::Portmap};
+use crate::client::{Cred, Nfs, Nlm, Peer, mount::Mount, portmap::Portmap};
 use crate::lab::havenfs_binary;
 
 /// IPv4's loopback.
@@ -61,6 +61,17 @@ impl Site {
     /// The directory that is usually exported.
     pub fn export(&self) -> PathBuf {
         self.dir.path().join("export")
+    }
+
+    /// Asks the running server through its control socket.
+    pub fn ask(&self, request: &str) -> Result<serde_json::Value> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::os::unix::net::UnixStream::connect(self.path().join("control"))?;
+        stream.set_read_timeout(Some(START_TIME_MAX))?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(serde_json::from_str(&answer)?)
     }
 
     /// Exports [`Site::export`] to all with the given options, and starts a server.
@@ -129,6 +140,8 @@ impl Site {
             ("--metrics", "off".into()),
             ("--nfs-port", "0".into()),
             ("--mount-port", "0".into()),
+            ("--nlm-port", "0".into()),
+            ("--nsm-port", "0".into()),
         ] {
             words.extend([option.into(), value]);
         }
@@ -163,11 +176,15 @@ impl Site {
             began,
             nfs_port: 0,
             mount_port: 0,
+            nlm_port: 0,
+            nsm_port: 0,
             portmap_port: 0,
         };
         let line = server.wait_for_line("havenfs ready")?;
         server.nfs_port = port_after(&line, "NFS port ")?;
         server.mount_port = port_after(&line, "MOUNT port ")?;
+        server.nlm_port = port_after(&line, "NLM port ")?;
+        server.nsm_port = port_after(&line, "NSM port ")?;
         Ok(server)
     }
 }
@@ -200,6 +217,10 @@ pub struct Server {
     pub nfs_port: u16,
     /// The port of MOUNT.
     pub mount_port: u16,
+    /// The port of NLM.
+    pub nlm_port: u16,
+    /// The port of NSM.
+    pub nsm_port: u16,
     /// The port of the portmapper, if there is one.
     pub portmap_port: u16,
 }
@@ -224,6 +245,18 @@ impl Server {
     pub fn mount_at(&self, ip: IpAddr, transport: Transport) -> Result<Mount> {
         let peer = Peer::connect(transport, SocketAddr::new(ip, self.mount_port))?;
         Ok(Mount::new(peer, Cred::root()))
+    }
+
+    /// A client of NLM version 4 over TCP, that says it is root of the host `from`.
+    pub fn nlm(&self, from: IpAddr) -> Result<Nlm> {
+        self.nlm_at(from, Transport::Tcp)
+    }
+
+    /// A client of NLM version 4 that says it is root of the host `from`.
+    pub fn nlm_at(&self, from: IpAddr, transport: Transport) -> Result<Nlm> {
+        let server = SocketAddr::new(V4, self.nlm_port);
+        let peer = Peer::connect_from(transport, SocketAddr::new(from, 0), server)?;
+        Ok(Nlm::new(peer, Cred::root()))
     }
 
     /// A client of the portmapper.

@@ -23,6 +23,9 @@ use havenfs::programs::mount::wire as mount;
 use havenfs::programs::nfs3::{TRANSFER_BYTES_MAX, wire as nfs3};
 use havenfs::state::State;
 use havenfs::{dispatch, volumes};
+use havenfs_nlm::wire::{self as nlm, Nlm4Stats};
+use havenfs_nlm::wire_v3::{Narrow, NlmVersion};
+use havenfs_nsm::wire as nsm;
 use havenfs_rpc::auth::{AUTH_SYS, AuthSys, Credential, Gids, OpaqueAuth};
 use havenfs_rpc::message::{Call, Reply};
 use havenfs_rpc::portmap::{List, Mapping, Netbuf, Rpcb, RpcbEntry, Uaddr};
@@ -269,6 +272,139 @@ fn arguments_of_mount_take_nothing_and_its_lists_little() -> Result<()> {
     Ok(())
 }
 
+/// [`takes!`] with [`nothing`] for a type of the lock manager, in version 4 and in the older ones.
+macro_rules! takes_nothing_in_all_versions {
+    ($type:ty, $value:expr) => {
+        takes!(nothing, $type, &encoded(&$value));
+        takes!(nothing, Narrow<$type>, &encoded(&Narrow($value)));
+        for version in NlmVersion::ALL {
+            decodes_within(&encoded(&$value), nothing, |bytes| {
+                version.decode::<$type>(bytes).is_ok()
+            })?;
+        }
+    };
+}
+
+#[test]
+fn messages_of_the_lock_manager_take_nothing() -> Result<()> {
+    let cookie = &[0, 0, 0, 7];
+    let (caller_name, fh, oh) = (b"client1".as_slice(), &[1; 40], b"7@client1".as_slice());
+    let alock = nlm::Nlm4Lock {
+        caller_name,
+        fh,
+        oh,
+        svid: 7,
+        l_offset: 10,
+        l_len: 0,
+    };
+    let (block, exclusive, reclaim, state) = (true, true, false, 3);
+    let stat = Nlm4Stats::Blocked;
+    takes_nothing_in_all_versions!(
+        nlm::Nlm4TestArgs<'_>,
+        nlm::Nlm4TestArgs {
+            cookie,
+            exclusive,
+            alock
+        }
+    );
+    let lock = nlm::Nlm4LockArgs {
+        cookie,
+        block,
+        exclusive,
+        alock,
+        reclaim,
+        state,
+    };
+    takes_nothing_in_all_versions!(nlm::Nlm4LockArgs<'_>, lock);
+    let cancel = nlm::Nlm4CancArgs {
+        cookie,
+        block,
+        exclusive,
+        alock,
+    };
+    takes_nothing_in_all_versions!(nlm::Nlm4CancArgs<'_>, cancel);
+    takes_nothing_in_all_versions!(
+        nlm::Nlm4UnlockArgs<'_>,
+        nlm::Nlm4UnlockArgs { cookie, alock }
+    );
+    takes_nothing_in_all_versions!(nlm::Nlm4Res<'_>, nlm::Nlm4Res { cookie, stat });
+    let holder = nlm::Nlm4Holder {
+        exclusive,
+        svid: 8,
+        oh,
+        l_offset: 0,
+        l_len: 100,
+    };
+    let tested = nlm::Nlm4TestRes {
+        cookie,
+        stat: nlm::Nlm4TestRply::Denied(holder),
+    };
+    takes_nothing_in_all_versions!(nlm::Nlm4TestRes<'_>, tested);
+    let share = nlm::Nlm4Share {
+        caller_name,
+        fh,
+        oh,
+        mode: nlm::Fsh4Mode::Dw,
+        access: nlm::Fsh4Access::R,
+    };
+    takes_nothing_in_all_versions!(
+        nlm::Nlm4ShareArgs<'_>,
+        nlm::Nlm4ShareArgs {
+            cookie,
+            share,
+            reclaim
+        }
+    );
+    let shared = nlm::Nlm4ShareRes {
+        cookie,
+        stat,
+        sequence: 0,
+    };
+    takes_nothing_in_all_versions!(nlm::Nlm4ShareRes<'_>, shared);
+    let name = caller_name;
+    takes_nothing_in_all_versions!(nlm::Nlm4Notify<'_>, nlm::Nlm4Notify { name, state });
+    let told = nlm::NsmNotifyArgs {
+        mon_name: name,
+        state,
+        private: [5; 16],
+    };
+    takes!(nothing, nlm::NsmNotifyArgs<'_>, &encoded(&told));
+    Ok(())
+}
+
+#[test]
+fn messages_of_the_status_monitor_take_nothing() -> Result<()> {
+    let (mon_name, state) = (b"client1".as_slice(), 3);
+    let my_id = nsm::MyId {
+        my_name: b"server",
+        my_prog: program::NLM,
+        my_vers: 4,
+        my_proc: 16,
+    };
+    let mon_id = nsm::MonId { mon_name, my_id };
+    let mon = nsm::Mon {
+        mon_id,
+        private: [5; 16],
+    };
+    let answer = nsm::SmStatRes {
+        res_stat: nsm::SmRes::StatSucc,
+        state,
+    };
+    takes!(
+        nothing,
+        nsm::SmName<'_>,
+        &encoded(&nsm::SmName { mon_name })
+    );
+    takes!(nothing, nsm::MyId<'_>, &encoded(&my_id));
+    takes!(nothing, nsm::MonId<'_>, &encoded(&mon_id));
+    takes!(nothing, nsm::Mon<'_>, &encoded(&mon));
+    takes!(nothing, nsm::SmStatRes, &encoded(&answer));
+    takes!(nothing, nsm::SmStat, &encoded(&nsm::SmStat { state }));
+    let change = nsm::StatChge { mon_name, state };
+    takes!(nothing, nsm::StatChge<'_>, &encoded(&change));
+    Ok(())
+}
+
 /// Feeds a stream in pieces; returns whether it was refused.
 fn feed(stream: &[u8], piece: usize, record_bytes_max: usize) -> bool {
     let mut reader = RecordReader::new(record_bytes_max);
@@ -369,7 +505,7 @@ fn carry_out(node: &Node, port: Port, message: &[u8]) -> Result<Vec<u8>> {
             for mode in [Mode::Inline, Mode::Worker] {
                 let clock = &mut Instant::now();
                 let served = dispatch::serve(node, port, &origin, mode, &call, clock, &mut out);
-                if served != Served::Wait {
+                if !matches!(served, Served::Wait) {
                     break;
                 }
             }

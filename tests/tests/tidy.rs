@@ -202,12 +202,37 @@ fn the_checks_see_what_they_look_for() -> Result<()> {
 
 // Who may know what.
 
+/// The crates without input or output, and what each may depend on.
+const CORE: [(&str, &[&str]); 3] = [
+    ("rpc", &[]),
+    ("nlm", &["havenfs-rpc", "imbl", "serde"]),
+    ("nsm", &["havenfs-rpc", "imbl", "serde"]),
+];
+
 #[test]
-fn rpc_turns_bytes_into_values_and_nothing_else() -> Result<()> {
-    let manifest: Table = fs::read_to_string(root()?.join("rpc/Cargo.toml"))?.parse()?;
-    for table in ["dependencies", "build-dependencies", "target"] {
-        ensure!(!manifest.contains_key(table), "rpc has {table}");
+fn core_crates_know_only_what_they_must() -> Result<()> {
+    let mut hits = Vec::new();
+    for (member, known) in CORE {
+        let manifest: Table =
+            fs::read_to_string(root()?.join(member).join("Cargo.toml"))?.parse()?;
+        for table in ["build-dependencies", "target"] {
+            ensure!(!manifest.contains_key(table), "{member} has {table}");
+        }
+        let dependencies = manifest.get("dependencies").and_then(Value::as_table);
+        for (name, _) in dependencies.into_iter().flatten() {
+            if !known.contains(&name.as_str()) {
+                hits.push(format!("{member} depends on {name}"));
+            }
+        }
     }
+    none(
+        "rpc knows nobody; nlm and nsm know rpc, neither each other nor the server",
+        &hits,
+    )
+}
+
+#[test]
+fn core_crates_turn_values_into_values_and_nothing_else() -> Result<()> {
     // Clock, files, sockets, threads; and containers whose order differs from run to run.
     let strange = [
         "std::fs",
@@ -229,19 +254,50 @@ fn rpc_turns_bytes_into_values_and_nothing_else() -> Result<()> {
         "unsafe",
     ];
     let mut hits = Vec::new();
-    for source in sources()?
-        .iter()
-        .filter(|source| source.is_under("rpc/src"))
-    {
-        let breaks = |line: &str| strange.iter().any(|word| has(line, word));
-        hits.extend(lines_that(source.product(), source, breaks));
+    for source in sources()? {
+        let is_core = CORE
+            .iter()
+            .any(|(member, _)| source.is_under(&format!("{member}/src")));
+        if is_core {
+            let breaks = |line: &str| strange.iter().any(|word| has(line, word));
+            hits.extend(lines_that(source.product(), &source, breaks));
+        }
     }
-    none("rpc has no input, output, clock or chance", &hits)?;
-    let lib = fs::read_to_string(root()?.join("rpc/src/lib.rs"))?;
-    ensure!(
-        lib.contains("#![forbid(unsafe_code)]"),
-        "rpc forbids unsafe code"
-    );
+    none(
+        "rpc, nlm and nsm have no input, output, clock or chance",
+        &hits,
+    )?;
+    for (member, _) in CORE {
+        let folder = root()?.join(member);
+        let lib = fs::read_to_string(folder.join("src/lib.rs"))?;
+        ensure!(
+            lib.contains("#![forbid(unsafe_code)]"),
+            "{member} forbids unsafe code"
+        );
+        let clippy = fs::read_to_string(folder.join("clippy.toml"))
+            .with_context(|| format!("{member} has a clippy.toml"))?;
+        for banned in ["Instant::now", "SystemTime::now", "HashMap", "HashSet"] {
+            ensure!(clippy.contains(banned), "{member} bans {banned}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn wire_modules_neither_index_nor_cut_numbers() -> Result<()> {
+    let denied = "#![deny(clippy::indexing_slicing, clippy::as_conversions)]";
+    let mut seen = 0;
+    for source in sources()? {
+        let is_wire = ["nlm/src/wire", "nsm/src/wire"]
+            .iter()
+            .any(|begin| source.path.starts_with(begin));
+        // What lies in a folder is part of the module beside it.
+        if is_wire && source.path.matches('/').count() == 2 {
+            seen += 1;
+            ensure!(source.text.contains(denied), "{} denies both", source.path);
+        }
+    }
+    ensure!(seen == 3, "{seen} wire modules");
     Ok(())
 }
 
@@ -292,7 +348,16 @@ fn backend_knows_no_rpc() -> Result<()> {
 
 #[test]
 fn programs_ask_and_do_nothing_else() -> Result<()> {
-    let own = ["backend", "call", "export", "node", "programs", "volumes"];
+    let own = [
+        "backend",
+        "call",
+        "cluster",
+        "export",
+        "lock_service",
+        "node",
+        "programs",
+        "volumes",
+    ];
     let strange = [
         "std::fs",
         "std::process",
@@ -340,7 +405,7 @@ fn channels_are_bounded() -> Result<()> {
     let unbounded = ["unbounded_channel", "unbounded", "std::sync::mpsc::channel"];
     let mut hits = Vec::new();
     for source in sources()? {
-        if source.is_under("server/src") || source.is_under("rpc/src") {
+        if !source.is_under("tests") && !source.is_under("bench") {
             hits.extend(lines_that(source.product(), &source, |line| {
                 unbounded.iter().any(|word| has(line, word))
             }));

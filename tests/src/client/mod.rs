@@ -1,4 +1,5 @@
-//! The small test client: RPC over TCP and UDP, the portmapper, MOUNT and NFSv3.
+//! The small test client: RPC over TCP and UDP, the portmapper, MOUNT, NFSv3, NLM and NSM; and what
+//! a client's machine serves, to receive what the server sends on its own.
 //!
 //! It exists to send what real clients never send, so it checks nothing of what a test tells it to
 //! send. What comes back is judged twice: reply headers are decoded by the crate `onc-rpc` and
@@ -10,13 +11,19 @@
 //! that the server's reply cache does not take a new call for a repeated one.
 
 pub mod attributes;
+pub mod host;
 pub mod mount;
 pub mod nfs;
+pub mod nlm;
+pub mod nsm;
 pub mod peer;
 pub mod portmap;
 pub mod rpc;
 
 pub use attributes::{Answer, Sattr, SetTime};
+pub use host::Host;
 pub use nfs::Nfs;
+pub use nlm::Nlm;
+pub use nsm::Nsm;
 pub use peer::Peer;
 pub use rpc::{Cred, Header, Outcome};

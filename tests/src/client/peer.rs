@@ -87,6 +87,15 @@ impl Peer {
             SocketAddr::V4(_) => [127, 0, 0, 1].into(),
             SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         };
+        Self::connect_reserved_from(transport, own, server)
+    }
+
+    /// Connects from an address and a port below 1024, which needs root.
+    pub fn connect_reserved_from(
+        transport: Transport,
+        own: IpAddr,
+        server: SocketAddr,
+    ) -> Result<Self> {
         let mut last = None;
         for port in (600..1024).rev() {
             match Self::connect_from(transport, SocketAddr::new(own, port), server) {

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -62,11 +63,15 @@ pub struct Process {
 
 impl Process {
     pub(super) fn spawn(log: PathBuf, command: &mut Command) -> Result<Self> {
+        Self::spawn_reading(log, command.stdin(Stdio::null()))
+    }
+
+    /// As [`Process::spawn`], with the standard input that `command` has been given.
+    pub(super) fn spawn_reading(log: PathBuf, command: &mut Command) -> Result<Self> {
         // Appended: a second life of the same server continues its log.
         let file = File::options().create(true).append(true).open(&log)?;
         let began = file.metadata()?.len() as usize;
         let child = command
-            .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
@@ -96,6 +101,14 @@ impl Process {
             }
             thread::sleep(POLL);
         }
+    }
+
+    /// Sends a line to the standard input of a process that was started to read one.
+    pub fn say(&self, line: &str) -> Result<()> {
+        let input = self.child.stdin.as_ref();
+        let mut input = input.context("this process reads nothing")?;
+        input.write_all(format!("{line}\n").as_bytes())?;
+        Ok(())
     }
 
     /// Everything that the process wrote so far, to standard output and standard error.

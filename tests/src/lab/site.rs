@@ -58,6 +58,15 @@ impl Vm<'_> {
         Ok(())
     }
 
+    /// As [`Vm::mount`], with locks that the server knows of. The machine needs
+    /// [`Machine::locks`](super::Machine).
+    pub fn mount_with_locks(&self, server: &str, export: &str) -> Result<()> {
+        self.sh(&format!(
+            "mount -t nfs -o vers=3 {server}:{export} {MOUNT_POINT}"
+        ))?;
+        Ok(())
+    }
+
     /// Unmounts [`MOUNT_POINT`].
     pub fn unmount(&self) -> Result<()> {
         self.sh(&format!("umount {MOUNT_POINT}"))?;

@@ -63,12 +63,17 @@ fn what_is_not_served_is_not_registered() -> Result<()> {
     let site = Site::new()?;
     let server = serve(&site, &[])?;
     let mut portmap = server.portmap_at(V4, Transport::Udp)?;
-    // NFS over UDP is off, and a client that is told a port for NLM waits for it for ever.
+    // NFS over UDP is off.
     ensure!(portmap.getport(program::NFS, 3, UDP)? == 0);
-    for program in [program::NLM, program::NSM, program::NFSACL, 400_000] {
-        for protocol in [TCP, UDP] {
+    for protocol in [TCP, UDP] {
+        for program in [program::NFSACL, 400_000] {
             ensure!(portmap.getport(program, 4, protocol)? == 0, "{program}");
         }
+        for version in [1, 3, 4] {
+            let port = portmap.getport(program::NLM, version, protocol)?;
+            ensure!(port == u32::from(server.nlm_port), "NLM {version}: {port}");
+        }
+        ensure!(portmap.getport(program::NSM, 1, protocol)? == u32::from(server.nsm_port));
     }
     let header = Header::new(program::PORTMAP, 1, 0, &Cred::None);
     ensure!(portmap.peer.exchange(&header, &[])? == Outcome::ProgMismatch(2, 4));
@@ -86,7 +91,11 @@ fn addresses_are_those_that_the_client_used() -> Result<()> {
             let mut portmap = server.portmap_at(V4, transport)?;
             let address = portmap.getaddr(version, program::NFS, 3, "tcp")?;
             ensure!(address == format!("127.0.0.1{tail}"), "{address}");
-            ensure!(portmap.getaddr(version, program::NLM, 4, "tcp")?.is_empty());
+            ensure!(
+                portmap
+                    .getaddr(version, program::NFSACL, 3, "tcp")?
+                    .is_empty()
+            );
             let mut portmap = server.portmap_at(V6, transport)?;
             let address = portmap.getaddr(version, program::NFS, 3, "tcp6")?;
             ensure!(address == format!("::1{tail}"), "{address}");
