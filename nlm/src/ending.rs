@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use crate::host::Tombstone;
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
-use crate::table::{FileNo, HostNo, LockTable, OwnerNo, Stamp};
+use crate::table::{FileKey, FileNo, HostNo, LockTable, OwnerNo, Stamp};
 
 /// How much ended at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -72,6 +72,44 @@ impl LockTable {
         freed
     }
 
+    /// An administrator ends locks that nobody will unlock: those of a host, of one file or of all.
+    /// Their owners may still believe to have them, and can't reclaim them. Requests of the host
+    /// that wait for the same end as well.
+    pub fn break_locks(&mut self, address: IpAddr, file: Option<&FileKey>, stamp: Stamp) -> Freed {
+        let file = match file.map(|file| self.files.number(file)) {
+            None => None,
+            Some(Some(number)) => Some(FileNo(number)),
+            // Nothing is locked there.
+            Some(None) => return Freed::default(),
+        };
+        let mut freed = Freed::default();
+        let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
+        let meant = |of: FileNo| file.is_none_or(|file| file == of);
+        for host in self.hosts_behind(address) {
+            freed.hosts += 1;
+            for owner in self.owners_of(host).collect::<Vec<_>>() {
+                freed.requests += self.unblock_where(owner, |of, _| meant(of));
+                let files: Vec<FileNo> = self.ranges.files_of(owner).collect();
+                for of in files.into_iter().filter(|of| meant(*of)) {
+                    for held in self.ranges.own(of, owner, ByteRange::ALL, false) {
+                        self.bury(host, &held);
+                        self.end_lock(host, &held, &mut freed, &mut ranges);
+                    }
+                }
+                for (of, _) in self.shares_by(owner) {
+                    if meant(of) {
+                        freed.shares += 1;
+                        self.end_share(host, of, owner);
+                        self.release_file(of);
+                    }
+                }
+                self.release_owner(owner);
+            }
+        }
+        self.grant_in(ranges, stamp);
+        freed
+    }
+
     /// Grace is over: what was not reclaimed in this epoch ends, since the table may have missed
     /// that it was unlocked, and is not given back later.
     pub fn lapse(&mut self, stamp: Stamp) -> Freed {
@@ -85,14 +123,7 @@ impl LockTable {
             let Some(key) = self.owners.key(held.owner.0).cloned() else {
                 continue;
             };
-            if let Some(file) = self.files.key(held.file.0).cloned() {
-                let tombstone = Tombstone {
-                    file,
-                    owner: key.owner.clone(),
-                    range: held.range,
-                };
-                self.update_host(key.host, |record| record.bury(tombstone));
-            }
+            self.bury(key.host, &held);
             self.end_lock(key.host, &held, &mut freed, &mut ranges);
             self.release_owner(held.owner);
         }
@@ -119,7 +150,8 @@ impl LockTable {
     fn free(&mut self, host: HostNo, keep_state: Option<i32>, stamp: Stamp, freed: &mut Freed) {
         let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
         for owner in self.owners_of(host).collect::<Vec<_>>() {
-            freed.requests += self.unblock_all(owner, keep_state);
+            let kept = |state: i32| keep_state == Some(state);
+            freed.requests += self.unblock_where(owner, |_, blocked| !kept(blocked.nsm_state));
             for file in self.ranges.files_of(owner).collect::<Vec<_>>() {
                 for held in self.ranges.own(file, owner, ByteRange::ALL, false) {
                     if keep_state.is_none_or(|state| state != held.held.nsm_state) {
@@ -137,6 +169,20 @@ impl LockTable {
             self.release_owner(owner);
         }
         self.grant_in(ranges, stamp);
+    }
+
+    /// Remembers that a lock ended without its owner's doing.
+    fn bury(&mut self, host: HostNo, held: &HeldRange) {
+        let key = self.owners.key(held.owner.0);
+        let both = key.cloned().zip(self.files.key(held.file.0).cloned());
+        if let Some((key, file)) = both {
+            let tombstone = Tombstone {
+                file,
+                owner: key.owner,
+                range: held.range,
+            };
+            self.update_host(host, |record| record.bury(tombstone));
+        }
     }
 
     fn end_lock(

@@ -13,6 +13,7 @@
 pub mod ending;
 pub mod granter;
 pub mod host;
+pub mod listing;
 mod numbered;
 pub mod range;
 pub mod range_set;

@@ -336,15 +336,6 @@ impl LockTable {
         })
     }
 
-    /// Whether an owner holds a whole range in this way: a reclaim of it changes nothing.
-    pub fn holds(&self, host: &HostKey, request: &LockRequest) -> bool {
-        let host = self.hosts.number(host).map(HostNo);
-        let known = host.and_then(|host| self.known(host, &request.owner, &request.file));
-        known.is_some_and(|(owner, file)| {
-            self.has_all(file, owner, request.range, request.exclusive)
-        })
-    }
-
     /// The hosts that want to hear of our restarts and have something to lose; all that want to, if
     /// `all`.
     pub fn monitored_hosts(&self, all: bool) -> impl Iterator<Item = &HostKey> {

@@ -423,24 +423,27 @@ impl LockTable {
         found
     }
 
-    /// Ends all requests of an owner but those made under `keep_state`; returns how many.
-    pub(crate) fn unblock_all(&mut self, owner: OwnerNo, keep_state: Option<i32>) -> usize {
-        let kept = |key: &(FileNo, BlockedNo)| {
-            let state = self.blocked.get(key).map(|blocked| blocked.nsm_state);
-            keep_state.is_some() && state == keep_state
-        };
-        let all: Vec<(FileNo, BlockedNo)> = self
+    /// Ends the requests of an owner that are `meant`; returns how many.
+    pub(crate) fn unblock_where(
+        &mut self,
+        owner: OwnerNo,
+        meant: impl Fn(FileNo, &Blocked) -> bool,
+    ) -> usize {
+        let ended: Vec<(FileNo, BlockedNo)> = self
             .blocked_of
             .range((owner, FileNo(0), BlockedNo(0))..)
             .take_while(|(of, ..)| *of == owner)
             .map(|(_, file, no)| (*file, *no))
-            .filter(|key| !kept(key))
+            .filter(|key| {
+                let blocked = self.blocked.get(key);
+                blocked.is_some_and(|blocked| meant(key.0, blocked))
+            })
             .collect();
-        for (file, no) in &all {
+        for (file, no) in &ended {
             self.unblock(owner, *file, *no);
             self.release_file(*file);
         }
-        all.len()
+        ended.len()
     }
 
     fn unblock(&mut self, owner: OwnerNo, file: FileNo, no: BlockedNo) -> Option<Blocked> {

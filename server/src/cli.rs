@@ -42,6 +42,11 @@ enum Command {
     Clients(ControlArgs),
     /// Show, check or reload the exports
     Exports(ExportsArgs),
+    /// Look at locks, and break them
+    Locks {
+        #[command(subcommand)]
+        command: LocksCommand,
+    },
     /// Deal with the machines that lock files
     Hosts {
         #[command(subcommand)]
@@ -159,7 +164,30 @@ struct ExportsArgs {
 }
 
 #[derive(Debug, Subcommand)]
+enum LocksCommand {
+    /// Show who holds what
+    List(ControlArgs),
+    /// Show who waits for what
+    Waiting(ControlArgs),
+    /// End the locks of a host that will not unlock them itself: whoever waits gets them. Programs
+    /// on that host may still write as if they had them
+    Break {
+        /// The host's address
+        host: IpAddr,
+        /// Only those on this file
+        path: Option<String>,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum HostsCommand {
+    /// Show the machines that lock files
+    List(ControlArgs),
     /// Tell a host of the last restart once more, so that it reclaims its locks
     Notify {
         /// The host's address
@@ -208,6 +236,10 @@ pub(crate) fn run() -> ExitCode {
             ExportsCommand::Check { file } => done(check(&file)),
             ExportsCommand::Reload(args) => done(show(&args, "reload")),
         },
+        Command::Locks { command } => done(run_locks(command)),
+        Command::Hosts {
+            command: HostsCommand::List(control),
+        } => done(show(&control, "hosts")),
         Command::Hosts {
             command: HostsCommand::Notify { host, control },
         } => done(show(&control, &format!("notify {host}"))),
@@ -245,7 +277,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -281,6 +313,36 @@ fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
         recover: args.recover,
     };
     Ok(config::merge(line, file)?)
+}
+
+fn run_locks(command: LocksCommand) -> anyhow::Result<()> {
+    match command {
+        LocksCommand::List(control) => show(&control, "locks"),
+        LocksCommand::Waiting(control) => show(&control, "waiting"),
+        LocksCommand::Break {
+            host,
+            path,
+            yes,
+            control,
+        } => {
+            let what = path.as_deref().unwrap_or("all files");
+            let question = format!(
+                "The locks of {host} on {what} will be given to others, although programs on \
+                 {host} may still believe to have them. Go on? [y/N] "
+            );
+            anyhow::ensure!(yes || confirmed(&question)?, "nothing was changed");
+            let path = path.map_or_else(String::new, |path| format!(" {path}"));
+            show(&control, &format!("break {host}{path}"))
+        }
+    }
+}
+
+/// Asks a question and reads the answer; anything but yes is no.
+fn confirmed(question: &str) -> anyhow::Result<bool> {
+    print(question)?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 fn run_doctor(args: ServeArgs, json: bool) -> anyhow::Result<ExitCode> {

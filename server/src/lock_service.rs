@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use havenfs_nlm::ending::Freed;
+use havenfs_nlm::table::FileKey;
 use havenfs_nsm::notifier::{Progress, Target};
 use havenfs_rpc::record::{begin_record, end_record};
 use havenfs_rpc::xdr::Writer;
@@ -211,6 +213,31 @@ impl LockService {
             }
             _ => "there is no grace to end".to_owned(),
         })
+    }
+
+    /// Ends what the hosts behind an address hold and wait for, on one file or on all; they can't
+    /// reclaim it.
+    pub async fn break_locks(
+        &self,
+        address: IpAddr,
+        file: Option<FileKey>,
+    ) -> Result<Freed, Unavailable> {
+        let epoch = self.epoch().ok_or(Unavailable::Stopped)?;
+        let command = Command::Break {
+            epoch,
+            address,
+            file,
+            now: unix_seconds(),
+        };
+        let outcome = self.proposer.ask(command).await?;
+        self.look_for_grants(&outcome);
+        match outcome {
+            Outcome::Freed(freed) => {
+                tracing::warn!(%address, locks = freed.locks, "locks broken by an operator");
+                Ok(freed)
+            }
+            _ => Err(Unavailable::Unknown),
+        }
     }
 
     /// The epoch in which this node serves, if it does.

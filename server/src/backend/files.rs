@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::hash::Hasher as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -208,6 +209,34 @@ impl Files {
         let kind = parts.file.kind.to_be_bytes();
         let key = [&number.to_be_bytes()[..], &kind, parts.file.as_slice()].concat();
         Ok(FileKey(key.into()))
+    }
+
+    /// Where the file is that locks know by `key`: an export that shows it, and its path inside, as
+    /// far as the kernel knows it. `None` if no export shows its file system, or it is gone. Waits
+    /// for the disk.
+    pub fn path_of(&self, key: &FileKey) -> Option<(u32, PathBuf)> {
+        let (number, rest) = key.0.split_first_chunk()?;
+        let (kind, bytes) = rest.split_first_chunk()?;
+        let kernel = KernelHandle::new(i32::from_be_bytes(*kind), bytes)?;
+        let number = u32::from_be_bytes(*number);
+        let volume = {
+            let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+            let mut shown = volumes.values();
+            let shows = |volume: &&Arc<Volume>| {
+                self.file_system(volume.export_id, volume.fs_id) == Some(number)
+            };
+            shown.find(shows).cloned()?
+        };
+        credential::as_server();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = if HandleTable::is_entry(&kernel) {
+            self.table.open(&volume, &kernel).ok()?
+        } else {
+            volume.open_by_handle(&kernel, flags).ok()?
+        };
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let path = std::fs::read_link(link).ok()?;
+        Some((volume.export_id, path))
     }
 
     /// The export that a handle says it belongs to, if the handle is ours.

@@ -65,6 +65,17 @@ pub enum Command {
         /// The proposer's clock, in seconds since 1970.
         now: u32,
     },
+    /// An administrator ends what a host has, on one file or on all.
+    Break {
+        /// The epoch in which it was asked for.
+        epoch: u32,
+        /// The host's address.
+        address: IpAddr,
+        /// The file; all of them if none.
+        file: Option<FileKey>,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
     /// Grace is over, by its timer or by an operator's word: what was not reclaimed ends.
     EndGrace {
         /// The epoch whose grace it is.
@@ -84,6 +95,7 @@ impl Command {
             | Self::RefuseGrant { epoch, .. }
             | Self::Rebooted { epoch, .. }
             | Self::FreeAll { epoch, .. }
+            | Self::Break { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

@@ -120,6 +120,12 @@ impl ClusterState {
             Command::FreeAll {
                 address, name, now, ..
             } => Outcome::Freed(self.table.free_all(*address, name, self.stamp(*now))),
+            Command::Break {
+                address, file, now, ..
+            } => {
+                let stamp = self.stamp(*now);
+                Outcome::Freed(self.table.break_locks(*address, file.as_ref(), stamp))
+            }
             Command::EndGrace { now, .. } => self.end_grace(*now),
         }
     }

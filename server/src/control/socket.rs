@@ -1,8 +1,8 @@
 //! The control socket: a request is one line, the answer one JSON document.
 //!
-//! Requests: `status`, `clients`, `exports`, `reload`, `end-grace`, `notify ADDRESS`. The socket
-//! belongs to the server's user and to nobody else. A socket that is left over from a dead server
-//! is replaced.
+//! Requests: `status`, `clients`, `exports`, `reload`, `hosts`, `locks`, `waiting`, `end-grace`,
+//! `notify ADDRESS`, `break ADDRESS [PATH]`. The socket belongs to the server's user and to nobody
+//! else. A socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
+use super::locks;
 use crate::clients::unix_seconds;
 use crate::cluster::state::Completeness;
 use crate::config::Settings;
@@ -114,9 +115,13 @@ async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -
             Err(error) => json!({ "error": error }),
         },
         b"end-grace" => end_grace(node).await,
-        request => match request.strip_prefix(b"notify ") {
-            Some(host) => notify(node, host),
-            None => json!({ "error": format!("unknown request `{}`", request.escape_ascii()) }),
+        b"hosts" => locks::hosts(node),
+        b"locks" => listed(node, locks::held).await,
+        b"waiting" => listed(node, locks::waiting).await,
+        request => match String::from_utf8_lossy(request).split_once(' ') {
+            Some(("notify", host)) => notify(node, host),
+            Some(("break", what)) => locks::break_locks(node, what).await,
+            _ => json!({ "error": format!("unknown request `{}`", request.escape_ascii()) }),
         },
     };
     stream.write_all(answer.to_string().as_bytes()).await?;
@@ -160,6 +165,13 @@ fn status(settings: &Settings, node: &Node) -> Value {
     })
 }
 
+/// Makes a list on a thread that may wait for a disk.
+async fn listed(node: &Arc<Node>, list: fn(&Node) -> Value) -> Value {
+    let node = Arc::clone(node);
+    let made = tokio::task::spawn_blocking(move || list(&node)).await;
+    made.unwrap_or_else(|error| json!({ "error": error.to_string() }))
+}
+
 async fn end_grace(node: &Node) -> Value {
     let Some(locks) = node.locks.get() else {
         return json!({ "error": "locks are not served yet" });
@@ -170,8 +182,7 @@ async fn end_grace(node: &Node) -> Value {
     }
 }
 
-fn notify(node: &Node, host: &[u8]) -> Value {
-    let host = String::from_utf8_lossy(host);
+fn notify(node: &Node, host: &str) -> Value {
     let Ok(address) = host.parse::<IpAddr>() else {
         return json!({ "error": format!("`{host}` is no address") });
     };

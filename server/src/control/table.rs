@@ -22,6 +22,38 @@ pub fn render(request: &str, answer: &Value) -> String {
             answer,
             "no NFS client is connected\n",
         ),
+        "hosts" => columns(
+            &[
+                "address",
+                "name",
+                "service_address",
+                "held",
+                "waiting",
+                "monitored",
+                "lost",
+            ],
+            answer,
+            "no host has locked anything\n",
+        ),
+        "locks" => columns(
+            &[
+                "path",
+                "range",
+                "kind",
+                "host",
+                "name",
+                "owner",
+                "since",
+                "confirmed",
+            ],
+            answer,
+            "nothing is locked\n",
+        ),
+        "waiting" => columns(
+            &["path", "range", "kind", "host", "name", "owner", "since"],
+            answer,
+            "nobody waits for a lock\n",
+        ),
         "exports" => exports(answer),
         _ => match answer.get("done").and_then(Value::as_str) {
             Some(done) => format!("{done}\n"),

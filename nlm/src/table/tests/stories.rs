@@ -2,6 +2,7 @@
 
 use super::LockOutcome::{Blocked, Deadlock, Denied, Granted};
 use super::*;
+use crate::listing::HeldEntry;
 use crate::share::{ShareModes, ShareRequest};
 use crate::waiting::Delivery;
 
@@ -293,8 +294,11 @@ fn a_reclaim_never_waits_and_never_beats_a_conflict() {
     asked.reclaim = true;
     assert_eq!(scene.table.lock(&host(2), call, &asked, STAMP), Denied);
     assert!(scene.table.blocked.is_empty());
-    assert!(scene.table.holds(&host(1), &asked));
-    assert!(!scene.table.holds(&host(2), &asked));
+    assert_eq!(
+        scene.table.holding(&host(1), &asked).map(|ids| ids.len()),
+        Some(1)
+    );
+    assert_eq!(scene.table.holding(&host(2), &asked), None);
 }
 
 #[test]
@@ -420,4 +424,53 @@ fn a_share_ends_by_unshare_and_by_a_reboot_and_does_not_touch_locks() {
     assert_eq!((freed.locks, freed.shares), (1, 1));
     check(&scene.table);
     assert_eq!((scene.table.files.len(), scene.table.owners.len()), (0, 0));
+}
+
+#[test]
+fn what_is_broken_is_not_given_back() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    scene.lock_range(1, range(50, 59), true, false);
+    let (address, other) = (host(1).address, file(2));
+    let freed = scene.table.break_locks(address, Some(&other), STAMP);
+    assert_eq!(freed, Freed::default(), "of another file");
+    let freed = scene.table.break_locks(address, Some(&file(1)), STAMP);
+    assert_eq!((freed.hosts, freed.locks), (1, 2));
+    check(&scene.table);
+    assert!(scene.holds(2), "who waited has it");
+    assert!(!scene.holds(1));
+    let call = scene.call();
+    let mut asked = request(1, 1, range(50, 59), true, false);
+    asked.reclaim = true;
+    assert_eq!(scene.table.lock(&host(1), call, &asked, STAMP), Denied);
+    assert_eq!(
+        scene.lock_range(1, range(50, 59), true, false),
+        Granted,
+        "anew"
+    );
+    let freed = scene.table.break_locks(host(2).address, None, STAMP);
+    assert_eq!(freed.locks, 1);
+}
+
+#[test]
+fn people_see_who_holds_and_who_waits() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    let held: Vec<HeldEntry<'_>> = scene.table.held_entries().collect();
+    let [held] = held[..] else { panic!("{held:?}") };
+    assert_eq!((held.lock.host, held.lock.since), (&host(1), STAMP.now));
+    assert_eq!((held.unconfirmed, held.epoch), (false, STAMP.epoch));
+    let waits: Vec<_> = scene.table.waiting_entries().collect();
+    assert_eq!(waits.len(), 1);
+    assert_eq!((waits[0].host, waits[0].range), (&host(2), range(0, 9)));
+    let hosts: Vec<_> = scene
+        .table
+        .host_entries()
+        .map(|host| host.waiting)
+        .collect();
+    assert_eq!(hosts, [0, 1]);
+    scene.unlock(1);
+    assert!(scene.table.held_entries().all(|held| held.unconfirmed));
 }

@@ -203,7 +203,7 @@ impl NlmCall<'_> {
             reclaim: args.reclaim,
         };
         let host = subject.host;
-        if asked.reclaim && self.is_recorded(|table| table.holds(&host, &asked))? {
+        if asked.reclaim && self.is_recorded(|table| table.holding(&host, &asked).is_some())? {
             return Ok(Made::Now(Results::Res {
                 cookie: args.cookie.into(),
                 stat: Nlm4Stats::Granted,
