@@ -4,18 +4,26 @@
 //!
 //! ```text
 //!   clients --TCP, UDP--> net --> dispatch --> programs --> backend --> kernel
-//!                          |                      |
-//!                          +-- reply_cache        +-- export (who may), mount_list, portmap
-//!                          +-- pool (workers)
+//!                          |                    |  |
+//!                          +-- reply_cache      |  +-- export (who may), mount_list, portmap
+//!                          +-- pool (workers)   |
+//!                                               +--> lock_service --> raft --> cluster (apply)
+//!                                                     |            (log)        |
+//!   clients <---- host_calls <-- grants, notices -----+        nlm, nsm (pure) -+
 //! ```
 //!
 //! - [`net`] turns bytes into messages with a bound on everything; [`dispatch`] checks a call's
 //!   header; [`programs`] decode arguments, ask, and encode answers; [`backend`] makes the system
 //!   calls and knows no RPC; [`export`] decides who may do what.
+//! - [`cluster`] is the replicated state: locks, hosts, epoch. One pure function changes it, fed by
+//!   the log of [`raft`], and nothing is told to a peer before it is there. [`lock_service`] is how
+//!   the programs read and change it, and what an activation starts: grants are delivered, hosts
+//!   are told of a restart, by way of [`host_calls`]. The crates `nlm` and `nsm` hold the lock
+//!   table, the schedules and the messages, without input or output.
 //! - Two runtimes: the data runtime has one task per connection and never waits for a disk; what
 //!   may wait goes to the worker threads of [`pool`]. The control runtime, on a thread of its own,
-//!   serves the control socket, metrics and the registration with rpcbind, so that a slow disk
-//!   delays none of them.
+//!   serves the control socket, metrics, the registration with rpcbind, the log and the calls to
+//!   hosts, so that a slow exported disk delays none of them.
 //! - State that must outlive the process lies in the [`state`] directory, in files with versions.
 //!
 //! What is deliberately absent: no path is walked that a client gave; no handle holds a device
