@@ -256,7 +256,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
 }
 
 /// The port of NSM where the usual one is out of reach; the portmapper tells it to whoever asks.
-const NSM_PORT_UNPRIVILEGED: u16 = 32_662;
+pub const NSM_PORT_UNPRIVILEGED: u16 = 32_662;
 
 /// What this machine calls itself.
 pub fn host_name() -> String {

@@ -194,7 +194,7 @@ fn quoted(word: &str) -> String {
 
 fn linux(out: &mut String, host: &str, path: &str, served: &Served) {
     let options = if served.has_portmapper {
-        "vers=3,nolock".to_owned()
+        "vers=3".to_owned()
     } else {
         format!(
             "vers=3,nolock,proto=tcp,port={},mountproto=tcp,mountport={}",
@@ -219,7 +219,11 @@ fn linux(out: &mut String, host: &str, path: &str, served: &Served) {
 }
 
 fn macos(out: &mut String, host: &str, path: &str, secure: bool, served: &Served) {
-    let mut options = "vers=3,tcp,nolocks".to_owned();
+    let mut options = "vers=3,tcp".to_owned();
+    if !served.has_portmapper {
+        // Locks are found through the portmapper alone.
+        options.push_str(",nolocks");
+    }
     if secure {
         options.push_str(",resvport");
     }
@@ -247,7 +251,7 @@ fn macos(out: &mut String, host: &str, path: &str, secure: bool, served: &Served
 }
 
 fn freebsd(out: &mut String, host: &str, path: &str, served: &Served) {
-    let mut options = "nfsv3,tcp,nolockd".to_owned();
+    let mut options = "nfsv3,tcp".to_owned();
     if served.nfs_port != program::NFS_PORT {
         let _ = write!(options, ",port={}", served.nfs_port);
     }
@@ -295,7 +299,7 @@ fn windows(out: &mut String, host: &str, path: &str, secure: bool, served: &Serv
             "\nWindows (turn the feature \"Client for NFS\" on first; in cmd, not as administrator)"
         ),
     );
-    put(out, format_args!("  mount -o nolock,anon {unc} X:"));
+    put(out, format_args!("  mount -o anon {unc} X:"));
     put(
         out,
         format_args!(
@@ -356,20 +360,20 @@ mod tests {
         let text = text("nfs-service", None, &served);
         assert_eq!(
             line(&text, "mount -t nfs -o vers"),
-            "mount -t nfs -o vers=3,nolock nfs-service:/srv/data /mnt"
+            "mount -t nfs -o vers=3 nfs-service:/srv/data /mnt"
         );
         assert_eq!(
             line(&text, "mkdir"),
-            "mkdir -p ~/nfs && sudo mount -t nfs -o vers=3,tcp,nolocks,resvport \
+            "mkdir -p ~/nfs && sudo mount -t nfs -o vers=3,tcp,resvport \
              nfs-service:/srv/data ~/nfs"
         );
         assert_eq!(
             line(&text, "mount -t nfs -o nfsv3"),
-            "mount -t nfs -o nfsv3,tcp,nolockd nfs-service:/srv/data /mnt"
+            "mount -t nfs -o nfsv3,tcp nfs-service:/srv/data /mnt"
         );
         assert_eq!(
-            line(&text, "mount -o nolock"),
-            "mount -o nolock,anon \\\\nfs-service\\srv\\data X:"
+            line(&text, "mount -o anon"),
+            "mount -o anon \\\\nfs-service\\srv\\data X:"
         );
         assert!(!text.contains("needs a portmapper"), "{text}");
     }
@@ -388,8 +392,8 @@ mod tests {
         assert!(macos.contains("-o vers=3,tcp,nolocks,port=12049,mountport=20048 "));
         assert!(text.contains("[2001:db8::7]:/srv/data/a\\040b  /mnt  nfs"));
         assert_eq!(
-            line(&text, "mount -o nolock"),
-            "mount -o nolock,anon \"\\\\2001-db8--7.ipv6-literal.net\\srv\\data\\a b\" X:"
+            line(&text, "mount -o anon"),
+            "mount -o anon \"\\\\2001-db8--7.ipv6-literal.net\\srv\\data\\a b\" X:"
         );
         assert_eq!(text.matches("needs a portmapper").count(), 2, "{text}");
     }

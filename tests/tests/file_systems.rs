@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use havenfs_tests::lab::site::in_lab;
-use havenfs_tests::lab::{Process, Vm, havenfs_binary};
+use havenfs_tests::lab::{Machine, Process, Vm, havenfs_binary};
 
 /// The work on an export that is mounted at `$1`. File descriptor 9 stays open over the restart
 /// that happens when `/tmp/restart` appears and until `/tmp/restarted` does.
@@ -149,10 +149,31 @@ fn containers_and_users_without_privilege_serve_with_the_handle_table() -> Resul
             "mkdir -m 777 /srv/docker /srv/userns /srv/user /srv/state /srv/state/user
             chown 1001:1001 /srv/user /srv/state/user",
         )?;
-        let c1 = lab.client("c1")?;
+        // The ready line says how to mount, with locks where they can be found.
+        let machine = Machine {
+            locks: true,
+            ..Machine::default()
+        };
+        let c1 = lab.boot("c1", &machine)?;
         // Each its own: the server before may still be on its way out.
-        let high = ["--nfs-port", "12049", "--mount-port", "12050"];
-        let higher = ["--nfs-port", "13049", "--mount-port", "13050"];
+        let high = [
+            "--nfs-port",
+            "12049",
+            "--mount-port",
+            "12050",
+            "--nlm-port",
+            "12051",
+        ];
+        let higher = [
+            "--nfs-port",
+            "13049",
+            "--mount-port",
+            "13050",
+            "--nlm-port",
+            "13051",
+            "--nsm-port",
+            "13052",
+        ];
         for (name, prefix, ports) in [
             ("docker", vec!["setpriv", "--bounding-set", DOCKER], &[][..]),
             (

@@ -19,14 +19,12 @@ use crate::rpc_client::{NoArgs, Procedure, SourcePort, Target, call_once};
 /// How long a portmapper has for its answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// A port that `serve` uses, now or later.
+/// A port that `serve` uses.
 struct Port {
     name: &'static str,
     option: &'static str,
     number: u16,
     kinds: &'static [Type],
-    /// Whether this version serves it.
-    served: bool,
 }
 
 /// Why a port can't be bound.
@@ -47,18 +45,17 @@ pub(super) fn look(report: &mut Report, settings: &Settings, running: Option<&Ru
     } else {
         &[Type::STREAM][..]
     };
-    let port = |name, option, number, kinds, served| Port {
+    let port = |name, option, number, kinds| Port {
         name,
         option,
         number,
         kinds,
-        served,
     };
     for port in [
-        port("NFS", "--nfs-port", settings.nfs_port, nfs, true),
-        port("MOUNT", "--mount-port", settings.mount_port, both, true),
-        port("NLM", "--nlm-port", settings.nlm_port, both, false),
-        port("NSM", "--nsm-port", settings.nsm_port, both, false),
+        port("NFS", "--nfs-port", settings.nfs_port, nfs),
+        port("MOUNT", "--mount-port", settings.mount_port, both),
+        port("NLM", "--nlm-port", settings.nlm_port, both),
+        port("NSM", "--nsm-port", settings.nsm_port, both),
     ] {
         look_at_port(report, settings, &port, running);
     }
@@ -75,7 +72,6 @@ fn look_at_port(report: &mut Report, settings: &Settings, port: &Port, running: 
         option,
         number,
         kinds,
-        served,
     } = *port;
     let topic = "ports";
     if number == 0 {
@@ -86,16 +82,11 @@ fn look_at_port(report: &mut Report, settings: &Settings, port: &Port, running: 
         [_] => "TCP",
         _ => "TCP and UDP",
     };
-    let kept = if served {
-        ""
-    } else {
-        "; kept for later, not served yet"
-    };
     let taken = match try_bind(&settings.listen, number, kinds) {
         Ok(()) => {
             report.ok(
                 topic,
-                format!("{name} port {number} is free ({transports}{kept})"),
+                format!("{name} port {number} is free ({transports})"),
             );
             return;
         }
@@ -136,11 +127,7 @@ fn look_at_port(report: &mut Report, settings: &Settings, port: &Port, running: 
             "check the addresses given with --listen".to_owned(),
         ),
     };
-    if served {
-        report.error(topic, text, hint);
-    } else {
-        report.warning(topic, format!("{text}{kept}"), hint);
-    }
+    report.error(topic, text, hint);
 }
 
 /// The page of metrics is not worth refusing to serve files for: at most a warning.

@@ -86,16 +86,16 @@ fn a_taken_port_is_named_with_its_holder() {
     let mut settings = with_export(dir.path(), "*(rw)");
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let later = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nlm = TcpListener::bind("127.0.0.1:0").unwrap();
     settings.nfs_port = tcp.local_addr().unwrap().port();
     settings.mount_port = udp.local_addr().unwrap().port();
-    settings.nlm_port = later.local_addr().unwrap().port();
+    settings.nlm_port = nlm.local_addr().unwrap().port();
     let report = run(&settings);
     let own = format!("(pid {})", std::process::id());
     for (name, severity) in [
         ("NFS port", Severity::Error),
         ("MOUNT port", Severity::Error),
-        ("NLM port", Severity::Warning),
+        ("NLM port", Severity::Error),
     ] {
         let finding = about(&report, "ports", name);
         assert_eq!(finding.severity, severity, "{report}");

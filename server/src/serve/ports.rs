@@ -8,7 +8,7 @@ use havenfs_rpc::program;
 
 use super::ServeError;
 use crate::call::Port;
-use crate::config::Settings;
+use crate::config::{NSM_PORT_UNPRIVILEGED, Settings};
 use crate::net::listen::{self, Bound, ListenError};
 use crate::programs::portmap::PortEntry;
 use crate::register::port_holder;
@@ -43,7 +43,7 @@ impl Ports {
             )?,
             mount: bind(settings, "MOUNT", "--mount-port", settings.mount_port, true)?,
             nlm: bind(settings, "NLM", "--nlm-port", settings.nlm_port, true)?,
-            nsm: bind(settings, "NSM", "--nsm-port", settings.nsm_port, true)?,
+            nsm: bind_nsm(settings)?,
             nfs_udp: settings.nfs_udp,
         })
     }
@@ -111,6 +111,20 @@ impl Ports {
 pub(super) fn bind_portmap(settings: &Settings) -> Result<Bound, ServeError> {
     let port = settings.portmap_port;
     bind(settings, "the portmapper", "--portmap-port", port, true)
+}
+
+/// Root of a user namespace is root, and may not have the usual port all the same.
+fn bind_nsm(settings: &Settings) -> Result<Bound, ServeError> {
+    let usual = bind(settings, "NSM", "--nsm-port", settings.nsm_port, true);
+    match usual {
+        Err(ServeError::Listen { error, .. })
+            if settings.nsm_port == program::NSM_PORT
+                && error.source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            bind(settings, "NSM", "--nsm-port", NSM_PORT_UNPRIVILEGED, true)
+        }
+        usual => usual,
+    }
 }
 
 fn bind(
