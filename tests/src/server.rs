@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::client::peer::Transport;
 use crate::client::{Cred, Nfs, Nlm, Peer, mount::Mount, portmap::Portmap};
-use crate::lab::havenfs_binary;
+use crate::lab::{havenfs_binary, havenfs_fault_binary};
 
 /// IPv4's loopback.
 pub const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -32,6 +32,8 @@ pub struct Site {
     dir: TempDir,
     /// Shell commands run before the server, as root in a mount namespace of its own.
     prelude: Option<String>,
+    /// The fault that the server has.
+    fault: Option<&'static str>,
 }
 
 impl Site {
@@ -42,7 +44,11 @@ impl Site {
         let export = dir.path().join("export");
         fs::create_dir(&export)?;
         fs::set_permissions(&export, fs::Permissions::from_mode(0o777))?;
-        Ok(Self { dir, prelude: None })
+        Ok(Self {
+            dir,
+            prelude: None,
+            fault: None,
+        })
     }
 
     /// Runs shell commands before the server starts, in a mount namespace that the server shares
@@ -51,6 +57,11 @@ impl Site {
     pub fn with_mounts(mut self, commands: &str) -> Self {
         self.prelude = Some(commands.to_owned());
         self
+    }
+
+    /// Plants a fault in the servers that start from now on, or takes it out of them.
+    pub const fn set_fault(&mut self, fault: Option<&'static str>) {
+        self.fault = fault;
     }
 
     /// The site's directory.
@@ -128,7 +139,10 @@ impl Site {
     }
 
     fn start_once(&self, args: &[&OsStr]) -> Result<Server> {
-        let binary = havenfs_binary()?;
+        let binary = match self.fault {
+            None => havenfs_binary()?,
+            Some(_) => havenfs_fault_binary()?,
+        };
         let path = |name: &str| self.path().join(name).into_os_string();
         let log_path = self.path().join("log");
         let log = File::options().create(true).append(true).open(&log_path)?;
@@ -163,6 +177,9 @@ impl Site {
                 command
             }
         };
+        if let Some(fault) = self.fault {
+            command.env("HAVENFS_FAULT", fault);
+        }
         let child = command
             .args(&words[1..])
             .stdin(Stdio::null())

@@ -97,6 +97,8 @@ struct Later {
     command: Command,
     cookie: Box<[u8]>,
     is_share: bool,
+    /// Who reclaims, if the call says so.
+    reclaims: Option<HostKey>,
 }
 
 impl Later {
@@ -105,11 +107,20 @@ impl Later {
             command,
             cookie,
             is_share,
+            reclaims,
         } = self;
         let answer = move |outcome: Outcome, writer: &mut Writer<'_>| {
             let Some(stat) = results::stat_of(&outcome) else {
                 return false;
             };
+            if let Some(host) = reclaims.filter(|_| stat == Nlm4Stats::Denied) {
+                // A Linux client drops the lock then, with a line in its own log and no more.
+                tracing::warn!(
+                    %host,
+                    "a lock that a host reclaims is refused: somebody else has it, or it ended \
+                     without the host's doing; a program there works on without its lock"
+                );
+            }
             let results = if is_share {
                 Results::Share { cookie, stat }
             } else {
@@ -363,6 +374,11 @@ impl NlmCall<'_> {
     /// A change whose outcome makes the results.
     fn later(&self, host: HostKey, action: LockAction, cookie: &[u8]) -> Made {
         let is_share = matches!(action, LockAction::Share(_) | LockAction::Unshare { .. });
+        let reclaims = match &action {
+            LockAction::Lock(asked) if asked.reclaim => Some(host.clone()),
+            LockAction::Share(asked) if asked.reclaim => Some(host.clone()),
+            _ => None,
+        };
         let command = Command::Call(LockCall {
             epoch: self.epoch,
             host,
@@ -374,6 +390,7 @@ impl NlmCall<'_> {
             command,
             cookie: cookie.into(),
             is_share,
+            reclaims,
         })
     }
 
