@@ -1,6 +1,7 @@
 //! The lock table against a model that keeps a flag for every byte, and the crossings as stories.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod deadlock;
 mod model;
 mod stories;
 
