@@ -404,6 +404,10 @@ fn cells_needs_root() -> Result<()> {
     run_all(V4, Transport::Tcp, table_root::cells_of_root())
 }
 
+const JUKEBOX: &str = "NFS3ERR_JUKEBOX";
+/// Above the number of cells: a cell that is run again has another directory.
+const SECOND_TRY: usize = 10_000;
+
 /// Runs cells, each in a directory of its own, and prints the table.
 fn run_all(
     ip: IpAddr,
@@ -416,7 +420,18 @@ fn run_all(
     let mut wrong = Vec::new();
     for (number, cell) in cells.enumerate() {
         let what = format!("{} {}: {}", cell.procedure, cell.status, cell.situation);
-        match run(&mut scene, number, cell).with_context(|| what.clone()) {
+        let mut result = run(&mut scene, number, cell);
+        if cell.status.to_string() != JUKEBOX
+            && result
+                .as_ref()
+                .is_err_and(|error| format!("{error:#}").contains(JUKEBOX))
+        {
+            // "Ask again" (RFC 1813 2.6): now and then the kernel is short of something for a
+            // moment. A client would ask again, and so does this one, once.
+            eprintln!("asked again: {what}");
+            result = run(&mut scene, number + SECOND_TRY, cell);
+        }
+        match result.with_context(|| what.clone()) {
             Ok(()) => reached.push((cell, what)),
             Err(error) if error.is::<NotHere>() => not_here.push(format!("{error:#}")),
             Err(error) => wrong.push(format!("{error:#}")),
