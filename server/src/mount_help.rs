@@ -3,9 +3,10 @@
 //! Owns the texts and the options that matter. Asks nobody: what is served comes from the running
 //! server's answers ([`Served::from_answers`]) or from the defaults.
 //!
-//! Two things decide the options. Without a portmapper on its usual port a client must be told
-//! both ports, which not every client can be. And as long as havenfs serves no locks, each client
-//! must be told to keep locks to itself, or its programs hang or fail at the first one.
+//! What decides the options is whether a portmapper is on its usual port. Without it a client must
+//! be told both ports, which not every client can be. And since no client can be told the port of
+//! NLM, each must then be told to keep locks to itself, or its programs hang or fail at the first
+//! one.
 //!
 //! Source: nfs(5) of nfs-utils; mount_nfs(8) of macOS and of FreeBSD, whose client always asks
 //! the portmapper for MOUNT; Microsoft's documentation of mount for Client for NFS.
@@ -57,8 +58,8 @@ impl Served {
     /// What a running server serves, from its answers to `status` and `exports`; `None` if they
     /// don't say it.
     ///
-    /// `status.portmapper` is the text of the ready line (`embedded`, `registered with ...`,
-    /// `off ...`); without it only an embedded portmapper is known.
+    /// `status.portmapper` is the text of the ready line (`embedded`, `registered with rpcbind at
+    /// ADDRESS:PORT`, `off ...`); without it only an embedded portmapper is known.
     pub fn from_answers(status: &Value, exports: &Value) -> Option<Self> {
         let ports = status.get("ports")?.as_array()?;
         let port_of = |number: u32| {
@@ -68,10 +69,11 @@ impl Served {
             let port = entry?.get("port")?.as_u64()?;
             u16::try_from(port).ok()
         };
+        let usual = format!(":{}", program::PORTMAP_PORT);
         let registered = status
             .get("portmapper")
             .and_then(Value::as_str)
-            .is_some_and(|text| text.starts_with("registered"));
+            .is_some_and(|text| text.starts_with("registered") && text.ends_with(&usual));
         Some(Self {
             exports: exports
                 .as_array()?
@@ -124,10 +126,14 @@ pub fn text(host: &str, path: Option<&str>, served: &Served) -> String {
     macos(&mut out, host, path, secure, served);
     freebsd(&mut out, host, path, served);
     windows(&mut out, host, path, secure, served);
-    out.push_str(
-        "\nWhy no locks: this version of havenfs does not serve them yet. With the options above\n\
-         programs lock among themselves on one client; locks of different clients don't meet.\n",
-    );
+    out.push_str(if served.has_portmapper {
+        "\nLocks: programs on different clients exclude each other. For that the server calls back, so\n\
+         let it reach port 111 and the ports of lockd and statd on the client.\n"
+    } else {
+        "\nWhy no locks: clients find the lock manager through a portmapper on port 111 of the server\n\
+         alone, and there is none. With the options above programs lock among themselves on one\n\
+         client; locks of different clients don't meet.\n"
+    });
     out
 }
 
@@ -221,8 +227,7 @@ fn linux(out: &mut String, host: &str, path: &str, served: &Served) {
 fn macos(out: &mut String, host: &str, path: &str, secure: bool, served: &Served) {
     let mut options = "vers=3,tcp".to_owned();
     if !served.has_portmapper {
-        // Locks are found through the portmapper alone.
-        options.push_str(",nolocks");
+        options.push_str(",locallocks");
     }
     if secure {
         options.push_str(",resvport");
@@ -261,7 +266,15 @@ fn freebsd(out: &mut String, host: &str, path: &str, served: &Served) {
         out,
         format_args!("  mount -t nfs -o {options} {source} /mnt"),
     );
-    if !served.has_portmapper {
+    if served.has_portmapper {
+        put(
+            out,
+            format_args!(
+                "  (locks need its own daemons: sysrc rpc_lockd_enable=YES rpc_statd_enable=YES, \
+                 then\n   service statd start && service lockd start; or mount with nolockd)"
+            ),
+        );
+    } else {
         put(
             out,
             format_args!(
@@ -355,7 +368,8 @@ mod tests {
 
     #[test]
     fn with_a_portmapper_no_port_is_named() {
-        let (status, exports) = answers(2049, Some("registered with rpcbind"), &["rw", "secure"]);
+        let registered = "registered with rpcbind at 127.0.0.1:111";
+        let (status, exports) = answers(2049, Some(registered), &["rw", "secure"]);
         let served = Served::from_answers(&status, &exports).unwrap();
         let text = text("nfs-service", None, &served);
         assert_eq!(
@@ -376,6 +390,14 @@ mod tests {
             "mount -o anon \\\\nfs-service\\srv\\data X:"
         );
         assert!(!text.contains("needs a portmapper"), "{text}");
+        assert!(
+            text.contains("different clients exclude each other"),
+            "{text}"
+        );
+        // rpcbind on another port, where no client looks.
+        let (status, exports) = answers(2049, Some("registered with rpcbind at [::1]:1110"), &[]);
+        let served = Served::from_answers(&status, &exports).unwrap();
+        assert!(!served.has_portmapper);
     }
 
     #[test]
@@ -389,7 +411,8 @@ mod tests {
              '[2001:db8::7]:/srv/data/a b' /mnt"
         );
         let macos = line(&text, "mkdir");
-        assert!(macos.contains("-o vers=3,tcp,nolocks,port=12049,mountport=20048 "));
+        assert!(macos.contains("-o vers=3,tcp,locallocks,port=12049,mountport=20048 "));
+        assert!(text.contains("Why no locks"), "{text}");
         assert!(text.contains("[2001:db8::7]:/srv/data/a\\040b  /mnt  nfs"));
         assert_eq!(
             line(&text, "mount -o anon"),

@@ -8,7 +8,9 @@
 //! question are to be bound before, so that a client that finds them is queued and not refused.
 //!
 //! With `auto`, in order: the port is free: embedded; an rpcbind answers there: register; else
-//! off. Whatever `auto` meets, it is no error, except another NFS server that is registered.
+//! off. Whatever `auto` meets, it is no error, except another server of one of our programs that is
+//! registered and answers: an NFS server, or a lock manager or status monitor, to which our
+//! clients' locks would go.
 
 use std::error::Error;
 use std::fmt;
@@ -18,10 +20,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use havenfs_rpc::program;
 use socket2::{Domain, Socket, Type};
 use tracing::warn;
 
-pub(crate) use self::holder::port_holder;
+pub(crate) use self::holder::{free_port_hint, nfsd_runs, port_holder};
 use self::rpcbind::Rpcbind;
 pub use self::rpcbind::{Checked, Registered, Registration};
 use crate::programs::portmap::PortEntry;
@@ -192,8 +195,9 @@ pub enum RegisterError {
     /// Another server is registered for a program of ours, and it answers.
     #[error(
         "another server is registered with rpcbind: {entry}\n\
-         hint: stop it first (the kernel's: `systemctl stop nfs-server`; Ganesha: `systemctl stop \
-         nfs-ganesha`), or run havenfs in a network namespace of its own, or with `--portmap off`"
+         hint: {}\n\
+         hint: or run havenfs in a network namespace of its own, or with `--portmap off`",
+        how_to_free(entry.program)
     )]
     Conflict {
         /// The other's entry.
@@ -233,6 +237,25 @@ pub enum RegisterError {
     Client(#[from] ClientError),
 }
 
+/// How the server that usually serves a program is made to give up its place.
+pub(crate) const fn how_to_free(program: u32) -> &'static str {
+    match program {
+        program::NLM => {
+            "the kernel's lock manager (lockd) ends once its NFS server is stopped (`systemctl \
+             stop nfs-server`) and no NFSv3 file system is mounted on this machine with locks \
+             (`umount -a -t nfs`, or mount them with nolock)"
+        }
+        program::NSM => {
+            "stop the status monitor (`systemctl stop rpc-statd.service`), and mount NFSv3 file \
+             systems on this machine with nolock"
+        }
+        _ => {
+            "stop it (the kernel's: `systemctl stop nfs-server nfs-mountd`; Ganesha: `systemctl \
+             stop nfs-ganesha`)"
+        }
+    }
+}
+
 fn held_by(holder: Option<&str>) -> String {
     holder
         .map(|holder| format!(": {holder} has it"))
@@ -252,7 +275,7 @@ fn bind_hint(source: &io::Error) -> &'static str {
 /// Chooses, and registers `own` if that is the choice.
 ///
 /// # Errors
-/// When the mode asks for what can't be had, or another NFS server is registered.
+/// When the mode asks for what can't be had, or another server of our programs is registered.
 pub async fn choose(
     mode: PortmapMode,
     settings: &Settings,

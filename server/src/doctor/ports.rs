@@ -12,8 +12,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::Report;
 use super::server::Running;
-use crate::config::Settings;
-use crate::register::{PortmapMode, port_holder};
+use crate::config::{NSM_PORT_UNPRIVILEGED, Settings};
+use crate::register::{PortmapMode, free_port_hint, how_to_free, nfsd_runs, port_holder};
 use crate::rpc_client::{NoArgs, Procedure, SourcePort, Target, call_once};
 
 /// How long a portmapper has for its answer.
@@ -21,6 +21,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A port that `serve` uses.
 struct Port {
+    program: u32,
     name: &'static str,
     option: &'static str,
     number: u16,
@@ -45,17 +46,20 @@ pub(super) fn look(report: &mut Report, settings: &Settings, running: Option<&Ru
     } else {
         &[Type::STREAM][..]
     };
-    let port = |name, option, number, kinds| Port {
+    let port = |program, name, option, number, kinds| Port {
+        program,
         name,
         option,
         number,
         kinds,
     };
+    let (mount_port, nlm_port) = (settings.mount_port, settings.nlm_port);
+    let nsm_port = nsm_port(settings);
     for port in [
-        port("NFS", "--nfs-port", settings.nfs_port, nfs),
-        port("MOUNT", "--mount-port", settings.mount_port, both),
-        port("NLM", "--nlm-port", settings.nlm_port, both),
-        port("NSM", "--nsm-port", settings.nsm_port, both),
+        port(program::NFS, "NFS", "--nfs-port", settings.nfs_port, nfs),
+        port(program::MOUNT, "MOUNT", "--mount-port", mount_port, both),
+        port(program::NLM, "NLM", "--nlm-port", nlm_port, both),
+        port(program::NSM, "NSM", "--nsm-port", nsm_port, both),
     ] {
         look_at_port(report, settings, &port, running);
     }
@@ -66,8 +70,21 @@ pub(super) fn look(report: &mut Report, settings: &Settings, running: Option<&Ru
     look_at_kernel(report);
 }
 
+/// The port of NSM as `serve` chooses it: another one where the usual one may not be bound.
+fn nsm_port(settings: &Settings) -> u16 {
+    let both = [Type::STREAM, Type::DGRAM];
+    match settings.nsm_port {
+        program::NSM_PORT => match try_bind(&settings.listen, program::NSM_PORT, &both) {
+            Err(Taken::NoRight) => NSM_PORT_UNPRIVILEGED,
+            _ => program::NSM_PORT,
+        },
+        other => other,
+    }
+}
+
 fn look_at_port(report: &mut Report, settings: &Settings, port: &Port, running: Option<&Running>) {
     let Port {
+        program,
         name,
         option,
         number,
@@ -103,11 +120,7 @@ fn look_at_port(report: &mut Report, settings: &Settings, port: &Port, running: 
                 );
                 return;
             }
-            let hint = if number == program::NFS_PORT && nfsd_runs() {
-                format!("`systemctl stop nfs-server`, or choose another port with {option}")
-            } else {
-                format!("stop it, or choose another port with {option}")
-            };
+            let hint = free_port_hint(program, holder.as_deref(), option);
             let holder = holder.unwrap_or_else(|| {
                 "a process that this user may not look into (run this as root to see which)"
                     .to_owned()
@@ -303,7 +316,11 @@ fn look_at_portmapper(
 }
 
 /// Judges what the portmapper lists and the running havenfs does not serve.
-fn look_at_entries(report: &mut Report, mut entries: Vec<Mapping>, running: Option<&Running>) {
+pub(super) fn look_at_entries(
+    report: &mut Report,
+    mut entries: Vec<Mapping>,
+    running: Option<&Running>,
+) {
     entries.retain(|entry| {
         running.is_none_or(|running| !running.serves(entry.program, entry.version, entry.port))
     });
@@ -324,51 +341,25 @@ fn look_at_entries(report: &mut Report, mut entries: Vec<Mapping>, running: Opti
         ports.dedup();
         ports
     };
-    for (number, name, hint) in [
-        (
-            program::NFS,
-            "NFS",
-            "stop that server (the kernel's: `systemctl stop nfs-server`; Ganesha: `systemctl \
-             stop nfs-ganesha`); if nothing answers there, havenfs replaces the entry",
-        ),
-        (
-            program::MOUNT,
-            "MOUNT",
-            "stop that server (`systemctl stop nfs-mountd` or `nfs-server`); if nothing answers \
-             there, havenfs replaces the entry",
-        ),
+    for (number, name) in [
+        (program::NFS, "NFS"),
+        (program::MOUNT, "MOUNT"),
+        (program::NLM, "NLM"),
+        (program::NSM, "NSM"),
     ] {
         let ports = listed(number);
         if !ports.is_empty() {
             let ports = ports.join(", ");
             report.warning(
                 "portmapper",
-                format!("{name} is registered by another server: {ports}"),
-                hint,
-            );
-        }
-    }
-    for (number, name, hint) in [
-        (
-            program::NLM,
-            "the kernel's lock manager (lockd)",
-            "it ends by itself with `systemctl stop nfs-server` and when the last NFSv3 file \
-             system that is mounted here with locks is unmounted (`mount -t nfs`)",
-        ),
-        (
-            program::NSM,
-            "a status monitor (rpc.statd)",
-            "`systemctl disable --now rpc-statd.service rpc-statd-notify.service`, unless NFSv3 \
-             file systems are mounted here with locks",
-        ),
-    ] {
-        let ports = listed(number);
-        if !ports.is_empty() {
-            let ports = ports.join(", ");
-            report.warning(
-                "kernel",
-                format!("{name} is registered ({ports}): in the way once havenfs serves locks"),
-                hint,
+                format!(
+                    "{name} is registered by another server: {ports}; `serve` refuses to start \
+                     while that one answers"
+                ),
+                format!(
+                    "{}\nif nothing answers there any more, havenfs replaces the entry",
+                    how_to_free(number)
+                ),
             );
         }
     }
@@ -386,9 +377,4 @@ fn look_at_kernel(report: &mut Report) {
     } else {
         report.ok("kernel", "no NFS server runs in the kernel");
     }
-}
-
-fn nfsd_runs() -> bool {
-    let threads = fs::read_to_string("/proc/fs/nfsd/threads").unwrap_or_default();
-    threads.trim().parse().is_ok_and(|threads: u32| threads > 0)
 }

@@ -7,6 +7,9 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use havenfs_rpc::portmap::{Mapping, Protocol};
+use havenfs_rpc::program;
+
 use super::*;
 use crate::config::{self, File};
 use crate::register::PortmapMode;
@@ -152,6 +155,40 @@ fn a_portmapper_port_that_does_not_answer_is_told_by_mode() {
         let finding = about(&report, "portmapper", &holder);
         assert_eq!(finding.severity, severity, "{mode:?}: {report}");
     }
+}
+
+#[test]
+fn other_servers_in_the_portmapper_are_named_with_the_way_out() {
+    let entry = |program, version, protocol: Protocol, port| Mapping {
+        program,
+        version,
+        protocol: protocol.number(),
+        port,
+    };
+    let entries = vec![
+        entry(program::NLM, 4, Protocol::Tcp, 40_001),
+        entry(program::NLM, 1, Protocol::Udp, 40_002),
+        entry(program::NSM, 1, Protocol::Udp, 40_003),
+        entry(program::PORTMAP, 2, Protocol::Tcp, 111),
+    ];
+    let mut report = Report::default();
+    ports::look_at_entries(&mut report, entries, None);
+    for (text, way_out) in [
+        (
+            "NLM is registered by another server: TCP port 40001, UDP port 40002;",
+            "`umount -a -t nfs`",
+        ),
+        (
+            "NSM is registered by another server: UDP port 40003;",
+            "`systemctl stop rpc-statd.service`",
+        ),
+    ] {
+        let finding = about(&report, "portmapper", text);
+        assert_eq!(finding.severity, Severity::Warning, "{report}");
+        let hint = finding.hint.as_deref().unwrap();
+        assert!(hint.contains(way_out), "{hint}");
+    }
+    assert_eq!(report.findings.len(), 2, "{report}");
 }
 
 #[test]

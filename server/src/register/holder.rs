@@ -1,4 +1,4 @@
-//! Who holds a port, for the hint of an error message.
+//! Who holds a port and how it is freed, for the hint of an error message.
 //!
 //! Owns reading `/proc`; a guess that can't be made is `None`. Never used for a decision.
 //!
@@ -7,10 +7,16 @@
 use std::fs;
 use std::path::Path;
 
+use havenfs_rpc::program;
+
+use super::how_to_free;
+
 /// The column of `/proc/net/tcp` and its siblings that holds the inode.
 const INODE_COLUMN: usize = 9;
 /// The state of a listening socket in the fourth column of `/proc/net/tcp`.
 const LISTENING: &str = "0A";
+/// What is said of a socket that no process has.
+const NO_PROCESS: &str = "the kernel or a process outside this container";
 
 /// Describes the holder of `port` in this network namespace: "`rpcbind` (pid 123)".
 pub(crate) fn port_holder(port: u16) -> Option<String> {
@@ -44,7 +50,30 @@ pub(crate) fn port_holder(port: u16) -> Option<String> {
     // Only root sees the sockets of every process, so that only then none of them has it.
     rustix::process::geteuid()
         .is_root()
-        .then(|| "the kernel or a process outside this container".to_owned())
+        .then(|| NO_PROCESS.to_owned())
+}
+
+/// What to do about a port that `program` needs and `holder`, as [`port_holder`] describes it, has;
+/// `option` chooses another port.
+pub(crate) fn free_port_hint(program: u32, holder: Option<&str>, option: &str) -> String {
+    let is_usual_one = match (program, holder) {
+        (program::NFS, None | Some(NO_PROCESS)) => nfsd_runs(),
+        (program::NLM, Some(holder)) => holder == NO_PROCESS,
+        (program::NSM, Some(holder)) => holder.starts_with("`rpc.statd`"),
+        _ => false,
+    };
+    let first = match holder {
+        _ if is_usual_one => how_to_free(program),
+        Some(_) => "stop it",
+        None => "find out with `ss -lnp` as root who has it",
+    };
+    format!("{first}, or choose another port with {option}")
+}
+
+/// Whether the kernel's NFS server runs.
+pub(crate) fn nfsd_runs() -> bool {
+    let threads = fs::read_to_string("/proc/fs/nfsd/threads").unwrap_or_default();
+    threads.trim().parse().is_ok_and(|threads: u32| threads > 0)
 }
 
 /// The inodes of the sockets that are bound to `port`, from the text of a table.
@@ -89,6 +118,22 @@ mod tests {
             let holder = port_holder(address.port()).unwrap();
             assert!(holder.ends_with(&own), "{holder}");
         }
+    }
+
+    #[test]
+    fn the_usual_holder_of_a_port_is_sent_away_by_name() {
+        let hint = |program, holder| free_port_hint(program, holder, "--x-port");
+        let lockd = hint(program::NLM, Some(NO_PROCESS));
+        assert!(lockd.contains("umount -a -t nfs"), "{lockd}");
+        let statd = hint(program::NSM, Some("`rpc.statd` (pid 7)"));
+        assert!(
+            statd.contains("systemctl stop rpc-statd.service"),
+            "{statd}"
+        );
+        assert!(statd.ends_with(", or choose another port with --x-port"));
+        let other = hint(program::NSM, Some("`nc` (pid 7)"));
+        assert_eq!(other, "stop it, or choose another port with --x-port");
+        assert!(hint(program::NLM, None).contains("`ss -lnp`"));
     }
 
     #[test]

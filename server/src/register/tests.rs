@@ -202,6 +202,46 @@ async fn another_server_that_answers_is_a_conflict() {
 }
 
 #[tokio::test]
+async fn another_lock_manager_or_monitor_is_a_conflict_and_the_way_out_is_named() {
+    for (number, version, name, way_out) in [
+        (program::NLM, 4, "NLM version 4", "`umount -a -t nfs`"),
+        (
+            program::NSM,
+            1,
+            "NSM version 1",
+            "`systemctl stop rpc-statd.service`",
+        ),
+    ] {
+        let other = FakeServer::start(number);
+        let fake = FakeRpcbind::start(2..=4);
+        let theirs = foreign(number, version, Netid::Tcp, other.port());
+        fake.table().set(theirs);
+        let own = [PortEntry::own(number, version, Netid::Tcp, 32_803)];
+        let settings = settings(fake.port(), &fake.sockets());
+        // Also with `auto`: with other locks than ours we must not go on.
+        for mode in [PortmapMode::Auto, PortmapMode::Register] {
+            let error = choose(mode, &settings, &own).await.unwrap_err();
+            assert!(matches!(error, RegisterError::Conflict { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains(name) && text.contains(way_out), "{text}");
+        }
+        assert_eq!(lines(&fake.table().entries()), lines(&[theirs]));
+    }
+}
+
+#[tokio::test]
+async fn what_a_dead_lock_manager_left_is_replaced() {
+    let fake = FakeRpcbind::start(2..=4);
+    fake.table()
+        .set(foreign(program::NLM, 4, Netid::Tcp, dead_port()));
+    let own = [PortEntry::own(program::NLM, 4, Netid::Tcp, 32_803)];
+    let settings = settings(fake.port(), &fake.sockets());
+    let choice = choose(PortmapMode::Auto, &settings, &own).await.unwrap();
+    assert!(matches!(choice, Choice::Registered(_)), "{choice}");
+    assert_eq!(lines(&fake.table().entries()), lines(&own));
+}
+
+#[tokio::test]
 async fn a_restarted_rpcbind_gets_the_entries_again() {
     let fake = FakeRpcbind::start(2..=4);
     let registration = register(&fake, 2049).await.unwrap();

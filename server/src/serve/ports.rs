@@ -1,7 +1,6 @@
 //! The bound sockets of the programs, and what the portmapper tells of them.
 
 use std::net::TcpListener;
-use std::path::Path;
 
 use havenfs_rpc::portmap::Netid;
 use havenfs_rpc::program;
@@ -11,7 +10,7 @@ use crate::call::Port;
 use crate::config::{NSM_PORT_UNPRIVILEGED, Settings};
 use crate::net::listen::{self, Bound, ListenError};
 use crate::programs::portmap::PortEntry;
-use crate::register::port_holder;
+use crate::register::{free_port_hint, port_holder};
 
 /// The bound sockets.
 pub(super) struct Ports {
@@ -33,18 +32,13 @@ pub(super) struct Numbers {
 
 impl Ports {
     pub(super) fn bind(settings: &Settings) -> Result<Self, ServeError> {
+        let nfs_udp = settings.nfs_udp;
         Ok(Self {
-            nfs: bind(
-                settings,
-                "NFS",
-                "--nfs-port",
-                settings.nfs_port,
-                settings.nfs_udp,
-            )?,
-            mount: bind(settings, "MOUNT", "--mount-port", settings.mount_port, true)?,
-            nlm: bind(settings, "NLM", "--nlm-port", settings.nlm_port, true)?,
+            nfs: bind(settings, &NFS, settings.nfs_port, nfs_udp)?,
+            mount: bind(settings, &MOUNT, settings.mount_port, true)?,
+            nlm: bind(settings, &NLM, settings.nlm_port, true)?,
             nsm: bind_nsm(settings)?,
-            nfs_udp: settings.nfs_udp,
+            nfs_udp,
         })
     }
 
@@ -109,59 +103,67 @@ impl Ports {
 
 /// Binds the portmapper's port.
 pub(super) fn bind_portmap(settings: &Settings) -> Result<Bound, ServeError> {
-    let port = settings.portmap_port;
-    bind(settings, "the portmapper", "--portmap-port", port, true)
+    bind(settings, &PORTMAP, settings.portmap_port, true)
 }
 
 /// Root of a user namespace is root, and may not have the usual port all the same.
 fn bind_nsm(settings: &Settings) -> Result<Bound, ServeError> {
-    let usual = bind(settings, "NSM", "--nsm-port", settings.nsm_port, true);
+    let usual = bind(settings, &NSM, settings.nsm_port, true);
     match usual {
         Err(ServeError::Listen { error, .. })
             if settings.nsm_port == program::NSM_PORT
                 && error.source.kind() == std::io::ErrorKind::PermissionDenied =>
         {
-            bind(settings, "NSM", "--nsm-port", NSM_PORT_UNPRIVILEGED, true)
+            bind(settings, &NSM, NSM_PORT_UNPRIVILEGED, true)
         }
         usual => usual,
     }
 }
 
-fn bind(
-    settings: &Settings,
-    purpose: &'static str,
-    option: &str,
-    port: u16,
-    udp: bool,
-) -> Result<Bound, ServeError> {
-    listen::bind(purpose, &settings.listen, port, udp).map_err(|error| ServeError::Listen {
-        hint: taken_hint(&error, option),
+/// What a port is for, and the option that moves it.
+struct Purpose {
+    program: u32,
+    name: &'static str,
+    option: &'static str,
+}
+
+impl Purpose {
+    const fn new(program: u32, name: &'static str, option: &'static str) -> Self {
+        Self {
+            program,
+            name,
+            option,
+        }
+    }
+}
+
+const NFS: Purpose = Purpose::new(program::NFS, "NFS", "--nfs-port");
+const MOUNT: Purpose = Purpose::new(program::MOUNT, "MOUNT", "--mount-port");
+const NLM: Purpose = Purpose::new(program::NLM, "NLM", "--nlm-port");
+const NSM: Purpose = Purpose::new(program::NSM, "NSM", "--nsm-port");
+const PORTMAP: Purpose = Purpose::new(program::PORTMAP, "the portmapper", "--portmap-port");
+
+fn bind(settings: &Settings, purpose: &Purpose, port: u16, udp: bool) -> Result<Bound, ServeError> {
+    let bound = listen::bind(purpose.name, &settings.listen, port, udp);
+    bound.map_err(|error| ServeError::Listen {
+        hint: taken_hint(&error, purpose),
         error,
     })
 }
 
 /// What to do about a port that can't be bound.
-fn taken_hint(error: &ListenError, option: &str) -> String {
+fn taken_hint(error: &ListenError, purpose: &Purpose) -> String {
+    let option = purpose.option;
     match error.source.kind() {
         std::io::ErrorKind::PermissionDenied => {
             format!("ports below 1024 need root; choose another with {option}")
         }
         std::io::ErrorKind::AddrInUse => {
             let port = error.address.port();
-            match port_holder(port) {
-                Some(holder) => format!(
-                    "{holder} has port {port}; stop it, or choose another \
-                                         port with {option}"
-                ),
-                None if Path::new("/proc/fs/nfsd/threads").exists() => format!(
-                    "the kernel's NFS server has port {port}: `systemctl stop nfs-server`, or \
-                     choose another port with {option}"
-                ),
-                None => format!(
-                    "something else has port {port}; find it with `ss -lnp`, or \
-                                 choose another port with {option}"
-                ),
-            }
+            let holder = port_holder(port);
+            let hint = free_port_hint(purpose.program, holder.as_deref(), option);
+            let holder = holder.unwrap_or_else(|| "something else".to_owned());
+            format!("{holder} has port {port}: {hint}")
         }
         _ => format!("choose another port with {option}, or another address with --listen"),
     }
