@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::host::Tombstone;
+use crate::host::{CallDigest, Settled, Tombstone};
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
 use crate::table::{FileKey, FileNo, HostNo, LockTable, OwnerNo, Stamp};
@@ -50,14 +50,22 @@ impl LockTable {
         let mut freed = Freed::default();
         for host in meant {
             freed.hosts += 1;
-            self.free(host, Some(state), stamp, &mut freed);
+            // 0 says nothing about a life.
+            let keep = (state != 0).then_some(state);
+            self.free(host, keep, stamp, &mut freed);
             self.update_host(host, |record| record.reboot(state));
         }
         freed
     }
 
-    /// FREE_ALL: a host gives back all that it has.
-    pub fn free_all(&mut self, address: IpAddr, name: &[u8], stamp: Stamp) -> Freed {
+    /// FREE_ALL: a host gives back all that it has. A copy of the call changes nothing.
+    pub fn free_all(
+        &mut self,
+        address: IpAddr,
+        name: &[u8],
+        call: CallDigest,
+        stamp: Stamp,
+    ) -> Freed {
         let named = |host: &HostNo| {
             let key = self.hosts.key(host.0);
             key.is_some_and(|key| *key.caller_name == *name)
@@ -66,8 +74,13 @@ impl LockTable {
         meant.retain(named);
         let mut freed = Freed::default();
         for host in meant {
+            let record = self.hosts.value(host.0);
+            if record.is_some_and(|record| record.repeats.answer(call).is_some()) {
+                continue;
+            }
             freed.hosts += 1;
             self.free(host, None, stamp, &mut freed);
+            self.remember(host, call, Some(Settled::Granted));
         }
         freed
     }
@@ -110,14 +123,14 @@ impl LockTable {
         freed
     }
 
-    /// Grace is over: what was not reclaimed in this epoch ends, since the table may have missed
-    /// that it was unlocked, and is not given back later.
-    pub fn lapse(&mut self, stamp: Stamp) -> Freed {
+    /// Grace is over: what was not reclaimed since the epoch in which it began ends, since the table
+    /// may have missed that it was unlocked, and is not given back later. Whoever waited is served.
+    pub fn lapse(&mut self, since_epoch: u32, stamp: Stamp) -> Freed {
         let mut freed = Freed::default();
         let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
         let old: Vec<HeldRange> = self
             .locks()
-            .filter(|held| held.held.epoch != stamp.epoch)
+            .filter(|held| held.held.epoch < since_epoch)
             .collect();
         for held in old {
             let Some(key) = self.owners.key(held.owner.0).cloned() else {
@@ -130,7 +143,7 @@ impl LockTable {
         let shares: Vec<(FileNo, OwnerNo)> = self
             .shares
             .iter()
-            .filter(|(_, share)| share.epoch != stamp.epoch)
+            .filter(|(_, share)| share.epoch < since_epoch)
             .map(|(key, _)| *key)
             .collect();
         for (file, owner) in shares {
@@ -142,6 +155,11 @@ impl LockTable {
             }
         }
         self.grant_in(ranges, stamp);
+        // Also what was unlocked while nobody could be served.
+        let files: Vec<FileNo> = self.blocked.keys().map(|(file, _)| *file).collect();
+        for file in files {
+            self.grant_waiters(file, ByteRange::ALL, stamp);
+        }
         freed
     }
 

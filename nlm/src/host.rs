@@ -45,6 +45,8 @@ pub enum Settled {
     Denied,
     /// NLM4_BLOCKED: the answer is looked up when the call is repeated, and nothing begins anew.
     Blocked,
+    /// NLM4_DEADLCK.
+    Deadlock,
 }
 
 /// A lock that ended without its owner's doing: it was broken, or its host did not reclaim it in
@@ -90,6 +92,29 @@ impl HostRecord {
         self.tombstones = Arc::default();
         self.reboots.rotate_right(1);
         self.reboots[0] = state;
+    }
+
+    /// Forgets what is remembered of lost locks on a range that the owner has been given since.
+    pub(crate) fn unbury(&mut self, file: &FileKey, owner: &LockOwner, range: ByteRange) {
+        let is_meant = |tombstone: &Tombstone| {
+            tombstone.range.overlaps(range) && tombstone.owner == *owner && tombstone.file == *file
+        };
+        if !self.tombstones.iter().any(is_meant) {
+            return;
+        }
+        let kept = self.tombstones.iter().flat_map(|tombstone| {
+            let parts = if is_meant(tombstone) {
+                tombstone.range.without(range)
+            } else {
+                [Some(tombstone.range), None]
+            };
+            let part = |range| Tombstone {
+                range,
+                ..tombstone.clone()
+            };
+            parts.into_iter().flatten().map(part)
+        });
+        self.tombstones = Arc::new(kept.collect());
     }
 
     /// Remembers a lock that ended without its owner's doing; the oldest one is forgotten.

@@ -45,6 +45,8 @@ impl Held {
             && self.grant.is_none()
             && other.grant.is_none()
             && self.nsm_state == other.nsm_state
+            // What was reclaimed and what was not are told apart at the end of grace.
+            && self.epoch == other.epoch
     }
 }
 
@@ -190,7 +192,6 @@ impl RangeSet {
                 self.take(&old);
                 whole = whole.join(old.range);
                 new.since = new.since.min(old.held.since);
-                new.epoch = new.epoch.max(old.held.epoch);
             } else if old.range.overlaps(range) {
                 self.cut(&old, range);
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{CallDigest, HostKey, Settled};
 use crate::table::{
-    FileKey, FileNo, HostNo, LockOutcome, LockOwner, LockTable, OwnerKey, OwnerNo, Stamp,
+    FileKey, FileNo, HostNo, Limit, LockOutcome, LockOwner, LockTable, OwnerKey, OwnerNo, Stamp,
 };
 
 /// What an owner does with a file, and what it denies others: bit 0 reading, bit 1 writing.
@@ -76,8 +76,16 @@ impl LockTable {
         });
         let file = FileNo(self.files.enter(&request.file, || ()));
         let owner = OwnerNo(self.owners.enter(&owner_key(host, &request.oh), || ()));
-        let outcome = if self.share_conflicts(file, owner, request.modes) {
+        let had = self.shares.get(&(file, owner));
+        let known = stamp.in_grace || had.is_some_and(|share| share.modes == request.modes);
+        let crowded = self.shares_on(file).take(SHARES_PER_FILE_MAX).count();
+        let outcome = if request.reclaim && !known {
+            // As with locks: the table has every share.
             LockOutcome::Denied
+        } else if self.share_conflicts(file, owner, request.modes) {
+            LockOutcome::Denied
+        } else if had.is_none() && crowded >= SHARES_PER_FILE_MAX {
+            LockOutcome::TooMany(Limit::LocksPerFile)
         } else if let Some(limit) = self.too_many(host, file) {
             LockOutcome::TooMany(limit)
         } else {
@@ -108,7 +116,7 @@ impl LockTable {
         if self.repeated(host, call).is_some() {
             return;
         }
-        let Some(host) = self.hosts.number(host).map(HostNo) else {
+        let Ok(host) = self.enter_host(host) else {
             return;
         };
         let owner = owner_key(host, oh).owner;
@@ -163,6 +171,9 @@ impl LockTable {
         }
     }
 }
+
+/// Shares of one file: each new one is compared with all of them.
+pub const SHARES_PER_FILE_MAX: usize = 1000;
 
 /// Shares have no `svid`.
 fn owner_key(host: HostNo, oh: &[u8]) -> OwnerKey {

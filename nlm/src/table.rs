@@ -81,6 +81,9 @@ pub struct Stamp {
     pub epoch: u32,
     /// The proposer's clock, in seconds since 1970; for people to read, nothing depends on it.
     pub now: u32,
+    /// Whether locks may be missing in the table, so that nobody may be given anything but what it
+    /// says it had before.
+    pub in_grace: bool,
 }
 
 /// A lock that a host asks for.
@@ -196,6 +199,7 @@ impl LockTable {
                 Settled::Granted => LockOutcome::Granted,
                 Settled::Denied => LockOutcome::Denied,
                 Settled::Blocked => self.blocked_again(host, request),
+                Settled::Deadlock => LockOutcome::Deadlock,
             };
         }
         let host = match self.enter_host(host) {
@@ -212,7 +216,8 @@ impl LockTable {
         let outcome = self.lock_afresh(host, request, stamp);
         let settled = match outcome {
             LockOutcome::Granted => Some(Settled::Granted),
-            LockOutcome::Denied | LockOutcome::Deadlock => Some(Settled::Denied),
+            LockOutcome::Denied => Some(Settled::Denied),
+            LockOutcome::Deadlock => Some(Settled::Deadlock),
             LockOutcome::Blocked => Some(Settled::Blocked),
             // The host comes again when there may be room.
             LockOutcome::TooMany(_) => None,
@@ -231,8 +236,11 @@ impl LockTable {
         let conflict = self
             .ranges
             .conflict(file, Some(owner), request.range, request.exclusive);
-        let outcome = if request.reclaim && (conflict.is_some() || self.is_buried(host, request)) {
-            // Somebody else has it, or had it since.
+        let lost = conflict.is_some() || self.is_buried(host, request);
+        // Outside grace the table has every lock: a reclaim of one that it has not is a late copy
+        // of an earlier call, and its owner has unlocked since.
+        let known = stamp.in_grace || self.has_all(file, owner, request.range, request.exclusive);
+        let outcome = if request.reclaim && (lost || !known) {
             LockOutcome::Denied
         } else if conflict.is_some() {
             self.block(host, file, owner, request, stamp)
@@ -251,6 +259,10 @@ impl LockTable {
             self.settle(file, owner, request.range);
             self.change(host, file, |ranges| {
                 ranges.set(file, owner, request.range, held);
+            });
+            self.update_host(host, |record| {
+                // From now on it has the lock by right, whatever became of an earlier one.
+                record.unbury(&request.file, &request.owner, request.range);
             });
             // A downgrade lets others in.
             self.grant_waiters(file, request.range, stamp);
@@ -288,7 +300,8 @@ impl LockTable {
         if self.repeated(host, call).is_some() {
             return;
         }
-        let Some(host) = self.hosts.number(host).map(HostNo) else {
+        // Also of a host that is not known: a copy of this very call may come after its first LOCK.
+        let Ok(host) = self.enter_host(host) else {
             return;
         };
         if let Some((owner, file)) = self.known(host, owner, file) {

@@ -117,6 +117,8 @@ impl LockTable {
             // It asks again and keeps its place.
             if let Some(blocked) = self.blocked.get_mut(&(file, no)) {
                 blocked.callback.clone_from(callback);
+                // Of the life in which it waits now.
+                blocked.nsm_state = request.nsm_state;
             }
             return LockOutcome::Blocked;
         }
@@ -208,7 +210,7 @@ impl LockTable {
         exclusive: bool,
         stamp: Stamp,
     ) -> bool {
-        let Some(host) = self.hosts.number(host).map(HostNo) else {
+        let Ok(host) = self.enter_host(host) else {
             return true;
         };
         let record = self.hosts.value(host.0);
@@ -324,7 +326,12 @@ impl LockTable {
     }
 
     /// Grants what waits for a file and can be had now that `range` was released, in order.
+    ///
+    /// Nothing while grace runs: what looks free may belong to a host that has not reclaimed yet.
     pub(crate) fn grant_waiters(&mut self, file: FileNo, range: ByteRange, stamp: Stamp) {
+        if stamp.in_grace {
+            return;
+        }
         let mut released = Some(range);
         // A grant that shares what its owner had for itself alone lets others in, whose turn may
         // have been before.

@@ -11,7 +11,11 @@ use super::*;
 use crate::ending::Freed;
 use crate::wire_v3::NlmVersion;
 
-pub(super) const STAMP: Stamp = Stamp { epoch: 1, now: 100 };
+pub(super) const STAMP: Stamp = Stamp {
+    epoch: 1,
+    now: 100,
+    in_grace: false,
+};
 
 pub(super) fn host(number: u8) -> HostKey {
     HostKey {
@@ -63,8 +67,12 @@ pub(super) fn request(
 
 /// A notice from a host; all names behind its address are meant.
 pub(super) fn reboot(table: &mut LockTable, number: u8, state: i32) -> Freed {
+    reboot_in(table, number, state, STAMP)
+}
+
+pub(super) fn reboot_in(table: &mut LockTable, number: u8, state: i32, stamp: Stamp) -> Freed {
     let all = |names: &[&[u8]]| names.iter().map(|name| name.to_vec()).collect();
-    table.rebooted(host(number).address, state, all, STAMP)
+    table.rebooted(host(number).address, state, all, stamp)
 }
 
 pub(super) fn range(start: u64, last: u64) -> ByteRange {

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Activation;
 
-/// One change of the replicated state.
+/// One change of the replicated state. New ones are added at the end: their order is their number
+/// in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// A node begins to serve.
@@ -62,6 +63,15 @@ pub enum Command {
         address: IpAddr,
         /// What the host calls itself.
         name: Box<[u8]>,
+        /// What tells it from all other calls.
+        call: CallDigest,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+    /// Grace is over, by its timer or by an operator's word: what was not reclaimed ends.
+    EndGrace {
+        /// The epoch whose grace it is.
+        epoch: u32,
         /// The proposer's clock, in seconds since 1970.
         now: u32,
     },
@@ -73,13 +83,6 @@ pub enum Command {
         address: IpAddr,
         /// The file; all of them if none.
         file: Option<FileKey>,
-        /// The proposer's clock, in seconds since 1970.
-        now: u32,
-    },
-    /// Grace is over, by its timer or by an operator's word: what was not reclaimed ends.
-    EndGrace {
-        /// The epoch whose grace it is.
-        epoch: u32,
         /// The proposer's clock, in seconds since 1970.
         now: u32,
     },
@@ -212,6 +215,34 @@ const VERSION: u8 = 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_keep_their_numbers() {
+        let (epoch, now) = (1, 2);
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let numbered = [
+            (
+                2,
+                Command::ConfirmGrant {
+                    epoch,
+                    grant: GrantId::MIN,
+                },
+            ),
+            (6, Command::EndGrace { epoch, now }),
+            (
+                7,
+                Command::Break {
+                    epoch,
+                    address,
+                    file: None,
+                    now,
+                },
+            ),
+        ];
+        for (number, command) in numbered {
+            assert_eq!(command.encode()[..2], [VERSION, number], "{command:?}");
+        }
+    }
 
     #[test]
     fn commands_come_back_and_others_are_refused() {

@@ -118,8 +118,15 @@ impl ClusterState {
                 Outcome::Freed(self.table.rebooted(*address, *state, meant, stamp))
             }
             Command::FreeAll {
-                address, name, now, ..
-            } => Outcome::Freed(self.table.free_all(*address, name, self.stamp(*now))),
+                address,
+                name,
+                call,
+                now,
+                ..
+            } => {
+                let stamp = self.stamp(*now);
+                Outcome::Freed(self.table.free_all(*address, name, *call, stamp))
+            }
             Command::Break {
                 address, file, now, ..
             } => {
@@ -137,7 +144,8 @@ impl ClusterState {
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, activation.unix_seconds);
         service.incarnation = activation.incarnation;
-        if activation.recover {
+        // What was reclaimed in an earlier part of the same grace stays so.
+        if activation.recover && matches!(service.completeness, Completeness::Complete { .. }) {
             service.completeness = Completeness::Incomplete {
                 since_epoch: service.epoch,
             };
@@ -146,14 +154,13 @@ impl ClusterState {
     }
 
     fn end_grace(&mut self, now: u32) -> Outcome {
-        if !self.in_grace() {
+        let Completeness::Incomplete { since_epoch } = self.service.completeness else {
             return Outcome::Done;
-        }
-        let freed = self.table.lapse(self.stamp(now));
+        };
         self.service.completeness = Completeness::Complete {
             since_epoch: self.service.epoch,
         };
-        Outcome::Freed(freed)
+        Outcome::Freed(self.table.lapse(since_epoch, self.stamp(now)))
     }
 
     fn call(&mut self, call: &LockCall) -> Outcome {
@@ -189,6 +196,7 @@ impl ClusterState {
         Stamp {
             epoch: self.service.epoch,
             now,
+            in_grace: self.in_grace(),
         }
     }
 

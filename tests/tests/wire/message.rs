@@ -161,3 +161,12 @@ fn needs_root_a_share_outlives_the_server_and_not_its_host() -> Result<()> {
     ensure!(b.share(&share(&scene, "b", READ, 0))?.0 == stat::GRANTED);
     Ok(())
 }
+
+#[test]
+fn a_read_only_export_can_be_opened_as_windows_does() -> Result<()> {
+    let scene = Scene::new("ro,insecure,no_root_squash")?;
+    let mut a = scene.server.nlm(A)?;
+    ensure!(a.share(&share(&scene, "a", READ, 2))?.0 == stat::GRANTED);
+    ensure!(a.share(&share(&scene, "a", READ_WRITE, 0))?.0 == stat::ROFS);
+    Ok(())
+}

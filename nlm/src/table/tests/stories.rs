@@ -6,6 +6,13 @@ use crate::listing::HeldEntry;
 use crate::share::{ShareModes, ShareRequest};
 use crate::waiting::Delivery;
 
+/// Only what is reclaimed is given.
+const GRACE: Stamp = Stamp {
+    epoch: 2,
+    now: 200,
+    in_grace: true,
+};
+
 /// A table and a count of calls, so that each call is a new one unless it says otherwise.
 #[derive(Default)]
 struct Scene {
@@ -270,7 +277,7 @@ fn what_lapsed_is_not_given_back_and_a_reboot_forgets_that() {
     scene.lock(1, true, false);
     scene.lock(2, true, true);
     let next = Stamp { epoch: 2, ..STAMP };
-    assert_eq!(scene.table.lapse(next).locks, 1);
+    assert_eq!(scene.table.lapse(2, next).locks, 1);
     check(&scene.table);
     assert!(scene.holds(2), "who waited has it");
     scene.unlock(2);
@@ -278,7 +285,7 @@ fn what_lapsed_is_not_given_back_and_a_reboot_forgets_that() {
         let call = scene.call();
         let mut asked = request(1, 1, range(3, 3), true, false);
         asked.reclaim = true;
-        scene.table.lock(&host(1), call, &asked, next)
+        scene.table.lock(&host(1), call, &asked, GRACE)
     };
     assert_eq!(reclaim(&mut scene), Denied);
     reboot(&mut scene.table, 1, 9);
@@ -316,7 +323,9 @@ fn a_notice_is_for_the_hosts_that_it_names() {
     let freed = scene.table.rebooted(host(1).address, 3, twin_only, STAMP);
     assert_eq!((freed.hosts, freed.locks), (1, 1));
     assert!(scene.holds(1));
-    let freed = scene.table.free_all(host(1).address, b"c1", STAMP);
+    let freed = scene
+        .table
+        .free_all(host(1).address, b"c1", CallDigest(900), STAMP);
     assert_eq!(freed.locks, 1);
     assert!(!scene.holds(1));
 }
@@ -443,7 +452,7 @@ fn what_is_broken_is_not_given_back() {
     let call = scene.call();
     let mut asked = request(1, 1, range(50, 59), true, false);
     asked.reclaim = true;
-    assert_eq!(scene.table.lock(&host(1), call, &asked, STAMP), Denied);
+    assert_eq!(scene.table.lock(&host(1), call, &asked, GRACE), Denied);
     assert_eq!(
         scene.lock_range(1, range(50, 59), true, false),
         Granted,
@@ -473,4 +482,117 @@ fn people_see_who_holds_and_who_waits() {
     assert_eq!(hosts, [0, 1]);
     scene.unlock(1);
     assert!(scene.table.held_entries().all(|held| held.unconfirmed));
+}
+
+#[test]
+fn who_waits_is_not_served_while_grace_runs() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    let (call, file, owner) = (scene.call(), file(1), owner(1));
+    // What the table says may be old: the bytes may be somebody's who has not reclaimed yet.
+    let all = ByteRange::ALL;
+    scene
+        .table
+        .unlock(&host(1), call, &file, &owner, all, GRACE);
+    assert!(!scene.holds(2));
+    let call = scene.call();
+    let mut asked = request(1, 1, range(0, 9), true, false);
+    asked.reclaim = true;
+    assert_eq!(scene.table.lock(&host(3), call, &asked, GRACE), Granted);
+    let after = Stamp {
+        in_grace: false,
+        ..GRACE
+    };
+    scene.table.lapse(2, after);
+    check(&scene.table);
+    assert!(scene.holds(3) && !scene.holds(2));
+    let (call, all) = (scene.call(), ByteRange::ALL);
+    scene
+        .table
+        .unlock(&host(3), call, &file, &owner, all, after);
+    check(&scene.table);
+    assert!(scene.holds(2));
+}
+
+#[test]
+fn the_end_of_grace_serves_who_waited_for_what_was_unlocked() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    scene.lock(2, true, true);
+    reboot_in(&mut scene.table, 1, 7, GRACE);
+    assert!(!scene.holds(2));
+    let after = Stamp {
+        in_grace: false,
+        ..GRACE
+    };
+    scene.table.lapse(2, after);
+    check(&scene.table);
+    assert!(scene.holds(2));
+}
+
+#[test]
+fn a_reclaim_of_a_part_does_not_save_the_rest() {
+    let mut scene = Scene::default();
+    scene.lock_range(1, range(0, 99), true, false);
+    let call = scene.call();
+    let mut asked = request(1, 1, range(0, 9), true, false);
+    asked.reclaim = true;
+    assert_eq!(scene.table.lock(&host(1), call, &asked, GRACE), Granted);
+    let after = Stamp {
+        in_grace: false,
+        ..GRACE
+    };
+    assert_eq!(scene.table.lapse(2, after).locks, 1);
+    check(&scene.table);
+    assert_eq!(scene.lock_range(2, range(10, 99), true, false), Granted);
+    assert_eq!(scene.lock_range(2, range(9, 9), true, false), Denied);
+}
+
+#[test]
+fn a_late_copy_of_a_reclaim_does_not_take_what_was_unlocked() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let mut asked = request(1, 1, range(0, 9), true, false);
+    asked.reclaim = true;
+    // The first one is answered from the table, without a change that could be remembered.
+    assert!(scene.table.holding(&host(1), &asked).is_some());
+    scene.unlock(1);
+    let copy = CallDigest(1000);
+    assert_eq!(scene.table.lock(&host(1), copy, &asked, STAMP), Denied);
+    assert_eq!(scene.table.lock_count(), 0);
+}
+
+#[test]
+fn late_copies_of_free_all_and_of_a_first_unlock_change_nothing() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let call = scene.call();
+    let free_all = |scene: &mut Scene| {
+        let address = host(1).address;
+        scene.table.free_all(address, b"c1", call, STAMP).locks
+    };
+    assert_eq!(free_all(&mut scene), 1);
+    assert_eq!(scene.lock(1, true, false), Granted);
+    assert_eq!(free_all(&mut scene), 0);
+    assert!(scene.holds(1));
+    // A host that was not known when it sent its first UNLOCK.
+    let first = scene.unlock(2);
+    scene.unlock(1);
+    assert_eq!(scene.lock(2, true, false), Granted);
+    scene.unlock_again(2, first);
+    assert!(scene.holds(2));
+}
+
+#[test]
+fn a_copy_of_a_lock_that_was_a_deadlock_is_one() {
+    let mut scene = Scene::default();
+    scene.lock(1, false, false);
+    scene.lock(2, false, false);
+    scene.lock(1, true, true);
+    let call = CallDigest(1000);
+    let asked = request(1, 1, range(0, 9), true, true);
+    for _ in 0..2 {
+        assert_eq!(scene.table.lock(&host(2), call, &asked, STAMP), Deadlock);
+    }
 }

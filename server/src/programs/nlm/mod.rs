@@ -227,7 +227,7 @@ impl NlmCall<'_> {
     fn cancel(&self) -> Result<Made, Refusal> {
         let args: Nlm4CancArgs<'_> = self.version.decode(self.request.args)?;
         match self.subject(&args.alock) {
-            Err(refused) => refused.made(args.cookie),
+            Err(refused) => refused.made_unlock(args.cookie),
             Ok(subject) => {
                 let action = LockAction::Cancel {
                     file: subject.file,
@@ -244,7 +244,7 @@ impl NlmCall<'_> {
     fn unlock(&self) -> Result<Made, Refusal> {
         let args: Nlm4UnlockArgs<'_> = self.version.decode(self.request.args)?;
         match self.subject(&args.alock) {
-            Err(refused) => refused.made(args.cookie),
+            Err(refused) => refused.made_unlock(args.cookie),
             Ok(subject) => {
                 let action = LockAction::Unlock {
                     file: subject.file,
@@ -264,11 +264,12 @@ impl NlmCall<'_> {
             deny: share.mode.number() as u8,
             access: share.access.number() as u8,
         };
-        // To open a file for writing, or to keep others from it, is as much as an exclusive lock.
-        let exclusive = modes.deny != 0 || modes.access & 2 != 0;
+        // A read-only export may be opened for reading whatever that denies to others: Windows
+        // opens so.
+        let writes = modes.access & 2 != 0;
         let file = self
             .file_key(share.fh)
-            .and_then(|file| self.admit(share.fh, exclusive).map(|()| file));
+            .and_then(|file| self.admit(share.fh, writes).map(|()| file));
         let file = match file {
             Ok(file) => file,
             Err(refused) => return refused.made_share(args.cookie),
@@ -322,6 +323,7 @@ impl NlmCall<'_> {
             epoch: self.epoch,
             address: self.request.origin.host(),
             name: args.name.into(),
+            call: self.digest(),
             now: unix_seconds(),
         };
         Ok(void_after(command, self.request.xid))

@@ -119,6 +119,16 @@ impl Refused {
         Ok(Made::Now(Results::Res { cookie, stat }))
     }
 
+    /// The same of UNLOCK and CANCEL: nothing is held behind the last byte that a file can have.
+    pub(super) fn made_unlock(&self, cookie: &[u8]) -> Result<Made, Refusal> {
+        let stat = match self.stat()? {
+            Nlm4Stats::Fbig => Nlm4Stats::Granted,
+            stat => stat,
+        };
+        let cookie = cookie.into();
+        Ok(Made::Now(Results::Res { cookie, stat }))
+    }
+
     /// The same of a call about a share.
     pub(super) fn made_share(&self, cookie: &[u8]) -> Result<Made, Refusal> {
         let (stat, cookie) = (self.stat()?, cookie.into());
