@@ -123,8 +123,9 @@ impl LockTable {
         freed
     }
 
-    /// Grace is over: what was not reclaimed since the epoch in which it began ends, since the table
-    /// may have missed that it was unlocked, and is not given back later. Whoever waited is served.
+    /// Grace is over: what was not reclaimed since the epoch in which it began ends, since the
+    /// table may have missed that it was unlocked, and is not given back later. Whoever waited is
+    /// served.
     pub fn lapse(&mut self, since_epoch: u32, stamp: Stamp) -> Freed {
         let mut freed = Freed::default();
         let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();

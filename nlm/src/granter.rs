@@ -39,20 +39,23 @@ const PER_HOST_MAX: u32 = 8;
 const CROWDED_MS: u64 = 50;
 /// How long to wait when the host asks for it.
 const LATER_MS: u64 = 10_000;
+/// How long to wait before what was decided is proposed again.
+const DECIDED_AGAIN_MS: u64 = 1000;
 /// Every so many tries the host is asked for its port anew.
-const TRIES_PER_LOOKUP: u32 = 4;
+const TRIES_PER_LOOKUP: u16 = 4;
 /// Tries that could not send anything before the grant goes to the next in line.
-const TRIES_UNSENT_MAX: u32 = 4;
+const TRIES_UNSENT_MAX: u16 = 4;
 
 /// What names one telling of a grant: comes back in the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GrantCookie {
     /// The grant.
     pub id: GrantId,
-    /// The epoch in which it was told.
-    pub epoch: u32,
-    /// Which telling, from 1.
-    pub attempt: u32,
+    /// Which telling, from 1; the last number stands for all later ones.
+    pub attempt: u16,
+    /// What only this activation and the host know: whoever could guess a cookie could refuse a
+    /// lock in the host's name.
+    pub secret: [u8; 6],
 }
 
 impl GrantCookie {
@@ -61,20 +64,20 @@ impl GrantCookie {
         let mut bytes = [0; 16];
         let (id, rest) = bytes.split_at_mut(8);
         id.copy_from_slice(&self.id.get().to_be_bytes());
-        let (epoch, attempt) = rest.split_at_mut(4);
-        epoch.copy_from_slice(&self.epoch.to_be_bytes());
+        let (attempt, secret) = rest.split_at_mut(2);
         attempt.copy_from_slice(&self.attempt.to_be_bytes());
+        secret.copy_from_slice(&self.secret);
         bytes
     }
 
     /// Reads a cookie; `None` if it is none of ours.
     pub fn decode(cookie: &[u8]) -> Option<Self> {
         let (id, rest) = cookie.split_first_chunk()?;
-        let (epoch, attempt) = rest.split_first_chunk()?;
+        let (attempt, secret) = rest.split_first_chunk()?;
         Some(Self {
             id: GrantId::new(u64::from_be_bytes(*id))?,
-            epoch: u32::from_be_bytes(*epoch),
-            attempt: u32::from_be_bytes(attempt.try_into().ok()?),
+            attempt: u16::from_be_bytes(*attempt),
+            secret: secret.try_into().ok()?,
         })
     }
 }
@@ -146,11 +149,14 @@ struct Telling {
     delivery: Delivery,
     /// Whether all tellings that there ever were are ours.
     ours: bool,
-    attempts: u32,
+    attempts: u16,
     /// How many of them may have left this machine.
     sent: u32,
     by_message: bool,
     under_way: bool,
+    /// What follows from the host's answer: proposed again until the table has it, since a store
+    /// that is too busy takes no proposals.
+    decided: Option<Output>,
     /// When to try (again), or to count the try under way as lost.
     at_ms: u64,
 }
@@ -159,6 +165,7 @@ struct Telling {
 #[derive(Debug)]
 pub struct Granter {
     epoch: u32,
+    secret: [u8; 6],
     tellings: BTreeMap<GrantId, Telling>,
     /// The same by time.
     due: BTreeSet<(u64, GrantId)>,
@@ -168,10 +175,11 @@ pub struct Granter {
 }
 
 impl Granter {
-    /// Begins in `epoch` with nothing to tell.
-    pub const fn new(epoch: u32) -> Self {
+    /// Begins in `epoch` with nothing to tell; `secret` is random and for this activation alone.
+    pub const fn new(epoch: u32, secret: [u8; 6]) -> Self {
         Self {
             epoch,
+            secret,
             tellings: BTreeMap::new(),
             due: BTreeSet::new(),
             hosts: BTreeMap::new(),
@@ -197,6 +205,7 @@ impl Granter {
                         sent: 0,
                         by_message: true,
                         under_way: false,
+                        decided: None,
                         at_ms: now_ms,
                     });
                     self.due.insert((now_ms, id));
@@ -236,6 +245,11 @@ impl Granter {
         let Some(telling) = self.tellings.get_mut(&id) else {
             return;
         };
+        if let Some(decided) = telling.decided.clone() {
+            self.outputs.push_back(decided);
+            self.put_off(id, now_ms + DECIDED_AGAIN_MS);
+            return;
+        }
         let under_way = self.hosts.entry(telling.delivery.host.address).or_default();
         if *under_way >= PER_HOST_MAX {
             self.put_off(id, now_ms + CROWDED_MS);
@@ -243,13 +257,13 @@ impl Granter {
         }
         *under_way += 1;
         telling.under_way = true;
-        telling.attempts += 1;
+        telling.attempts = telling.attempts.saturating_add(1);
         self.outputs.push_back(Output::Deliver {
             delivery: telling.delivery.clone(),
             cookie: GrantCookie {
                 id,
-                epoch: self.epoch,
                 attempt: telling.attempts,
+                secret: self.secret,
             },
             by_message: telling.by_message,
             look_up: telling.attempts > 1 && telling.attempts % TRIES_PER_LOOKUP == 1,
@@ -259,8 +273,10 @@ impl Granter {
 
     /// The telling that a cookie names.
     fn telling(&mut self, cookie: GrantCookie) -> Option<&mut Telling> {
-        let telling = self.tellings.get_mut(&cookie.id)?;
-        (cookie.epoch == self.epoch && cookie.attempt <= telling.attempts).then_some(telling)
+        let own = cookie.secret == self.secret;
+        let telling = self.tellings.get_mut(&cookie.id).filter(|_| own)?;
+        let open = telling.decided.is_none() && cookie.attempt <= telling.attempts;
+        open.then_some(telling)
     }
 
     fn tried(&mut self, now_ms: u64, cookie: GrantCookie, tried: Tried) {
@@ -283,7 +299,7 @@ impl Granter {
         let give_up = telling.ours && telling.sent == 0 && telling.attempts >= TRIES_UNSENT_MAX;
         self.end_try(cookie.id);
         if give_up {
-            self.refuse(cookie.id, true);
+            self.refuse(now_ms, cookie.id, true);
         } else {
             self.put_off(cookie.id, at_ms);
         }
@@ -297,15 +313,12 @@ impl Granter {
             return;
         }
         match stat {
-            Nlm4Stats::Granted => {
-                self.outputs.push_back(Output::Confirm(cookie.id));
-                self.forget(cookie.id);
-            }
+            Nlm4Stats::Granted => self.decide(now_ms, cookie.id, Output::Confirm(cookie.id)),
             Nlm4Stats::Denied => {
                 // The answer may overtake the end of the try that it answers.
                 let sent = telling.sent + u32::from(telling.under_way);
                 let release = telling.ours && sent <= 1;
-                self.refuse(cookie.id, release);
+                self.refuse(now_ms, cookie.id, release);
             }
             // The host recovers itself, or knows no better: later.
             _ => {
@@ -315,9 +328,18 @@ impl Granter {
         }
     }
 
-    fn refuse(&mut self, id: GrantId, release: bool) {
-        self.outputs.push_back(Output::Refuse { id, release });
-        self.forget(id);
+    fn refuse(&mut self, now_ms: u64, id: GrantId, release: bool) {
+        self.decide(now_ms, id, Output::Refuse { id, release });
+    }
+
+    /// The answer is known; the telling ends when the table has it.
+    fn decide(&mut self, now_ms: u64, id: GrantId, decided: Output) {
+        self.end_try(id);
+        if let Some(telling) = self.tellings.get_mut(&id) {
+            telling.decided = Some(decided.clone());
+            self.outputs.push_back(decided);
+            self.put_off(id, now_ms + DECIDED_AGAIN_MS);
+        }
     }
 
     fn forget(&mut self, id: GrantId) {

@@ -141,6 +141,10 @@ pub enum Limit {
 
 /// Hosts that are known at a time.
 pub const HOSTS_MAX: usize = 20_000;
+/// Hosts behind one address: several behind address translation, or names that somebody makes up.
+pub const HOSTS_PER_ADDRESS_MAX: usize = 256;
+/// Requests that wait in all.
+pub const BLOCKED_MAX: usize = 200_000;
 /// Ranges held in all.
 pub const LOCKS_MAX: usize = 2_000_000;
 /// Ranges held by one host.
@@ -424,6 +428,16 @@ impl LockTable {
     pub(crate) fn enter_host(&mut self, host: &HostKey) -> Result<HostNo, Limit> {
         if let Some(number) = self.hosts.number(host) {
             return Ok(HostNo(number));
+        }
+        let behind = self.hosts_behind(host.address);
+        if behind.len() >= HOSTS_PER_ADDRESS_MAX {
+            let idle = behind.into_iter().filter_map(|host| {
+                let record = self.hosts.value(host.0)?;
+                record.is_idle().then_some((record.used, host))
+            });
+            let idle = idle.min().ok_or(Limit::Hosts)?;
+            self.idle_hosts.remove(&idle);
+            self.hosts.remove(idle.1.0);
         }
         while self.hosts.len() >= HOSTS_MAX {
             // The one that has been idle longest gives way.

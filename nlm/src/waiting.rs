@@ -15,6 +15,7 @@
 //! - GRANTED_RES that comes late: it names the grant, not the range, so it can't hit a newer lock.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,8 @@ use crate::host::{CallDigest, HostKey, Settled};
 use crate::range::ByteRange;
 use crate::range_set::{GrantId, Held};
 use crate::table::{
-    BLOCKED_PER_FILE_MAX, BLOCKED_PER_HOST_MAX, FileKey, FileNo, HostNo, Limit, LockOutcome,
-    LockOwner, LockRequest, LockTable, OwnerNo, Stamp,
+    BLOCKED_MAX, BLOCKED_PER_FILE_MAX, BLOCKED_PER_HOST_MAX, FileKey, FileNo, HostNo, Limit,
+    LockOutcome, LockOwner, LockRequest, LockTable, OwnerNo, Stamp,
 };
 use crate::wire_v3::NlmVersion;
 
@@ -123,7 +124,7 @@ impl LockTable {
             return LockOutcome::Blocked;
         }
         let of_host = self.hosts.value(host.0).map_or(0, |record| record.blocked);
-        if of_host >= BLOCKED_PER_HOST_MAX {
+        if of_host >= BLOCKED_PER_HOST_MAX || self.blocked.len() >= BLOCKED_MAX {
             return LockOutcome::TooMany(Limit::BlockedPerHost);
         }
         if self.waiting_for(file).take(BLOCKED_PER_FILE_MAX).count() >= BLOCKED_PER_FILE_MAX {
@@ -284,6 +285,19 @@ impl LockTable {
         self.grants
             .range(first..)
             .filter_map(|(id, _)| self.delivery(*id))
+    }
+
+    /// Whether a grant is still to be confirmed.
+    pub fn has_grant(&self, id: GrantId) -> bool {
+        self.grants.contains_key(&id)
+    }
+
+    /// Whether a grant is still to be confirmed by a host with this address.
+    pub fn has_grant_to(&self, id: GrantId, address: IpAddr) -> bool {
+        let grant = self.grants.get(&id);
+        let host = grant.and_then(|grant| self.host_of(grant.owner));
+        host.and_then(|host| self.hosts.key(host.0))
+            .is_some_and(|host| host.address == address)
     }
 
     /// A grant with what its delivery needs, if it is still to be confirmed.

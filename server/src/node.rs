@@ -1,6 +1,6 @@
 //! A node: everything that the programs share, put together once at start.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
 
@@ -39,6 +39,9 @@ pub struct Node {
     pub ports: PortTable,
     /// How clients find the ports, for people; set once at start.
     pub portmapper: OnceLock<String>,
+    /// Held while a file system gets its number, so that of two volumes that show one at the same
+    /// moment the second sees the first.
+    pub numbering: Mutex<()>,
     /// The locks; set once at start, before anything listens for NLM.
     pub locks: OnceLock<Arc<LockService>>,
     /// The answers that may be asked for again.
@@ -100,6 +103,7 @@ impl Node {
             mounts,
             ports: PortTable::new(ports),
             portmapper: OnceLock::new(),
+            numbering: Mutex::default(),
             locks: OnceLock::new(),
             reply_cache: ReplyCache::default(),
             pool: Pool::start(WORKERS).map_err(NodeError::Workers)?,

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
@@ -196,16 +196,14 @@ fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
             "no kernel file handles here: using the handle table in the state directory"
         );
     }
-    number_file_system(node, &volume, path)?;
-    let root = node.files.add_volume(volume);
+    let root = bring_in(node, volume, path)?;
     for (inside, numbers) in node.state.known_mounts(export.id) {
         let path = path.join(inside);
         // Something else, or nothing, may be mounted there now; then its handles are stale.
         if let Ok(volume) = Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
             && volume.dev != root.dev
         {
-            number_file_system(node, &volume, &path)?;
-            node.files.add_volume(volume);
+            bring_in(node, volume, &path)?;
         }
     }
     Ok(())
@@ -281,15 +279,33 @@ pub fn cross(
             Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
         })?;
     // Before any of its files gets a handle.
-    number_file_system(node, &volume, &path).map_err(|error| {
+    let numbered = {
+        let _alone = numbering(node);
+        number_file_system(node, &volume, &path)
+    };
+    numbered.map_err(|error| {
         tracing::error!(%error, "cannot cross into a mounted file system");
         Failure::Jukebox
     })?;
     node.files.open_root(&volume)
 }
 
+/// Puts a volume into service; its file system has a number then.
+fn bring_in(node: &Node, volume: Volume, path: &Path) -> Result<Arc<Volume>, VolumeError> {
+    let _alone = numbering(node);
+    number_file_system(node, &volume, path)?;
+    Ok(node.files.add_volume(volume))
+}
+
+fn numbering(node: &Node) -> MutexGuard<'_, ()> {
+    node.numbering
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Gives the file system of a volume the number that locks on its files are known by: the one that
-/// it has, or that of another volume that shows the same file system, or a new one.
+/// it has, or that of another volume that shows the same file system, or a new one. One at a time
+/// ([`numbering`]): two numbers for one file system are two locks on one file.
 fn number_file_system(node: &Node, volume: &Volume, path: &Path) -> Result<(), VolumeError> {
     let (export_id, fs_id) = (volume.export_id, volume.fs_id);
     let own = node.files.file_system(export_id, fs_id);

@@ -8,6 +8,7 @@ use crate::waiting::Callback;
 use crate::wire_v3::NlmVersion;
 
 const EPOCH: u32 = 5;
+const SECRET: [u8; 6] = *b"secret";
 
 fn delivery(id: u64, host: u8, epoch: u32) -> Delivery {
     Delivery {
@@ -42,7 +43,7 @@ struct Scene {
 impl Scene {
     fn new(epoch_of_grant: u32) -> Self {
         let mut scene = Self {
-            granter: Granter::new(EPOCH),
+            granter: Granter::new(EPOCH, SECRET),
             now_ms: 1_000_000,
         };
         scene.input(Input::Granted(delivery(1, 1, epoch_of_grant)));
@@ -92,8 +93,8 @@ fn refuse(release: bool) -> Output {
 fn cookies_come_back_and_others_are_none() {
     let cookie = GrantCookie {
         id: GrantId::new(0x0102_0304_0506_0708).unwrap(),
-        epoch: 9,
         attempt: 3,
+        secret: SECRET,
     };
     let bytes = cookie.encode();
     assert_eq!(GrantCookie::decode(&bytes), Some(cookie));
@@ -205,7 +206,7 @@ fn what_could_never_be_sent_goes_to_the_next_in_line() {
 }
 
 #[test]
-fn answers_from_elsewhere_and_of_other_epochs_are_no_answers() {
+fn answers_from_elsewhere_and_guessed_ones_are_no_answers() {
     let mut scene = Scene::new(EPOCH);
     let (cookie, ..) = scene.sent();
     scene.tried(cookie, Tried::Sent);
@@ -213,7 +214,7 @@ fn answers_from_elsewhere_and_of_other_epochs_are_no_answers() {
     let stat = Nlm4Stats::Denied;
     scene.input(Input::Answered { cookie, from, stat });
     let old = GrantCookie {
-        epoch: EPOCH - 1,
+        secret: *b"guess!",
         ..cookie
     };
     scene.answer(old, Nlm4Stats::Denied);
@@ -252,7 +253,7 @@ fn a_host_that_recovers_is_told_later() {
 
 #[test]
 fn one_host_does_not_keep_others_waiting() {
-    let mut granter = Granter::new(EPOCH);
+    let mut granter = Granter::new(EPOCH, SECRET);
     for id in 1..=100 {
         granter.handle(0, Input::Granted(delivery(id, 1, EPOCH)));
     }
@@ -271,4 +272,21 @@ fn one_host_does_not_keep_others_waiting() {
         Some(Output::Deliver { .. })
     ));
     assert_eq!(granter.known().count(), 101);
+}
+
+#[test]
+fn what_was_decided_is_proposed_until_the_table_has_it() {
+    let mut scene = Scene::new(EPOCH);
+    let (cookie, ..) = scene.sent();
+    scene.answer(cookie, Nlm4Stats::Denied);
+    for _ in 0..3 {
+        assert_eq!(scene.poll(), Some(refuse(true)));
+        assert_eq!(scene.poll(), None, "not at once");
+        scene.now_ms = scene.granter.next_deadline_ms().unwrap();
+        // What comes late changes nothing any more.
+        scene.answer(cookie, Nlm4Stats::Granted);
+        scene.tried(cookie, Tried::Sent);
+    }
+    scene.input(Input::Settled(cookie.id));
+    assert_eq!(scene.granter.next_deadline_ms(), None);
 }

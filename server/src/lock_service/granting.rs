@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{LockService, unix_seconds};
 use crate::cluster::Command;
 use crate::host_calls::{CallError, Callee, EncodedArgs, HostCalls};
+use crate::random::random_u64;
 
 /// A host's answer to GRANTED_MSG.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +43,7 @@ pub(super) async fn run(
     mut answers: mpsc::Receiver<Answer>,
 ) {
     let start = Instant::now();
-    let mut granter = Granter::new(epoch);
+    let mut granter = Granter::new(epoch, secret());
     let mut seen = 0;
     let mut tries = JoinSet::new();
     loop {
@@ -111,10 +112,7 @@ const fn answered(answer: Answer) -> Input {
 fn look(locks: &LockService, granter: &mut Granter, now_ms: u64, seen: u64) -> u64 {
     let state = locks.state();
     let table = state.table();
-    let settled: Vec<GrantId> = granter
-        .known()
-        .filter(|id| table.delivery(*id).is_none())
-        .collect();
+    let settled: Vec<GrantId> = granter.known().filter(|id| !table.has_grant(*id)).collect();
     let new: Vec<Delivery> = table.deliveries(seen).collect();
     let newest = table.last_grant();
     drop(state);
@@ -125,6 +123,11 @@ fn look(locks: &LockService, granter: &mut Granter, now_ms: u64, seen: u64) -> u
         granter.handle(now_ms, Input::Granted(delivery));
     }
     newest
+}
+
+fn secret() -> [u8; 6] {
+    let [_, _, secret @ ..] = random_u64().to_ne_bytes();
+    secret
 }
 
 /// Proposes what follows from an answer. If it is not carried out, the grant is still in the table

@@ -351,7 +351,7 @@ fn two_hosts_of_one_name_are_two() {
 fn idle_hosts_give_way_to_new_ones_and_others_do_not() {
     let mut table = LockTable::default();
     let key = |number: usize| HostKey {
-        caller_name: number.to_be_bytes().into(),
+        address: IpAddr::from((number as u128).to_be_bytes()),
         ..host(1)
     };
     let call = CallDigest(1);
@@ -595,4 +595,29 @@ fn a_copy_of_a_lock_that_was_a_deadlock_is_one() {
     for _ in 0..2 {
         assert_eq!(scene.table.lock(&host(2), call, &asked, STAMP), Deadlock);
     }
+}
+
+#[test]
+fn one_address_has_so_many_names_and_no_more() {
+    let mut table = LockTable::default();
+    let key = |number: usize| HostKey {
+        caller_name: number.to_be_bytes().into(),
+        ..host(1)
+    };
+    let lock = |table: &mut LockTable, key: &HostKey| {
+        let mut asked = request(1, 1, range(0, 0), true, false);
+        asked.file = FileKey(key.caller_name.clone());
+        table.lock(key, CallDigest(1), &asked, STAMP)
+    };
+    for number in 0..HOSTS_PER_ADDRESS_MAX {
+        assert_eq!(lock(&mut table, &key(number)), Granted);
+    }
+    let one_more = key(HOSTS_PER_ADDRESS_MAX);
+    let limit = LockOutcome::TooMany(Limit::Hosts);
+    assert_eq!(lock(&mut table, &one_more), limit);
+    assert_eq!(lock(&mut table, &host(2)), Granted, "others are served");
+    let (file, all) = (FileKey(key(7).caller_name), ByteRange::ALL);
+    table.unlock(&key(7), CallDigest(2), &file, &owner(1), all, STAMP);
+    assert_eq!(lock(&mut table, &one_more), Granted);
+    check(&table);
 }

@@ -306,10 +306,17 @@ impl NlmCall<'_> {
     /// NLM_GRANTED_RES: what a host says to GRANTED_MSG.
     fn granted_res(&self) -> Result<(), Refusal> {
         let res: Nlm4Res<'_> = self.version.decode(self.request.args)?;
-        if let Some(cookie) = GrantCookie::decode(res.cookie) {
+        let from = self.request.origin.host();
+        let cookie = GrantCookie::decode(res.cookie);
+        // Whoever else answers costs nothing beyond this.
+        let cookie = cookie.filter(|cookie| {
+            let state = self.locks.state();
+            state.table().has_grant_to(cookie.id, from)
+        });
+        if let Some(cookie) = cookie {
             self.locks.answered(Answer {
                 cookie,
-                from: self.request.origin.host(),
+                from,
                 stat: res.stat,
             });
         }
