@@ -43,6 +43,13 @@ pub(crate) struct CompareArgs {
     /// Workloads, repeatable [default: all]
     #[arg(long, value_enum)]
     workload: Vec<Workload>,
+    /// Compare LOCK and UNLOCK, with a state directory on a disk, in place of all other calls
+    #[arg(long, conflicts_with = "workload")]
+    locks: bool,
+    /// Where the servers keep their state while locks are compared: on a disk like that of a real
+    /// server [default: a folder beside the programs]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// How long each row is measured
@@ -54,12 +61,55 @@ pub(crate) struct CompareArgs {
     /// Page whose figures are replaced
     #[arg(long, value_name = "FILE", default_value = "docs/benchmarks.md")]
     page: PathBuf,
-    /// Where every single measurement is kept
-    #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
-    raw: PathBuf,
+    /// Where every single measurement is kept [default: target/bench.json, or
+    /// target/bench-locks.json]
+    #[arg(long, value_name = "FILE")]
+    raw: Option<PathBuf>,
     /// The mount point of the tmpfs; set by the command itself
     #[arg(long, hide = true)]
     inside: Option<PathBuf>,
+}
+
+impl CompareArgs {
+    fn servers(&self) -> Vec<Peer> {
+        let able = |peer: &Peer| !self.locks || peer.locks();
+        if self.peer.is_empty() {
+            Peer::ALL.into_iter().filter(able).collect()
+        } else {
+            self.peer.clone()
+        }
+    }
+
+    fn raw(&self) -> &Path {
+        let default = if self.locks {
+            "target/bench-locks.json"
+        } else {
+            "target/bench.json"
+        };
+        self.raw.as_deref().unwrap_or(Path::new(default))
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        if self.locks {
+            return measure::lock_rows();
+        }
+        let mut rows = measure::rows(self.entries_max);
+        if !self.workload.is_empty() {
+            rows.retain(|row| self.workload.contains(&row.workload));
+        }
+        rows
+    }
+
+    /// Where the servers keep their state.
+    fn state(&self, base: &Path) -> anyhow::Result<PathBuf> {
+        let state = match &self.state {
+            // A folder of our own, since it is emptied.
+            Some(state) => state.join("bench-state"),
+            None if self.locks => target_directory().join("bench-state"),
+            None => base.join("state"),
+        };
+        Ok(std::path::absolute(state)?)
+    }
 }
 
 /// One server's round; the command runs itself with these.
@@ -69,6 +119,10 @@ pub(crate) struct RoundArgs {
     peer: Peer,
     #[arg(long)]
     base: PathBuf,
+    #[arg(long)]
+    state: PathBuf,
+    #[arg(long)]
+    locks: bool,
     #[arg(long)]
     havenfs: PathBuf,
     #[arg(long)]
@@ -125,11 +179,7 @@ pub(crate) struct Results {
 
 /// Compares, writes the page and prints the tables.
 pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
-    let servers = if args.peer.is_empty() {
-        Peer::ALL.to_vec()
-    } else {
-        args.peer.clone()
-    };
+    let servers = args.servers();
     if let Some(base) = &args.inside {
         return run_inside(args, base, &servers);
     }
@@ -147,6 +197,9 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if servers.contains(&Peer::Ganesha) {
         require("ganesha.nfsd", "nfs-ganesha nfs-ganesha-vfs")?;
         require("rpcbind", "rpcbind")?;
+        if args.locks {
+            require("rpc.statd", "nfs-common")?;
+        }
     }
     build(&servers)?;
     let own = programs().join("havenfs-bench");
@@ -161,7 +214,7 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         .status()
         .context("run setpriv and unshare")?;
     ensure!(status.success(), "the comparison failed");
-    let results = fs::read(&args.raw).context("read the measurements")?;
+    let results = fs::read(args.raw()).context("read the measurements")?;
     report::write(&serde_json::from_slice(&results)?, &args.page)
 }
 
@@ -229,12 +282,9 @@ fn run_inside(args: &CompareArgs, base: &Path, servers: &[Peer]) -> anyhow::Resu
     mount_tmpfs(base)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "making the files")?;
-    dataset::make(&base.join("export"), WHO.uid, WHO.gid, args.entries_max)?;
-    let mut rows = measure::rows(args.entries_max);
-    if !args.workload.is_empty() {
-        rows.retain(|row| args.workload.contains(&row.workload));
-    }
-    let rows = serde_json::to_string(&rows)?;
+    let entries_max = if args.locks { 0 } else { args.entries_max };
+    dataset::make(&base.join("export"), WHO.uid, WHO.gid, entries_max)?;
+    let rows = serde_json::to_string(&args.rows())?;
     let mut results = Results {
         rounds: args.rounds,
         seconds: args.seconds,
@@ -266,7 +316,7 @@ fn run_inside(args: &CompareArgs, base: &Path, servers: &[Peer]) -> anyhow::Resu
                     .map(|event| Record { peer, round, event }),
             );
             // Kept after every server: a run that is broken off is not lost.
-            fs::write(&args.raw, serde_json::to_vec(&results)?)?;
+            fs::write(args.raw(), serde_json::to_vec(&results)?)?;
         }
     }
     Ok(())
@@ -279,7 +329,8 @@ fn run_server(
     peer: Peer,
     rows: &str,
 ) -> anyhow::Result<Vec<Event>> {
-    let mut child = Command::new("unshare")
+    let mut command = Command::new("unshare");
+    command
         .args([
             "--net",
             "--mount",
@@ -293,12 +344,18 @@ fn run_server(
         .args(["--peer", peer.word()])
         .arg("--base")
         .arg(base)
+        .arg("--state")
+        .arg(args.state(base)?)
         .arg("--havenfs")
         .arg(havenfs_binary())
         .arg("--nfsserve")
         .arg(nfsserve_binary())
         .args(["--rows", rows])
-        .args(["--seconds", &args.seconds.to_string()])
+        .args(["--seconds", &args.seconds.to_string()]);
+    if args.locks {
+        command.arg("--locks");
+    }
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -338,16 +395,20 @@ pub(crate) fn run_round(args: &RoundArgs) -> anyhow::Result<()> {
     mount_tmpfs(Path::new("/run"))?;
     fs::create_dir_all("/run/rpcbind")?;
     let scratch = args.base.join("scratch");
-    if scratch.exists() {
-        fs::remove_dir_all(&scratch)?;
+    for directory in [&scratch, &args.state] {
+        if directory.exists() {
+            fs::remove_dir_all(directory)?;
+        }
+        fs::create_dir_all(directory)?;
     }
-    fs::create_dir(&scratch)?;
     let setup = Setup {
         export: args.base.join("export"),
         scratch,
+        state: args.state.clone(),
         havenfs: args.havenfs.clone(),
         nfsserve: args.nfsserve.clone(),
         who: WHO,
+        locks: args.locks,
     };
     let rows: Vec<Row> = serde_json::from_str(&args.rows)?;
     let server = peers::start(args.peer, &setup)?;

@@ -49,6 +49,33 @@ pub(crate) struct Figures {
     pub(crate) generator_ns: u64,
     /// Answers checked, warm-up included.
     pub(crate) checked: u64,
+    /// Where it is of interest.
+    #[serde(default)]
+    pub(crate) latency: Option<Latency>,
+}
+
+/// How long calls took, from being made to being answered, in us.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) median: f64,
+    pub(crate) percentile_99: f64,
+    pub(crate) longest: f64,
+}
+
+impl Latency {
+    /// Of all that was measured; none if that is nothing.
+    pub(crate) fn of(mut times: Vec<Duration>) -> Option<Self> {
+        times.sort_unstable();
+        let at = |share: usize| {
+            let time = times.get((times.len() * share / 100).min(times.len().checked_sub(1)?))?;
+            Some(time.as_secs_f64() * 1e6)
+        };
+        Some(Self {
+            median: at(50)?,
+            percentile_99: at(99)?,
+            longest: at(100)?,
+        })
+    }
 }
 
 impl Figures {
@@ -209,6 +236,8 @@ pub(crate) struct Load {
     issuing: bool,
     one_pass: bool,
     outstanding: usize,
+    /// How long the answered calls took, if that is of interest.
+    times: Option<Vec<Duration>>,
 }
 
 impl Load {
@@ -223,6 +252,7 @@ impl Load {
                 && (1..=OUTSTANDING_MAX).contains(&outstanding),
             "1 to {CONNECTIONS_MAX} connections with 1 to {OUTSTANDING_MAX} calls are possible"
         );
+        let times = work.is_timed().then(Vec::new);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let blocking = connections == 1;
         let mut load = Self {
@@ -234,6 +264,7 @@ impl Load {
             issuing: true,
             one_pass: false,
             outstanding: 0,
+            times,
         };
         let base = seed() & !0xfff;
         for number in 0..connections {
@@ -276,6 +307,7 @@ impl Load {
                 own_before = cpu::own_thread_ns();
                 start = Instant::now();
                 self.units = 0;
+                self.times = self.times.map(|_| Vec::new());
             } else if warm && now - start >= length {
                 break;
             }
@@ -287,6 +319,7 @@ impl Load {
             server_ns: Sample::take(pids)?.since_ns(&before),
             generator_ns,
             checked: self.checked,
+            latency: self.times.take().and_then(Latency::of),
         };
         self.drain(&mut events)?;
         Ok(figures)
@@ -305,6 +338,7 @@ impl Load {
         let connection = &mut self.connections[number];
         let over_all = number * connection.slots.len() + slot;
         connection.issue(&mut self.work, over_all, slot);
+        connection.slots[slot].issued = self.times.as_ref().map(|_| Instant::now());
         self.outstanding += 1;
     }
 
@@ -384,6 +418,9 @@ impl Load {
             // Answered: a second reply to it would be an error.
             slot.xid = slot.xid.wrapping_add(1 << 12);
             connection.fragments.clear();
+            if let (Some(times), Some(issued)) = (&mut self.times, slot.issued) {
+                times.push(issued.elapsed());
+            }
             self.units += units;
             self.checked += 1;
             self.outstanding -= 1;

@@ -5,8 +5,8 @@
 //! our server and its peers in turn and writes the table of docs/benchmarks.md.
 //!
 //! Owns: the load generator ([`load`], [`work`]), the data set ([`dataset`], [`pattern`]) and the
-//! comparison ([`compare`], [`report`]). Measures no distribution of latencies and no client of a
-//! kernel: the tests with real clients do.
+//! comparison ([`compare`], [`report`]). Measures latencies only of what waits for a disk, and no
+//! client of a kernel.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -18,6 +18,7 @@ mod cpu;
 mod dataset;
 mod floor;
 mod load;
+mod locks;
 mod measure;
 mod pattern;
 mod peers;
@@ -94,9 +95,14 @@ struct RunArgs {
     nfs_port: u16,
     #[arg(long, default_value_t = 20_048)]
     mount_port: u16,
+    #[arg(long, default_value_t = 32_803)]
+    nlm_port: u16,
     /// The path to mount
     #[arg(long)]
     path: String,
+    /// A directory of the file system that the server keeps its state on, for `commit`
+    #[arg(long, default_value = ".")]
+    state: PathBuf,
     /// A process of the server, repeatable; without it no processor time is shown
     #[arg(long)]
     pid: Vec<u32>,
@@ -154,6 +160,8 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
     let place = Place {
         nfs: SocketAddr::new(args.server, args.nfs_port),
         mount: SocketAddr::new(args.server, args.mount_port),
+        nlm: SocketAddr::new(args.server, args.nlm_port),
+        state: args.state.clone(),
         path: args.path.clone(),
         who: Identity {
             uid: args.uid,
@@ -181,6 +189,13 @@ fn run(args: &RunArgs) -> anyhow::Result<()> {
             figures.rate(),
             figures.checked
         )?;
+        if let Some(latency) = figures.latency {
+            writeln!(
+                out,
+                "{:36} median {:.0} us, 99 % within {:.0} us, longest {:.0} us",
+                "", latency.median, latency.percentile_99, latency.longest
+            )?;
+        }
     }
     let (now, peak) = cpu::memory_kib(&args.pid);
     if now > 0 {

@@ -1,11 +1,13 @@
 //! One workload against one server, and the rows of a comparison.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::load::{Extent, Figures, Load};
+use crate::locks;
 use crate::placement::{self, Placement};
 use crate::session::{Identity, Session};
 use crate::work::Work;
@@ -19,8 +21,11 @@ const PASS_TIME_MAX: Duration = Duration::from_mins(1);
 pub(crate) struct Place {
     pub(crate) nfs: SocketAddr,
     pub(crate) mount: SocketAddr,
+    pub(crate) nlm: SocketAddr,
     pub(crate) path: String,
     pub(crate) who: Identity,
+    /// A directory of the file system that the server keeps its state on.
+    pub(crate) state: PathBuf,
 }
 
 /// How calls are spread.
@@ -62,6 +67,15 @@ pub(crate) const SHAPES: [Shape; 4] = [
         outstanding: 1,
         placement: Placement::Apart,
     },
+];
+/// The shapes that locks are measured in.
+pub(crate) const LOCK_SHAPES: [Shape; 2] = [
+    Shape {
+        connections: 1,
+        outstanding: 1,
+        placement: Placement::Free,
+    },
+    SHAPES[0],
 ];
 /// A client reads a directory page by page, so each connection has one call under way.
 pub(crate) const LIST_SHAPE: Shape = Shape {
@@ -105,6 +119,24 @@ pub(crate) fn rows(entries_max: u32) -> Vec<Row> {
     rows
 }
 
+/// The rows of a comparison of locks, in the order of measuring.
+pub(crate) fn lock_rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for shape in LOCK_SHAPES {
+        for workload in Workload::LOCKS {
+            // What a commit costs alone.
+            if workload != Workload::Commit || shape == LOCK_SHAPES[0] {
+                rows.push(Row {
+                    workload,
+                    shape,
+                    first_pass: false,
+                });
+            }
+        }
+    }
+    rows
+}
+
 /// Mounts and measures one row.
 pub(crate) fn measure(
     place: &Place,
@@ -112,6 +144,9 @@ pub(crate) fn measure(
     pids: &[u32],
     length: Duration,
 ) -> anyhow::Result<Figures> {
+    if row.workload == Workload::Commit {
+        return locks::commits(&place.state, length);
+    }
     let root = Session::connect(place.mount, place.who)?.mount(&place.path)?;
     let mut session = Session::connect(place.nfs, place.who)?;
     let Shape {
@@ -121,13 +156,18 @@ pub(crate) fn measure(
     } = row.shape;
     let slots = connections * outstanding;
     let work = Work::prepare(row.workload, &mut session, &root, place.who, slots)?;
+    let mut address = place.nfs;
+    if row.workload.locks() {
+        locks::make_ready(row.workload, place, &mut session, &root)?;
+        address = place.nlm;
+    }
     drop(session);
     let extent = if row.first_pass {
         Extent::OnePass(PASS_TIME_MAX)
     } else {
         Extent::Time(length)
     };
-    let load = Load::open(place.nfs, work, connections, outstanding)?;
+    let load = Load::open(address, work, connections, outstanding)?;
     let _placed = placement::place(placement, pids)?;
     load.run(pids, extent)
 }

@@ -37,6 +37,11 @@ impl Peer {
     /// All of them, in the order of the tables.
     pub(crate) const ALL: [Self; 4] = [Self::Havenfs, Self::Ganesha, Self::Nfsserve, Self::Floor];
 
+    /// Whether it has a lock manager.
+    pub(crate) const fn locks(self) -> bool {
+        matches!(self, Self::Havenfs | Self::Ganesha)
+    }
+
     /// The name on the command line.
     pub(crate) const fn word(self) -> &'static str {
         match self {
@@ -63,11 +68,15 @@ impl Peer {
 pub(crate) struct Setup {
     /// The directory that is exported.
     pub(crate) export: PathBuf,
-    /// Where a server may keep its state for this round.
+    /// Where a server may keep what nobody needs later.
     pub(crate) scratch: PathBuf,
+    /// Where a server keeps what is to outlive it.
+    pub(crate) state: PathBuf,
     pub(crate) havenfs: PathBuf,
     pub(crate) nfsserve: PathBuf,
     pub(crate) who: Identity,
+    /// Whether locks are measured.
+    pub(crate) locks: bool,
 }
 
 /// A server that answers. Dropping it ends it.
@@ -104,7 +113,7 @@ pub(crate) fn start(peer: Peer, setup: &Setup) -> anyhow::Result<Running> {
                 .arg("--export")
                 .arg(format!("{path}:*(rw,no_root_squash,insecure)"))
                 .arg("--state-dir")
-                .arg(setup.scratch.join("state"))
+                .arg(setup.state.join("havenfs"))
                 .arg("--control")
                 .arg(setup.scratch.join("control"))
                 .env("HAVENFS_LOG", "warn");
@@ -112,8 +121,11 @@ pub(crate) fn start(peer: Peer, setup: &Setup) -> anyhow::Result<Running> {
         }
         Peer::Ganesha => {
             children.push(start_rpcbind(setup)?);
+            if setup.locks {
+                children.push(start_statd(setup)?);
+            }
             let config = setup.scratch.join("ganesha.conf");
-            fs::create_dir_all(setup.scratch.join("recovery"))?;
+            fs::create_dir_all(setup.state.join("recovery"))?;
             fs::write(&config, ganesha_config(setup))?;
             let mut command = Command::new("ganesha.nfsd");
             command
@@ -150,15 +162,21 @@ pub(crate) fn start(peer: Peer, setup: &Setup) -> anyhow::Result<Running> {
         .stderr(output)
         .spawn()
         .with_context(|| format!("start {}", peer.word()))?;
-    let pid = child.id();
+    let mut pids = vec![child.id()];
+    if peer == Peer::Ganesha && setup.locks {
+        // Without it there are no locks: what it does for them counts.
+        pids.extend(children.last().map(Child::id));
+    }
     children.push(child);
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mut running = Running {
         children,
-        pids: vec![pid],
+        pids,
         place: Place {
             nfs: SocketAddr::new(local, program::NFS_PORT),
             mount: SocketAddr::new(local, mount_port),
+            nlm: SocketAddr::new(local, program::NLM_PORT),
+            state: setup.state.clone(),
             path,
             who: setup.who,
         },
@@ -227,13 +245,29 @@ fn start_rpcbind(setup: &Setup) -> anyhow::Result<Child> {
     Ok(child)
 }
 
+/// Ganesha asks it to monitor the hosts that lock.
+fn start_statd(setup: &Setup) -> anyhow::Result<Child> {
+    let directory = setup.state.join("statd");
+    for part in ["sm", "sm.bak"] {
+        fs::create_dir_all(directory.join(part))?;
+    }
+    Command::new("rpc.statd")
+        .args(["-F", "-L", "-P"])
+        .arg(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start rpc.statd")
+}
+
 /// Caches large enough for the whole data set, attributes that stay valid for the whole run,
-/// payloads of a mebibyte, no programs beside NFS and MOUNT, no statistics. Four threads for
-/// answers: with the default of 200, and with 16, a call costs up to three times as much.
+/// payloads of a mebibyte, no programs beside those that are measured, no statistics. Four threads
+/// for answers: with the default of 200, and with 16, a call costs up to three times as much.
 fn ganesha_config(setup: &Setup) -> String {
     format!(
-        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {}; MNT_Port = {}; Enable_NLM = false;\n\
-         \x20 Enable_RQUOTA = false; Enable_NFS_Stats = false; Enable_Fast_Stats = false;\n\
+        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {}; MNT_Port = {}; NLM_Port = {};\n\
+         \x20 Enable_NLM = {}; Enable_RQUOTA = false; Enable_NFS_Stats = false; Enable_Fast_Stats = false;\n\
          \x20 RPC_Ioq_ThrdMax = 4; }}\n\
          NFSv4 {{ RecoveryBackend = fs; RecoveryRoot = {}; Graceless = true; }}\n\
          MDCACHE {{ Entries_HWMark = 2000000; Chunks_HWMark = 200000; NParts = 17;\n\
@@ -245,7 +279,9 @@ fn ganesha_config(setup: &Setup) -> String {
          LOG {{ Default_Log_Level = CRIT; }}\n",
         program::NFS_PORT,
         program::MOUNT_PORT,
-        setup.scratch.join("recovery").display(),
+        program::NLM_PORT,
+        setup.locks,
+        setup.state.join("recovery").display(),
         setup.export.display()
     )
 }

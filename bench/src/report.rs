@@ -1,7 +1,8 @@
 //! Medians over the rounds as tables in Markdown.
 //!
-//! The page holds text by hand as well: only what stands between the two marker lines is
-//! replaced.
+//! The page holds text by hand as well: only what stands between two marker lines is replaced.
+
+mod locks;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,8 +17,16 @@ use crate::measure::{self, Row, Shape};
 use crate::peers::Peer;
 use crate::workload::Workload;
 
-const BEGIN: &str = "<!-- figures: written by `havenfs-bench compare` -->\n";
-const END: &str = "<!-- end of figures -->\n";
+/// Between these lines stands what is replaced.
+const FIGURES: [&str; 2] = [
+    "<!-- figures: written by `havenfs-bench compare` -->\n",
+    "<!-- end of figures -->\n",
+];
+/// The same for a comparison of locks.
+const LOCK_FIGURES: [&str; 2] = [
+    "<!-- figures: written by `havenfs-bench compare --locks` -->\n",
+    "<!-- end of figures of locks -->\n",
+];
 
 /// What we aim at with 8 connections x 8 calls, in us of server time per call; for the lists an
 /// entry at any size.
@@ -31,18 +40,25 @@ const fn goal(workload: Workload) -> f64 {
         Workload::List1k | Workload::List100k | Workload::List1m => 1.0,
         Workload::Read1m => 300.0,
         Workload::Write1m => 350.0,
+        // Locks have tables of their own.
+        Workload::LockUnlock | Workload::LockUnlockCrowded | Workload::Commit => 0.0,
     }
 }
 
 impl Results {
     /// The median over the rounds of what `of` says about each measurement of this row.
     fn median(&self, peer: Peer, row: Row, of: impl Fn(&Figures) -> f64) -> Option<f64> {
+        self.median_of(peer, row, |figures| Some(of(figures)))
+    }
+
+    /// The same where a measurement may not say it.
+    fn median_of(&self, peer: Peer, row: Row, of: impl Fn(&Figures) -> Option<f64>) -> Option<f64> {
         let values = self
             .records
             .iter()
             .filter_map(|record| match &record.event {
                 Event::Measured { row: at, figures } if record.peer == peer && *at == row => {
-                    Some(of(figures))
+                    of(figures)
                 }
                 _ => None,
             });
@@ -102,14 +118,19 @@ pub(crate) fn write(results: &Results, page: &Path) -> anyhow::Result<()> {
     let text = render(results)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
-    let old = fs::read_to_string(page).unwrap_or_else(|_| format!("# Benchmarks\n\n{BEGIN}{END}"));
+    let [begin, end] = if locks::are_in(results) {
+        LOCK_FIGURES
+    } else {
+        FIGURES
+    };
+    let old = fs::read_to_string(page).unwrap_or_else(|_| format!("# Benchmarks\n\n{begin}{end}"));
     let (before, rest) = old
-        .split_once(BEGIN)
-        .with_context(|| format!("{} lacks the line {BEGIN}", page.display()))?;
+        .split_once(begin)
+        .with_context(|| format!("{} lacks the line {begin}", page.display()))?;
     let (_, after) = rest
-        .split_once(END)
-        .with_context(|| format!("{} lacks the line {END}", page.display()))?;
-    fs::write(page, format!("{before}{BEGIN}\n{text}\n{END}{after}"))
+        .split_once(end)
+        .with_context(|| format!("{} lacks the line {end}", page.display()))?;
+    fs::write(page, format!("{before}{begin}\n{text}\n{end}{after}"))
         .with_context(|| format!("write {}", page.display()))?;
     writeln!(out, "written to {}", page.display())?;
     Ok(())
@@ -130,6 +151,11 @@ fn render(results: &Results) -> anyhow::Result<String> {
         kernel_series(&results.kernel),
         results.processors
     )?;
+    if locks::are_in(results) {
+        locks::tables(&mut text, results)?;
+        failures(&mut text, results)?;
+        return Ok(text);
+    }
     for shape in measure::SHAPES {
         let rows = results.rows(shape, |row| row.workload.listed().is_none());
         if rows.is_empty() {

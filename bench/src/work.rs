@@ -7,11 +7,14 @@
 //! Invariants: an answer that is not exactly right ends the measurement with an error, so a fast
 //! wrong server can't win.
 
+use std::time::Instant;
+
 use anyhow::ensure;
-use havenfs_rpc::program::NFS;
+use havenfs_nlm::wire::procedure;
 use havenfs_rpc::xdr::{Reader, Writer, XdrError};
 
 use crate::dataset::{self, file_name};
+use crate::locks;
 use crate::pattern::Pattern;
 use crate::session::{ACCEPTED, Identity, Session, append_call};
 use crate::workload::Workload;
@@ -36,10 +39,12 @@ pub(crate) struct Slot {
     cookie_verf: [u8; 8],
     /// Names seen in this pass through a directory.
     names: u32,
-    /// Whether the file of this slot exists (CREATE and REMOVE).
+    /// Whether the file of this slot exists (CREATE and REMOVE), or its lock is held.
     created: bool,
     /// Whole passes through a directory.
     pub(crate) passes: u32,
+    /// When the call was made, where that is of interest.
+    pub(crate) issued: Option<Instant>,
 }
 
 /// Where the payload of a WRITE comes from.
@@ -116,7 +121,9 @@ impl Work {
                 Workload::Write4k | Workload::Write1m => workload.payload(),
                 _ => 0,
             };
-            append_call(&mut call, who, (NFS, 3, procedure), arguments, payload);
+            let (program, version) = workload.program();
+            let what = (program, version, procedure);
+            append_call(&mut call, who, what, arguments, payload);
             calls.push(Prepared {
                 call,
                 file_id,
@@ -126,7 +133,7 @@ impl Work {
         let procedure = workload.procedure();
         let count = workload.payload() as u32;
         let (directory, files, bytes) = match workload {
-            Workload::Null => ("", 0, 0),
+            Workload::Null | Workload::Commit => ("", 0, 0),
             Workload::Getattr | Workload::Access | Workload::Lookup | Workload::Read4k => (
                 dataset::SMALL_READ,
                 dataset::SMALL_FILES,
@@ -147,11 +154,23 @@ impl Work {
                 dataset::LARGE_FILES,
                 dataset::LARGE_BYTES,
             ),
+            Workload::LockUnlock | Workload::LockUnlockCrowded => (dataset::SMALL_WRITE, 0, 0),
             Workload::CreateRemove => (dataset::SCRATCH, 0, 0),
             Workload::List1k | Workload::List100k | Workload::List1m => ("list", 0, 0),
         };
         match workload {
             Workload::Null => add(procedure, &|_| {}, 0, &[]),
+            Workload::Commit => {}
+            Workload::LockUnlock | Workload::LockUnlockCrowded => {
+                let handle = locks::file(workload, session, root)?;
+                for slot in 0..slots {
+                    let alock = locks::CALLER.lock(&handle, slot);
+                    let lock = locks::lock(alock);
+                    add(procedure, &|args| args.value(&lock), 0, &[]);
+                    let unlock = locks::unlock(alock);
+                    add(procedure::UNLOCK, &|args| args.value(&unlock), 0, &[]);
+                }
+            }
             Workload::CreateRemove => {
                 let directory = session.lookup(root, directory)?;
                 for slot in 0..slots {
@@ -252,6 +271,12 @@ impl Work {
         })
     }
 
+    /// Whether it is of interest how long a call takes: what waits for a disk shows it better than
+    /// calls per second.
+    pub(crate) const fn is_timed(&self) -> bool {
+        self.workload.locks()
+    }
+
     /// The payload bytes of a WRITE.
     pub(crate) fn payload(&self, payload: Payload) -> &[u8] {
         self.pattern
@@ -266,7 +291,9 @@ impl Work {
         out: &mut Vec<u8>,
     ) -> Option<Payload> {
         slot.index = match self.workload {
-            Workload::CreateRemove => 2 * number + usize::from(slot.created),
+            Workload::CreateRemove | Workload::LockUnlock | Workload::LockUnlockCrowded => {
+                2 * number + usize::from(slot.created)
+            }
             _ => self.next,
         };
         self.next += 1;
@@ -320,12 +347,19 @@ impl Work {
             reader.finish()?;
             return Ok(1);
         }
+        if self.workload.locks() && reader.opaque(locks::COOKIE.len())? != locks::COOKIE {
+            return Err(Fault::Wrong("cookie"));
+        }
         let status = reader.u32()?;
         if status != 0 {
             return Err(Fault::Status(status));
         }
         match self.workload {
-            Workload::Null => {}
+            Workload::Null | Workload::Commit => {}
+            Workload::LockUnlock | Workload::LockUnlockCrowded => {
+                reader.finish()?;
+                slot.created = !slot.created;
+            }
             Workload::Getattr => {
                 if reader.u32()? != 1 {
                     return Err(Fault::Wrong("type"));

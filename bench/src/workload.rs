@@ -1,5 +1,7 @@
 //! The kinds of load and their names.
 
+use havenfs_nlm::wire::procedure;
+use havenfs_rpc::program;
 use serde::{Deserialize, Serialize};
 
 /// One kind of load.
@@ -22,6 +24,12 @@ pub(crate) enum Workload {
     List1m,
     Read1m,
     Write1m,
+    /// LOCK and UNLOCK in turn, by a host without other locks
+    LockUnlock,
+    /// The same on a file on which another host holds 10,000 locks
+    LockUnlockCrowded,
+    /// No call: what a store pays at least to make a small record durable
+    Commit,
 }
 
 impl Workload {
@@ -37,6 +45,8 @@ impl Workload {
         Self::Read1m,
         Self::Write1m,
     ];
+    /// What needs a state directory that outlives the process.
+    pub(crate) const LOCKS: [Self; 3] = [Self::Commit, Self::LockUnlock, Self::LockUnlockCrowded];
     /// The lists, counted per entry.
     pub(crate) const LISTS: [Self; 3] = [Self::List1k, Self::List100k, Self::List1m];
 
@@ -55,6 +65,9 @@ impl Workload {
             Self::List1m => "READDIRPLUS, an entry of 1,000,000",
             Self::Read1m => "READ 1 MiB",
             Self::Write1m => "WRITE 1 MiB unstable",
+            Self::LockUnlock => "LOCK and UNLOCK, mean",
+            Self::LockUnlockCrowded => "LOCK and UNLOCK, 10,000 locks on the file",
+            Self::Commit => "write and fdatasync of 256 bytes",
         }
     }
 
@@ -68,14 +81,30 @@ impl Workload {
         }
     }
 
+    /// Whether its calls are those of the lock manager.
+    pub(crate) const fn locks(self) -> bool {
+        matches!(self, Self::LockUnlock | Self::LockUnlockCrowded)
+    }
+
+    /// The program and version that are called.
+    pub(crate) const fn program(self) -> (u32, u32) {
+        if self.locks() {
+            (program::NLM, 4)
+        } else {
+            (program::NFS, 3)
+        }
+    }
+
+    /// The procedure, or the first of two.
     pub(crate) const fn procedure(self) -> u32 {
         match self {
-            Self::Null => 0,
+            Self::Null | Self::Commit => 0,
             Self::Getattr => 1,
             Self::Lookup => 3,
             Self::Access => 4,
             Self::Read4k | Self::Read1m => 6,
             Self::Write4k | Self::Write1m => 7,
+            Self::LockUnlock | Self::LockUnlockCrowded => procedure::LOCK,
             Self::CreateRemove => 8,
             Self::List1k | Self::List100k | Self::List1m => 17,
         }
