@@ -141,6 +141,27 @@ impl RangeSet {
             .map(|(_, file)| *file)
     }
 
+    /// The ranges of one owner on one file that overlap `range`, one after the other.
+    pub(crate) fn own_overlapping(
+        &self,
+        file: FileNo,
+        owner: OwnerNo,
+        range: ByteRange,
+    ) -> impl Iterator<Item = HeldRange> {
+        let before = self
+            .held
+            .range((file, owner, 0)..(file, owner, range.start()))
+            .next_back();
+        let from = self
+            .held
+            .range((file, owner, range.start())..=(file, owner, range.last()));
+        before
+            .into_iter()
+            .chain(from)
+            .filter_map(|(key, held)| held_range(key, held))
+            .filter(move |found| found.range.overlaps(range))
+    }
+
     /// The ranges of one owner on one file that overlap `range` or, if `touching`, touch it.
     pub(crate) fn own(
         &self,

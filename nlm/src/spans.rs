@@ -1,9 +1,10 @@
 //! An index of the ranges of one file: does anything of another owner overlap this range?
 //!
-//! An AVL tree ordered by first byte, each node of which knows the greatest last byte below it, of
+//! An AVL tree ordered by first byte, each node of which knows how far the ranges below it reach, of
 //! all ranges and of the exclusive ones (an interval tree: Cormen et al., Introduction to
-//! Algorithms, "Augmenting data structures"). So the question takes logarithmic time however many
-//! shared ranges lie on top of each other.
+//! Algorithms, "Augmenting data structures"), and how far those reach that are not of the owner
+//! that reaches farthest. So the question takes logarithmic time however many shared ranges lie on
+//! top of each other, and however many the asker has itself.
 //!
 //! Nodes are shared between clones and copied when they change, so that cloning is free. The index
 //! holds nothing that [`RangeSet`](crate::range_set::RangeSet) does not hold, which makes it when
@@ -45,12 +46,44 @@ type Link = Option<Arc<Node>>;
 struct Node {
     span: Span,
     height: u8,
-    /// The greatest last byte in this tree.
-    last_max: u64,
+    /// How far the ranges of this tree reach.
+    reach: Reach,
     /// The same of exclusive ranges.
-    exclusive_last_max: Option<u64>,
+    exclusive_reach: Reach,
     left: Link,
     right: Link,
+}
+
+/// How far some ranges reach: the greatest last byte with its owner, and the greatest of all others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Reach {
+    first: Option<(u64, OwnerNo)>,
+    other: Option<(u64, OwnerNo)>,
+}
+
+impl Reach {
+    const fn of(last: u64, owner: OwnerNo) -> Self {
+        Self {
+            first: Some((last, owner)),
+            other: None,
+        }
+    }
+
+    /// The reach of both.
+    fn join(self, with: Self) -> Self {
+        let first = self.first.max(with.first);
+        let owner = first.map(|(_, owner)| owner);
+        let all = [self.first, self.other, with.first, with.other];
+        let others = all.into_iter().flatten();
+        let other = others.filter(|(_, of)| Some(*of) != owner).max();
+        Self { first, other }
+    }
+
+    /// The greatest last byte of anybody but `owner`.
+    fn without(self, owner: Option<OwnerNo>) -> Option<u64> {
+        let first = self.first.filter(|(_, of)| Some(*of) != owner);
+        first.or(self.other).map(|(last, _)| last)
+    }
 }
 
 impl Spans {
@@ -81,22 +114,30 @@ impl Node {
         Arc::new(Self {
             span,
             height: 1,
-            last_max: span.range.last(),
-            exclusive_last_max: span.exclusive.then_some(span.range.last()),
+            reach: Self::own_reach(&span, false),
+            exclusive_reach: Self::own_reach(&span, true),
             left: None,
             right: None,
         })
     }
 
+    /// How far a range reaches, among the exclusive ones or among all.
+    fn own_reach(span: &Span, exclusive: bool) -> Reach {
+        if span.exclusive || !exclusive {
+            Reach::of(span.range.last(), span.owner)
+        } else {
+            Reach::default()
+        }
+    }
+
     /// Works out what depends on the children.
     fn update(&mut self) {
-        let last = self.span.range.last();
         self.height = 1 + height(&self.left).max(height(&self.right));
-        self.last_max = last;
-        self.exclusive_last_max = self.span.exclusive.then_some(last);
+        self.reach = Self::own_reach(&self.span, false);
+        self.exclusive_reach = Self::own_reach(&self.span, true);
         for child in [&self.left, &self.right].into_iter().flatten() {
-            self.last_max = self.last_max.max(child.last_max);
-            self.exclusive_last_max = self.exclusive_last_max.max(child.exclusive_last_max);
+            self.reach = self.reach.join(child.reach);
+            self.exclusive_reach = self.exclusive_reach.join(child.exclusive_reach);
         }
     }
 }
@@ -113,10 +154,11 @@ fn first_conflict(
 ) -> Option<Span> {
     let node = link.as_deref()?;
     let reach = if exclusive {
-        Some(node.last_max)
+        node.reach
     } else {
-        node.exclusive_last_max
+        node.exclusive_reach
     };
+    let reach = reach.without(owner);
     if reach.is_none_or(|last| last < range.start()) {
         return None;
     }
@@ -247,8 +289,8 @@ mod tests {
         let mut again = (**node).clone();
         again.update();
         assert_eq!(
-            (again.height, again.last_max, again.exclusive_last_max),
-            (node.height, node.last_max, node.exclusive_last_max)
+            (again.height, again.reach, again.exclusive_reach),
+            (node.height, node.reach, node.exclusive_reach)
         );
         assert!(spans.is_sorted_by_key(Span::key));
         spans

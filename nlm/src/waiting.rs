@@ -490,15 +490,18 @@ impl LockTable {
         exclusive: bool,
     ) -> bool {
         let holds = |of: OwnerNo, file, range, exclusive| {
-            self.ranges
-                .own(file, of, range, false)
-                .iter()
+            let own = self.ranges.own_overlapping(file, of, range);
+            own.take(RANGES_LOOKED_AT_MAX)
                 .any(|own| own.held.grant.is_none() && (exclusive || own.held.exclusive))
         };
         let (mut seen, mut queue) = (BTreeSet::from([owner]), vec![owner]);
         let mut steps = 0;
         while let Some(waited_for) = queue.pop() {
             for held_file in self.ranges.files_of(waited_for) {
+                steps += 1;
+                if steps > DEADLOCK_STEPS_MAX {
+                    return false;
+                }
                 for (_, blocked) in self.waiting_for(held_file) {
                     steps += 1;
                     if steps > DEADLOCK_STEPS_MAX {
@@ -521,5 +524,7 @@ impl LockTable {
     }
 }
 
-/// How many waiting requests a search for a deadlock looks at.
+/// How many ranges of an owner are looked at to see whether it is in the way.
+const RANGES_LOOKED_AT_MAX: usize = 100;
+/// How many files and waiting requests a search for a deadlock looks at.
 const DEADLOCK_STEPS_MAX: usize = 10_000;

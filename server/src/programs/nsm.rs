@@ -10,6 +10,8 @@
 //!
 //! Source: XNFS chapter 11.
 
+use std::sync::Arc;
+
 use havenfs_nsm::nsm_name;
 use havenfs_nsm::wire::{Mon, MonId, SmName, SmRes, SmStat, SmStatRes, StatChge, procedure};
 use havenfs_rpc::auth::AuthStat;
@@ -18,7 +20,7 @@ use havenfs_rpc::xdr::{Writer, decode_all};
 
 use super::nlm::void_after;
 use crate::call::{Proposal, Refusal, Request};
-use crate::cluster::Command;
+use crate::cluster::{Command, Outcome};
 use crate::lock_service::{LockService, unix_seconds};
 use crate::node::Node;
 
@@ -59,8 +61,18 @@ pub fn serve(
                 state: args.state,
                 now: unix_seconds(),
             };
-            locks.pass_on(args.mon_name, request.origin.host(), args.state);
-            Ok(Some(void_after(command, request.xid)))
+            let mut proposal = void_after(command, request.xid);
+            let (locks, host, state) = (Arc::clone(locks), request.origin.host(), args.state);
+            let mon_name = Box::<[u8]>::from(args.mon_name);
+            let reply = proposal.answer;
+            proposal.answer = Box::new(move |outcome, writer| {
+                // Only what was believed here: the name alone proves nothing.
+                if matches!(&outcome, Outcome::Freed(freed) if freed.hosts > 0) {
+                    locks.pass_on(&mon_name, host, state);
+                }
+                reply(outcome, writer)
+            });
+            Ok(Some(proposal))
         }
         procedure::SM_MON => {
             let args: Mon<'_> = decode_all(request.args)?;

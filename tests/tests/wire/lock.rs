@@ -397,3 +397,36 @@ fn a_server_that_answers_too_early_is_found_out() -> Result<()> {
     }
     anyhow::bail!("the fault was never noticed")
 }
+
+#[test]
+fn needs_root_a_mount_that_two_exports_cross_into_at_once_has_one_lock_table() -> Result<()> {
+    for round in 0..15 {
+        let site = Site::new()?;
+        for dir in ["one", "one/m", "two", "two/m"] {
+            fs::create_dir(site.path().join(dir))?;
+        }
+        let site = site.with_mounts(
+            "mount -t tmpfs -o mode=777 none one/m; echo x > one/m/file; mount --bind one/m two/m",
+        );
+        let exports = ["one", "two"].map(|name| {
+            let path = site.path().join(name);
+            format!("{}:*({OPEN},crossmnt)", path.display())
+        });
+        let server = site.serve_exports(&[&exports[0], &exports[1]], &[])?;
+        // At the same moment, through both.
+        let look_up = |name: &str| {
+            let root = server.handle(&site.path().join(name))?;
+            let mut nfs = server.nfs(Cred::root())?;
+            let crossed = nfs.find(&root, b"m")?;
+            nfs.find(&crossed, b"file")
+        };
+        let [one, two] = std::thread::scope(|scope| {
+            let both = ["one", "two"].map(|name| scope.spawn(move || look_up(name)));
+            both.map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("panicked")))
+        });
+        let (one, two) = (Lock::new(&one?, "a", 1), Lock::new(&two?, "b", 1));
+        ensure!(server.nlm(A)?.lock(&one)? == stat::GRANTED);
+        ensure!(server.nlm(B)?.lock(&two)? == stat::DENIED, "round {round}");
+    }
+    Ok(())
+}
