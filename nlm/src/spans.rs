@@ -1,7 +1,7 @@
 //! An index of the ranges of one file: does anything of another owner overlap this range?
 //!
-//! An AVL tree ordered by first byte, each node of which knows how far the ranges below it reach, of
-//! all ranges and of the exclusive ones (an interval tree: Cormen et al., Introduction to
+//! An AVL tree ordered by first byte, each node of which knows how far the ranges below it reach,
+//! of all ranges and of the exclusive ones (an interval tree: Cormen et al., Introduction to
 //! Algorithms, "Augmenting data structures"), and how far those reach that are not of the owner
 //! that reaches farthest. So the question takes logarithmic time however many shared ranges lie on
 //! top of each other, and however many the asker has itself.
@@ -54,7 +54,8 @@ struct Node {
     right: Link,
 }
 
-/// How far some ranges reach: the greatest last byte with its owner, and the greatest of all others.
+/// How far some ranges reach: the greatest last byte with its owner, and the greatest of all
+/// others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Reach {
     first: Option<(u64, OwnerNo)>,

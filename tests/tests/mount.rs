@@ -264,11 +264,12 @@ fn a_killed_server_loses_nothing_answered_and_no_handle() -> Result<()> {
         let c1 = lab.client("c1")?;
         c1.mount("s1", EXPORT)?;
         // Beside the small changes a stream of data, most of it not yet committed when the
-        // server dies: the client must notice, by the write verifier, and send it again.
+        // server dies: the client must notice, by the write verifier, and send it again. The
+        // client keeps all of it in memory too, and must have room for it.
         let mut stream = c1.spawn(
             "stream",
             MINUTES,
-            "for i in $(seq 6); do head -c 16M /dev/urandom | tee /tmp/part >>/tmp/sent
+            "for i in $(seq 6); do head -c 12M /dev/urandom | tee /tmp/part >>/tmp/sent
                cat /tmp/part >>/mnt/stream || exit 1; done
              sync /mnt/stream && sha256sum </tmp/sent",
         )?;
