@@ -140,21 +140,27 @@ impl HostRecord {
 /// first answer again and changes nothing. The memory is part of the replicated state, since the
 /// copy may arrive after a takeover, and is cleared when the host reboots.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Repeats(VecDeque<(CallDigest, Settled)>);
+pub(crate) struct Repeats {
+    calls: VecDeque<CallDigest>,
+    /// As many; apart from the calls, since each would take as much room as its call otherwise.
+    answers: VecDeque<Settled>,
+}
 
 impl Repeats {
     /// The first answer to a call.
     pub(crate) fn answer(&self, call: CallDigest) -> Option<Settled> {
-        let known = self.0.iter().rev().find(|(digest, _)| *digest == call);
-        known.map(|(_, settled)| *settled)
+        let at = self.calls.iter().rposition(|known| *known == call)?;
+        self.answers.get(at).copied()
     }
 
     /// Remembers an answer; the oldest one is forgotten.
     pub(crate) fn remember(&mut self, call: CallDigest, settled: Settled) {
-        while self.0.len() >= REPEATS_MAX {
-            self.0.pop_front();
+        while self.calls.len() >= REPEATS_MAX {
+            self.calls.pop_front();
+            self.answers.pop_front();
         }
-        self.0.push_back((call, settled));
+        self.calls.push_back(call);
+        self.answers.push_back(settled);
     }
 }
 
@@ -177,6 +183,7 @@ mod tests {
         }
         assert_eq!(repeats.answer(CallDigest(0)), None);
         assert_eq!(repeats.answer(CallDigest(1)), Some(Settled::Granted));
-        assert_eq!(repeats.0.len(), REPEATS_MAX);
+        assert_eq!(repeats.calls.len(), REPEATS_MAX);
+        assert_eq!(repeats.answers.len(), REPEATS_MAX);
     }
 }

@@ -2,30 +2,36 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet, Vector};
 
 /// Keys with their numbers, and a value for each.
+///
+/// A new key gets the lowest number that is free, so that numbers stay dense, and an entry costs
+/// hardly more than what it holds. Which number that is follows from the entries alone: it is the
+/// same after a snapshot was read. Numbers come again, so nothing may keep one whose entry is gone.
 #[derive(Debug, Clone)]
 pub(crate) struct Numbered<K: Ord, V> {
     numbers: OrdMap<Arc<K>, u32>,
-    entries: OrdMap<u32, (Arc<K>, V)>,
-    /// The number that was given last.
-    last: u32,
+    /// At the place of each number its key and value, or nothing where the number is free.
+    entries: Vector<Option<(Arc<K>, V)>>,
+    /// The numbers that are free there.
+    free: OrdSet<u32>,
 }
 
 impl<K: Ord, V> Default for Numbered<K, V> {
     fn default() -> Self {
         Self {
             numbers: OrdMap::default(),
-            entries: OrdMap::default(),
-            last: 0,
+            entries: Vector::default(),
+            free: OrdSet::default(),
         }
     }
 }
 
-impl<K: Ord, V: PartialEq> PartialEq for Numbered<K, V> {
+impl<K: Ord + Clone, V: Clone + PartialEq> PartialEq for Numbered<K, V> {
+    /// Free numbers above all others don't count.
     fn eq(&self, other: &Self) -> bool {
-        self.last == other.last && self.entries == other.entries
+        self.iter().eq(other.iter())
     }
 }
 
@@ -37,17 +43,20 @@ impl<K: Ord + Clone, V: Clone> Numbered<K, V> {
 
     /// The key with a number.
     pub(crate) fn key(&self, number: u32) -> Option<&K> {
-        self.entries.get(&number).map(|(key, _)| &**key)
+        let entry = self.entries.get(number as usize)?.as_ref();
+        entry.map(|(key, _)| &**key)
     }
 
     /// The value of a number.
     pub(crate) fn value(&self, number: u32) -> Option<&V> {
-        self.entries.get(&number).map(|(_, value)| value)
+        let entry = self.entries.get(number as usize)?.as_ref();
+        entry.map(|(_, value)| value)
     }
 
     /// The value of a number, to be changed.
     pub(crate) fn value_mut(&mut self, number: u32) -> Option<&mut V> {
-        self.entries.get_mut(&number).map(|(_, value)| value)
+        let entry = self.entries.get_mut(number as usize)?.as_mut();
+        entry.map(|(_, value)| value)
     }
 
     /// The number of a key, which is given one with the value of `new` if it has none.
@@ -55,34 +64,33 @@ impl<K: Ord + Clone, V: Clone> Numbered<K, V> {
         if let Some(number) = self.number(key) {
             return number;
         }
-        loop {
-            // After four billion of them they begin again; most are long gone by then.
-            self.last = self.last.checked_add(1).unwrap_or(1);
-            if !self.entries.contains_key(&self.last) {
-                break;
-            }
-        }
-        self.restore(self.last, key.clone(), new());
-        self.last
+        let lowest = self.free.get_min().copied();
+        // What is numbered is bounded far below the largest number.
+        let number = lowest.unwrap_or(self.entries.len() as u32);
+        self.restore(number, key.clone(), new());
+        number
     }
 
     /// Forgets a number and its key.
     pub(crate) fn remove(&mut self, number: u32) {
-        if let Some((key, _)) = self.entries.remove(&number) {
+        let entry = self.entries.get_mut(number as usize);
+        if let Some((key, _)) = entry.and_then(Option::take) {
             self.numbers.remove(&key);
+            self.free.insert(number);
         }
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.numbers.len()
     }
 
     /// All numbers with keys and values, by number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &K, &V)> {
-        self.entries
-            .iter()
-            .map(|(number, (key, value))| (*number, &**key, value))
+        (0..).zip(&self.entries).filter_map(|(number, entry)| {
+            let (key, value) = entry.as_ref()?;
+            Some((number, &**key, value))
+        })
     }
 
     /// All numbers whose keys are in a range, by key.
@@ -93,20 +101,44 @@ impl<K: Ord + Clone, V: Clone> Numbered<K, V> {
         self.numbers.range(range).map(|(_, number)| *number)
     }
 
-    /// The number that was given last, for snapshots.
-    pub(crate) const fn last(&self) -> u32 {
-        self.last
-    }
-
-    /// Sets the number that was given last, from a snapshot.
-    pub(crate) const fn set_last(&mut self, last: u32) {
-        self.last = last;
-    }
-
     /// Enters a key with its number, from a snapshot.
     pub(crate) fn restore(&mut self, number: u32, key: K, value: V) {
+        while self.entries.len() <= number as usize {
+            self.free.insert(self.entries.len() as u32);
+            self.entries.push_back(None);
+        }
         let key = Arc::new(key);
         self.numbers.insert(Arc::clone(&key), number);
-        self.entries.insert(number, (key, value));
+        self.free.remove(&number);
+        self.entries.set(number as usize, Some((key, value)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_free_number_is_given() {
+        let mut numbered = Numbered::default();
+        for (key, number) in [('a', 0), ('b', 1), ('c', 2), ('b', 1)] {
+            assert_eq!(numbered.enter(&key, || ()), number);
+        }
+        for key in ['c', 'a'] {
+            let number = numbered.number(&key);
+            numbered.remove(number.unwrap_or(u32::MAX));
+        }
+        let mut read = Numbered::default();
+        for (number, key, ()) in numbered.iter() {
+            read.restore(number, *key, ());
+        }
+        assert!(read == numbered);
+        for numbered in [&mut numbered, &mut read] {
+            assert_eq!(numbered.len(), 1);
+            for (key, number) in [('d', 0), ('e', 2), ('f', 3)] {
+                assert_eq!(numbered.enter(&key, || ()), number);
+                assert_eq!(numbered.key(number), Some(&key));
+            }
+        }
     }
 }

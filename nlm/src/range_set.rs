@@ -63,18 +63,19 @@ pub struct HeldRange {
     pub held: Held,
 }
 
-/// How many ranges a file has, and the index of those if they are many.
-#[derive(Debug, Clone, Default)]
-struct OfFile {
+/// The ranges of a file that has many.
+#[derive(Debug, Clone)]
+struct Crowd {
     count: u32,
-    spans: Option<Spans>,
+    spans: Spans,
 }
 
 /// The locked ranges of all files of a service.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RangeSet {
     held: OrdMap<(FileNo, OwnerNo, u64), Held>,
-    files: OrdMap<FileNo, OfFile>,
+    /// Files with many ranges. Most have few and are not here: of those, the ranges are counted.
+    crowds: OrdMap<FileNo, Crowd>,
     /// Which files an owner has ranges on.
     files_of: OrdSet<(OwnerNo, FileNo)>,
 }
@@ -94,7 +95,8 @@ impl RangeSet {
 
     /// How many ranges a file has.
     pub(crate) fn count_on(&self, file: FileNo) -> u32 {
-        self.files.get(&file).map_or(0, |of| of.count)
+        let crowd = self.crowds.get(&file);
+        crowd.map_or_else(|| self.on(file).count() as u32, |crowd| crowd.count)
     }
 
     /// The first range of another owner, by first byte, that keeps `owner` from having `range`.
@@ -105,8 +107,8 @@ impl RangeSet {
         range: ByteRange,
         exclusive: bool,
     ) -> Option<HeldRange> {
-        if let Some(spans) = &self.files.get(&file)?.spans {
-            let span = spans.first_conflict(range, owner, exclusive)?;
+        if let Some(crowd) = self.crowds.get(&file) {
+            let span = crowd.spans.first_conflict(range, owner, exclusive)?;
             let key = (file, span.owner, span.range.start());
             return self.held.get(&key).and_then(|held| held_range(&key, held));
         }
@@ -249,18 +251,17 @@ impl RangeSet {
         };
         self.held.insert((file, owner, range.start()), held);
         self.files_of.insert((owner, file));
-        let mut of = self.files.remove(&file).unwrap_or_default();
-        of.count += 1;
-        if let Some(spans) = &mut of.spans {
-            spans.insert(span(owner, range, held.exclusive));
-        } else if of.count >= CROWDED {
-            let mut spans = Spans::default();
+        if let Some(crowd) = self.crowds.get_mut(&file) {
+            crowd.count += 1;
+            crowd.spans.insert(span(owner, range, held.exclusive));
+        } else if self.count_on(file) >= CROWDED {
+            let (mut count, mut spans) = (0, Spans::default());
             for found in self.on(file) {
+                count += 1;
                 spans.insert(span(found.owner, found.range, found.held.exclusive));
             }
-            of.spans = Some(spans);
+            self.crowds.insert(file, Crowd { count, spans });
         }
-        self.files.insert(file, of);
     }
 
     fn take(&mut self, old: &HeldRange) {
@@ -273,15 +274,11 @@ impl RangeSet {
         if more.is_none() {
             self.files_of.remove(&(owner, file));
         }
-        if let Some(mut of) = self.files.remove(&file) {
-            of.count -= 1;
-            if of.count < CROWDED / 2 {
-                of.spans = None;
-            } else if let Some(spans) = &mut of.spans {
-                spans.remove(old.range.start(), owner);
-            }
-            if of.count > 0 {
-                self.files.insert(file, of);
+        if let Some(crowd) = self.crowds.get_mut(&file) {
+            crowd.count -= 1;
+            crowd.spans.remove(old.range.start(), owner);
+            if crowd.count < CROWDED / 2 {
+                self.crowds.remove(&file);
             }
         }
     }

@@ -26,16 +26,16 @@ enum Row {
     Share(FileNo, OwnerNo, Share),
 }
 
-/// The numbers that were given last.
+/// How many there were so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
-    host: u32,
-    owner: u32,
-    file: u32,
     calls: u64,
     blocked: u64,
     grant: u64,
 }
+
+/// No table has so many of anything; a larger number is none that was written.
+const NUMBERS_MAX: u32 = 1 << 24;
 
 /// A record that refers to something that is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,9 +45,6 @@ impl LockTable {
     /// The whole table, row by row.
     pub fn records(&self) -> impl Iterator<Item = Record> {
         let counts = Counts {
-            host: self.hosts.last(),
-            owner: self.owners.last(),
-            file: self.files.last(),
             calls: self.calls,
             blocked: self.last_blocked,
             grant: self.last_grant,
@@ -78,17 +75,20 @@ impl LockTable {
     ///
     /// # Errors
     /// The row refers to a host, owner or file that no earlier row holds, or its lock conflicts
-    /// with an earlier one: the snapshot is not what was written.
+    /// with an earlier one, or its number is none that a table gives: the snapshot is not what was
+    /// written.
     pub fn restore(&mut self, record: Record) -> Result<(), Inconsistent> {
         let known = |owner: OwnerNo, file: FileNo| {
             let both = self.owners.key(owner.0).is_some() && self.files.key(file.0).is_some();
             both.then_some(()).ok_or(Inconsistent)
         };
+        if let Row::Host(number, ..) | Row::Owner(number, ..) | Row::File(number, ..) = &record.0
+            && *number >= NUMBERS_MAX
+        {
+            return Err(Inconsistent);
+        }
         match record.0 {
             Row::Counts(counts) => {
-                self.hosts.set_last(counts.host);
-                self.owners.set_last(counts.owner);
-                self.files.set_last(counts.file);
                 self.calls = counts.calls;
                 self.last_blocked = counts.blocked;
                 self.last_grant = counts.grant;
@@ -131,5 +131,20 @@ impl LockTable {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_table_writes_is_refused() {
+        let file = || FileKey(Box::from(*b"file"));
+        let mut table = LockTable::default();
+        let with_number = |number| Record(Row::File(number, file()));
+        assert_eq!(table.restore(with_number(NUMBERS_MAX)), Err(Inconsistent));
+        assert_eq!(table, LockTable::default());
+        assert_eq!(table.restore(with_number(0)), Ok(()));
     }
 }

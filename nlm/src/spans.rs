@@ -11,6 +11,7 @@
 //! a file gets crowded and drops it afterwards; answers never depend on whether it is there.
 
 use std::cmp::Ordering;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::range::ByteRange;
@@ -54,36 +55,51 @@ struct Node {
     right: Link,
 }
 
-/// How far some ranges reach: the greatest last byte with its owner, and the greatest of all
-/// others.
+/// How far some ranges reach: where those of one owner end that end last, and where all others do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Reach {
-    first: Option<(u64, OwnerNo)>,
-    other: Option<(u64, OwnerNo)>,
+    first: Option<(End, OwnerNo)>,
+    other: Option<End>,
 }
 
+/// The byte behind a range: never 0, so that it takes no more room if there may be none. Ranges
+/// end at `OFFSET_MAX` at the latest, far below the largest number.
+type End = NonZeroU64;
+
 impl Reach {
-    const fn of(last: u64, owner: OwnerNo) -> Self {
+    const fn of(span: &Span) -> Self {
+        let end = End::MIN.saturating_add(span.range.last());
         Self {
-            first: Some((last, owner)),
+            first: Some((end, span.owner)),
             other: None,
         }
     }
 
     /// The reach of both.
     fn join(self, with: Self) -> Self {
-        let first = self.first.max(with.first);
-        let owner = first.map(|(_, owner)| owner);
-        let all = [self.first, self.other, with.first, with.other];
-        let others = all.into_iter().flatten();
-        let other = others.filter(|(_, of)| Some(*of) != owner).max();
-        Self { first, other }
+        let (far, near) = if self.first >= with.first {
+            (self, with)
+        } else {
+            (with, self)
+        };
+        let owner = |reach: Self| reach.first.map(|(_, owner)| owner);
+        let next = if owner(near) == owner(far) {
+            near.other
+        } else {
+            near.first.map(|(end, _)| end)
+        };
+        Self {
+            first: far.first,
+            other: far.other.max(next),
+        }
     }
 
-    /// The greatest last byte of anybody but `owner`.
-    fn without(self, owner: Option<OwnerNo>) -> Option<u64> {
-        let first = self.first.filter(|(_, of)| Some(*of) != owner);
-        first.or(self.other).map(|(last, _)| last)
+    /// Where the ranges of all but `owner` end.
+    fn without(self, owner: Option<OwnerNo>) -> Option<End> {
+        match self.first {
+            Some((end, of)) if Some(of) != owner => Some(end),
+            _ => self.other,
+        }
     }
 }
 
@@ -125,7 +141,7 @@ impl Node {
     /// How far a range reaches, among the exclusive ones or among all.
     fn own_reach(span: &Span, exclusive: bool) -> Reach {
         if span.exclusive || !exclusive {
-            Reach::of(span.range.last(), span.owner)
+            Reach::of(span)
         } else {
             Reach::default()
         }
@@ -160,7 +176,7 @@ fn first_conflict(
         node.exclusive_reach
     };
     let reach = reach.without(owner);
-    if reach.is_none_or(|last| last < range.start()) {
+    if reach.is_none_or(|end| end.get() <= range.start()) {
         return None;
     }
     let before = first_conflict(&node.left, range, owner, exclusive);
@@ -279,6 +295,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::range::OFFSET_MAX;
 
     /// Checks order, balance and what nodes know of what is below them; returns the spans.
     fn check(link: &Link) -> Vec<Span> {
@@ -346,5 +363,22 @@ mod tests {
         assert_eq!(spans.first_conflict(ByteRange::ALL, None, false), None);
         let behind = ByteRange::new(15_001, 20_000).unwrap();
         assert_eq!(spans.first_conflict(behind, None, true), None);
+    }
+
+    #[test]
+    fn the_last_byte_of_all_is_found() {
+        let last = ByteRange::new(OFFSET_MAX, OFFSET_MAX).unwrap();
+        for range in [ByteRange::ALL, last] {
+            let mut spans = Spans::default();
+            let (owner, exclusive) = (OwnerNo(1), true);
+            let span = Span {
+                range,
+                owner,
+                exclusive,
+            };
+            spans.insert(span);
+            let found = |owner| spans.first_conflict(last, Some(OwnerNo(owner)), false);
+            assert_eq!((found(1), found(2)), (None, Some(span)));
+        }
     }
 }

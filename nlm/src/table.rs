@@ -488,7 +488,7 @@ impl LockTable {
                 oh: Box::default(),
             },
         };
-        // No host has the number above all others: they begin again at 1 before.
+        // No host has the highest number: there are far fewer of them.
         let next = HostNo(host.0.saturating_add(1));
         self.owners
             .numbers_in(first(host)..first(next))

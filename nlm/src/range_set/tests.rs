@@ -182,5 +182,5 @@ fn one_owner_with_many_ranges_on_many_files() {
     for file in 0..100 {
         set.clear(FileNo(file), OwnerNo(file % 7), ByteRange::ALL);
     }
-    assert_eq!((set.len(), set.files.len(), set.files_of.len()), (0, 0, 0));
+    assert_eq!((set.len(), set.crowds.len(), set.files_of.len()), (0, 0, 0));
 }

@@ -128,9 +128,25 @@ pub(super) fn check(table: &LockTable) {
                 .conflict(*file, Some(blocked.owner), blocked.range, blocked.exclusive);
         assert!(conflict.is_some(), "a request waits for nothing");
     }
-    for grant in table.grants.keys() {
-        let marked = all.iter().any(|held| held.held.grant == Some(*grant));
+    for (id, grant) in &table.grants {
+        let marked = all.iter().any(|held| {
+            held.held.grant == Some(*id) && (held.file, held.owner) == (grant.file, grant.owner)
+        });
         assert!(marked, "a grant without a lock");
+    }
+    // Numbers are given again: what refers to one must be gone before it is.
+    let held = all.iter().map(|held| (held.owner, held.file));
+    let blocked = table.blocked.iter();
+    let blocked = blocked.map(|((file, _), blocked)| (blocked.owner, *file));
+    let shares = table.shares.keys().map(|(file, owner)| (*owner, *file));
+    for (owner, file) in held.chain(blocked).chain(shares) {
+        assert!(table.files.key(file.0).is_some(), "a file that is gone");
+        let host = table.host_of(owner).unwrap();
+        assert!(table.hosts.key(host.0).is_some(), "a host that is gone");
+    }
+    for (_, key, ()) in table.owners.iter() {
+        let host = table.hosts.key(key.host.0);
+        assert!(host.is_some(), "a host that is gone");
     }
     let mut copy = LockTable::default();
     for record in table.records() {

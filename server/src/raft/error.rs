@@ -58,6 +58,15 @@ pub enum StoreError {
         /// What is newer.
         problem: String,
     },
+    /// A file comes from an older program, in a form that is not read any more.
+    #[error("`{}` was written by an older havenfs: {problem}\nhint: run the older havenfs that \
+             wrote it; the file is left as it is", .path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// What is older.
+        problem: String,
+    },
     /// The consensus engine ended.
     #[error(
         "the replicated store has stopped: cannot {step}: {problem}\nhint: start the server \

@@ -21,7 +21,8 @@ use crate::cluster::ClusterState;
 use crate::fault;
 
 const MAGIC: [u8; 8] = *b"havensnp";
-const VERSION: u32 = 1;
+/// Version 1 had the numbers that the lock table gave last.
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 24;
 const TRAILER_BYTES: u64 = 12;
 const BUFFER_BYTES: usize = 1 << 16;
@@ -134,13 +135,14 @@ pub(super) fn read_file(
     if header[..8] != MAGIC {
         return Err(damaged("it is no snapshot"));
     }
-    if number(8) != VERSION {
-        return Err(StoreError::Newer {
-            path: path.to_path_buf(),
-            problem: format!(
-                "snapshot version {}, and this program knows {VERSION}",
-                number(8)
-            ),
+    let version = number(8);
+    if version != VERSION {
+        let path = path.to_path_buf();
+        let problem = format!("snapshot version {version}, and this program knows {VERSION}");
+        return Err(if version > VERSION {
+            StoreError::Newer { path, problem }
+        } else {
+            StoreError::Older { path, problem }
         });
     }
     let id = u64::from(number(16)) | u64::from(number(20)) << 32;

@@ -333,18 +333,24 @@ fn a_damaged_snapshot_is_named_and_never_taken_for_an_empty_one() {
 }
 
 #[test]
-fn a_newer_snapshot_is_called_newer() {
+fn a_snapshot_of_another_version_is_called_so() {
     let (_parent, dir) = folder();
     with_snapshot(&dir);
     let path = snapshot::path(&dir);
     let mut bytes = std::fs::read(&path).unwrap();
-    bytes[8] = 2;
-    let end = bytes.len() - 4;
-    let checksum = crc32fast::hash(&bytes[..end - 8]);
-    bytes[end..].copy_from_slice(&checksum.to_le_bytes());
-    std::fs::write(&path, &bytes).unwrap();
-    let error = Node::open(&dir).err().unwrap();
-    assert!(matches!(error, StoreError::Newer { .. }), "{error}");
+    let mut open_as = |version| {
+        bytes[8] = version;
+        let end = bytes.len() - 4;
+        let checksum = crc32fast::hash(&bytes[..end - 8]);
+        bytes[end..].copy_from_slice(&checksum.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Node::open(&dir).err().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
+        error
+    };
+    let (older, newer) = (open_as(1), open_as(3));
+    assert!(matches!(older, StoreError::Older { .. }), "{older}");
+    assert!(matches!(newer, StoreError::Newer { .. }), "{newer}");
 }
 
 #[test]
