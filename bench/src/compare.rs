@@ -32,7 +32,7 @@ pub(crate) const WHO: Identity = Identity {
 
 /// Where the tmpfs is mounted, in a mount namespace: a folder that every Linux has and that none
 /// of the programs is kept in.
-const BASE: &str = "/dev/shm";
+pub(crate) const BASE: &str = "/dev/shm";
 
 /// What to compare and how long.
 #[derive(Debug, Clone, clap::Args)]
@@ -102,14 +102,18 @@ impl CompareArgs {
 
     /// Where the servers keep their state.
     fn state(&self, base: &Path) -> anyhow::Result<PathBuf> {
-        let state = match &self.state {
-            // A folder of our own, since it is emptied.
-            Some(state) => state.join("bench-state"),
-            None if self.locks => target_directory().join("bench-state"),
-            None => base.join("state"),
-        };
-        Ok(std::path::absolute(state)?)
+        if self.locks {
+            state_directory(self.state.as_deref())
+        } else {
+            Ok(base.join("state"))
+        }
     }
+}
+
+/// A folder of our own, since it is emptied, in the one that was chosen or beside the programs.
+pub(crate) fn state_directory(chosen: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let parent = chosen.map_or_else(target_directory, Path::to_path_buf);
+    Ok(std::path::absolute(parent.join("bench-state"))?)
 }
 
 /// One server's round; the command runs itself with these.
@@ -183,10 +187,6 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if let Some(base) = &args.inside {
         return run_inside(args, base, &servers);
     }
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "namespaces and a tmpfs need root: run this as root"
-    );
     for (program, package) in [
         ("unshare", "util-linux"),
         ("setpriv", "util-linux"),
@@ -202,20 +202,32 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         }
     }
     build(&servers)?;
+    run_in_namespaces(&[])?;
+    let results = fs::read(args.raw()).context("read the measurements")?;
+    report::write(&serde_json::from_slice(&results)?, &args.page)
+}
+
+/// Runs this very command again, in a mount and process namespace of its own and in those that
+/// `more` options of unshare name, and waits for its end.
+pub(crate) fn run_in_namespaces(more: &[&str]) -> anyhow::Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "namespaces and a tmpfs need root: run this as root"
+    );
     let own = programs().join("havenfs-bench");
     keep(&std::env::current_exe()?, &own)?;
     // Ended with this process, however that ends.
     let status = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "unshare"])
         .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(more)
         .arg(own)
         .args(std::env::args_os().skip(1))
         .args(["--inside", BASE])
         .status()
         .context("run setpriv and unshare")?;
-    ensure!(status.success(), "the comparison failed");
-    let results = fs::read(args.raw()).context("read the measurements")?;
-    report::write(&serde_json::from_slice(&results)?, &args.page)
+    ensure!(status.success(), "it failed in its namespaces");
+    Ok(())
 }
 
 fn require(program: &str, package: &str) -> anyhow::Result<()> {
@@ -237,7 +249,7 @@ fn programs() -> PathBuf {
     target_directory().join("bench-programs")
 }
 
-fn havenfs_binary() -> PathBuf {
+pub(crate) fn havenfs_binary() -> PathBuf {
     programs().join("havenfs")
 }
 
@@ -246,7 +258,7 @@ fn nfsserve_binary() -> PathBuf {
 }
 
 /// Builds our server and the one on nfsserve's engine; runs in the project's directory.
-fn build(servers: &[Peer]) -> anyhow::Result<()> {
+pub(crate) fn build(servers: &[Peer]) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     if servers.contains(&Peer::Havenfs) {
         let status = Command::new(&cargo)
@@ -370,7 +382,7 @@ fn run_server(
     Ok(events)
 }
 
-fn mount_tmpfs(place: &Path) -> anyhow::Result<()> {
+pub(crate) fn mount_tmpfs(place: &Path) -> anyhow::Result<()> {
     let status = Command::new("mount")
         .args([
             "-t",
@@ -385,21 +397,31 @@ fn mount_tmpfs(place: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures all rows of one server; it is process 1 of its namespaces.
-pub(crate) fn run_round(args: &RoundArgs) -> anyhow::Result<()> {
+/// Brings up what a server needs in a network namespace of its own.
+pub(crate) fn enter_network() -> anyhow::Result<()> {
     let up = Command::new("ip")
         .args(["link", "set", "lo", "up"])
         .status()?;
     ensure!(up.success(), "cannot bring loopback up");
     // Sockets and locks of daemons are to be nobody else's.
     mount_tmpfs(Path::new("/run"))?;
-    fs::create_dir_all("/run/rpcbind")?;
+    Ok(fs::create_dir_all("/run/rpcbind")?)
+}
+
+/// Makes an empty directory, whatever was there.
+pub(crate) fn empty(directory: &Path) -> anyhow::Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    Ok(fs::create_dir_all(directory)?)
+}
+
+/// Measures all rows of one server; it is process 1 of its namespaces.
+pub(crate) fn run_round(args: &RoundArgs) -> anyhow::Result<()> {
+    enter_network()?;
     let scratch = args.base.join("scratch");
     for directory in [&scratch, &args.state] {
-        if directory.exists() {
-            fs::remove_dir_all(directory)?;
-        }
-        fs::create_dir_all(directory)?;
+        empty(directory)?;
     }
     let setup = Setup {
         export: args.base.join("export"),

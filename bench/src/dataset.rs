@@ -88,6 +88,17 @@ pub(crate) fn make(root: &Path, uid: u32, gid: u32, entries_max: u32) -> anyhow:
     Ok(())
 }
 
+/// Makes a directory of empty files unless it is there.
+pub(crate) fn fill_empty(
+    root: &Path,
+    name: &str,
+    files: usize,
+    uid: u32,
+    gid: u32,
+) -> anyhow::Result<()> {
+    fill(root, name, files, |_, _| Ok(()), uid, gid)
+}
+
 /// Makes a directory of files unless it is there; it gets its name when it is complete.
 fn fill(
     root: &Path,

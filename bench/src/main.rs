@@ -2,7 +2,8 @@
 //! memory, with every answer checked.
 //!
 //! `run` measures one server that is running, `prepare` makes the files for it, `compare` starts
-//! our server and its peers in turn and writes the table of docs/benchmarks.md.
+//! our server and its peers in turn and writes the tables of docs/benchmarks.md, `locks-at-scale`
+//! fills our server with locks.
 //!
 //! Owns: the load generator ([`load`], [`work`]), the data set ([`dataset`], [`pattern`]) and the
 //! comparison ([`compare`], [`report`]). Measures latencies only of what waits for a disk, and no
@@ -24,6 +25,7 @@ mod pattern;
 mod peers;
 mod placement;
 mod report;
+mod scale;
 mod session;
 mod work;
 mod workload;
@@ -37,6 +39,7 @@ use clap::{Parser, Subcommand};
 use compare::{CompareArgs, RoundArgs};
 use measure::{Place, Row, Shape};
 use placement::Placement;
+use scale::ScaleArgs;
 use session::Identity;
 use workload::Workload;
 
@@ -54,6 +57,8 @@ enum Command {
     /// One server's round of `compare`
     #[command(hide = true)]
     Round(RoundArgs),
+    /// Fill our server with locks and print what they cost
+    LocksAtScale(ScaleArgs),
     /// Write the page again from the kept measurements
     Report {
         /// The measurements
@@ -132,6 +137,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Compare(args) => compare::run(&args),
         Command::Round(args) => compare::run_round(&args),
+        Command::LocksAtScale(args) => scale::run(&args),
         Command::Report { raw, page } => {
             report::write(&serde_json::from_slice(&std::fs::read(raw)?)?, &page)
         }

@@ -267,8 +267,8 @@ fn start_statd(setup: &Setup) -> anyhow::Result<Child> {
 fn ganesha_config(setup: &Setup) -> String {
     format!(
         "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {}; MNT_Port = {}; NLM_Port = {};\n\
-         \x20 Enable_NLM = {}; Enable_RQUOTA = false; Enable_NFS_Stats = false; Enable_Fast_Stats = false;\n\
-         \x20 RPC_Ioq_ThrdMax = 4; }}\n\
+         \x20 Enable_NLM = {}; Enable_RQUOTA = false; Enable_NFS_Stats = false;\n\
+         \x20 Enable_Fast_Stats = false; RPC_Ioq_ThrdMax = 4; }}\n\
          NFSv4 {{ RecoveryBackend = fs; RecoveryRoot = {}; Graceless = true; }}\n\
          MDCACHE {{ Entries_HWMark = 2000000; Chunks_HWMark = 200000; NParts = 17;\n\
          \x20 Cache_Size = 200003; }}\n\

@@ -1,7 +1,7 @@
 //! One call at a time, for everything that is not measured: mounting and finding handles.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -9,6 +9,7 @@ use havenfs_rpc::auth::{AUTH_SYS, AuthSys, Gids, OpaqueAuth};
 use havenfs_rpc::message::Call;
 use havenfs_rpc::xdr::{Reader, Writer};
 use havenfs_rpc::{program, record};
+use rustix::net::{self, AddressFamily, SocketType};
 
 /// How long a server may take for one answer before it counts as hanging.
 pub(crate) const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
@@ -78,6 +79,23 @@ impl Session {
     pub(crate) fn connect(address: SocketAddr, who: Identity) -> anyhow::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, ANSWER_TIME_MAX)
             .with_context(|| format!("connect to {address}"))?;
+        Self::over(stream, who)
+    }
+
+    /// Connects as another machine: from an address of its own.
+    pub(crate) fn connect_from(
+        source: IpAddr,
+        address: SocketAddr,
+        who: Identity,
+    ) -> anyhow::Result<Self> {
+        let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        net::bind(&socket, &SocketAddr::new(source, 0))
+            .and_then(|()| net::connect(&socket, &address))
+            .with_context(|| format!("connect from {source} to {address}"))?;
+        Self::over(TcpStream::from(socket), who)
+    }
+
+    fn over(stream: TcpStream, who: Identity) -> anyhow::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
         Ok(Self {
@@ -99,6 +117,16 @@ impl Session {
         self.xid = self.xid.wrapping_add(1);
         out[4..8].copy_from_slice(&self.xid.to_be_bytes());
         self.stream.write_all(&out)?;
+        let answer = self.answer()?;
+        let results = answer
+            .strip_prefix(&self.xid.to_be_bytes())
+            .and_then(|rest| rest.strip_prefix(&ACCEPTED))
+            .with_context(|| format!("call {what:?} was not accepted"))?;
+        Ok(results.to_vec())
+    }
+
+    /// Waits for one whole reply.
+    fn answer(&mut self) -> anyhow::Result<Vec<u8>> {
         let mut answer = Vec::new();
         loop {
             let mut mark = [0; 4];
@@ -110,14 +138,39 @@ impl Session {
             answer.resize(start + len, 0);
             self.stream.read_exact(&mut answer[start..])?;
             if mark & (1 << 31) != 0 {
-                break;
+                return Ok(answer);
             }
         }
-        let results = answer
-            .strip_prefix(&self.xid.to_be_bytes())
-            .and_then(|rest| rest.strip_prefix(&ACCEPTED))
-            .with_context(|| format!("call {what:?} was not accepted"))?;
-        Ok(results.to_vec())
+    }
+
+    /// Sends a call for each item at once and returns the results of all, in their order.
+    pub(crate) fn calls<T>(
+        &mut self,
+        what: (u32, u32, u32),
+        items: impl IntoIterator<Item = T>,
+        arguments: impl Fn(&T, &mut Writer<'_>),
+    ) -> anyhow::Result<Vec<Vec<u8>>> {
+        let first = self.xid.wrapping_add(1);
+        let mut out = Vec::new();
+        for item in items {
+            let start = out.len();
+            append_call(&mut out, self.who, what, |args| arguments(&item, args), 0);
+            self.xid = self.xid.wrapping_add(1);
+            out[start + 4..start + 8].copy_from_slice(&self.xid.to_be_bytes());
+        }
+        self.stream.write_all(&out)?;
+        let count = self.xid.wrapping_sub(first).wrapping_add(1) as usize;
+        let mut answers = vec![Vec::new(); count];
+        for _ in 0..count {
+            let answer = self.answer()?;
+            let (xid, rest) = answer.split_first_chunk::<4>().context("no xid")?;
+            let at = u32::from_be_bytes(*xid).wrapping_sub(first) as usize;
+            let results = rest.strip_prefix(&ACCEPTED).context("not accepted")?;
+            let place = answers.get_mut(at).context("an unknown xid")?;
+            ensure!(place.is_empty(), "a call was answered twice");
+            *place = results.to_vec();
+        }
+        Ok(answers)
     }
 
     /// Mounts `path` (MOUNT version 3) and returns its handle.

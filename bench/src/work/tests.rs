@@ -53,6 +53,26 @@ fn an_error_status_is_a_fault() {
 }
 
 #[test]
+fn an_answer_to_a_lock_is_checked() {
+    let answer = |cookie: &[u8], status| {
+        reply(|out| {
+            out.opaque(cookie);
+            out.u32(status);
+        })
+    };
+    let verdict = |message: &[u8]| verdict(Workload::LockUnlock, message);
+    assert!(matches!(verdict(&answer(locks::COOKIE, 0)), Ok(1)));
+    assert!(matches!(
+        verdict(&answer(locks::COOKIE, 1)),
+        Err(Fault::Status(1))
+    ));
+    assert!(matches!(
+        verdict(&answer(b"another", 0)),
+        Err(Fault::Wrong("cookie"))
+    ));
+}
+
+#[test]
 fn another_handle_is_a_fault() {
     let answer = |handle: &[u8]| {
         reply(|out| {
