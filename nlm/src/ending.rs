@@ -104,7 +104,7 @@ impl LockTable {
                 freed.requests += self.unblock_where(owner, |of, _| meant(of));
                 let files: Vec<FileNo> = self.ranges.files_of(owner).collect();
                 for of in files.into_iter().filter(|of| meant(*of)) {
-                    for held in self.ranges.own(of, owner, ByteRange::ALL, false) {
+                    for held in self.ranges.own(of, owner, ByteRange::ALL) {
                         self.bury(host, &held);
                         self.end_lock(host, &held, &mut freed, &mut ranges);
                     }
@@ -172,7 +172,7 @@ impl LockTable {
             let kept = |state: i32| keep_state == Some(state);
             freed.requests += self.unblock_where(owner, |_, blocked| !kept(blocked.nsm_state));
             for file in self.ranges.files_of(owner).collect::<Vec<_>>() {
-                for held in self.ranges.own(file, owner, ByteRange::ALL, false) {
+                for held in self.ranges.own(file, owner, ByteRange::ALL) {
                     if keep_state.is_none_or(|state| state != held.held.nsm_state) {
                         self.end_lock(host, &held, freed, &mut ranges);
                     }

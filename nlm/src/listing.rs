@@ -111,9 +111,11 @@ impl LockTable {
         if !self.has_all(file, owner, request.range, request.exclusive) {
             return None;
         }
-        let own = self.ranges.own(file, owner, request.range, false);
-        let id = |held: &HeldRange| LockId(file, owner, held.range.start());
-        Some(own.iter().map(id).collect())
+        let own = self.ranges.own_overlapping(file, owner, request.range);
+        Some(
+            own.map(|held| LockId(file, owner, held.range.start()))
+                .collect(),
+        )
     }
 
     fn entry(

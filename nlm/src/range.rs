@@ -82,9 +82,17 @@ impl ByteRange {
         self.start <= other.last && other.start <= self.last
     }
 
-    /// Whether they overlap or one begins where the other ends.
-    pub const fn touches(self, other: Self) -> bool {
-        self.start <= other.last.saturating_add(1) && other.start <= self.last.saturating_add(1)
+    /// This range and the bytes beside it: what overlaps that overlaps or touches this range.
+    #[must_use]
+    pub const fn with_neighbours(self) -> Self {
+        Self {
+            start: self.start.saturating_sub(1),
+            last: if self.last < OFFSET_MAX {
+                self.last + 1
+            } else {
+                OFFSET_MAX
+            },
+        }
     }
 
     /// The smallest range that holds both.
@@ -184,7 +192,9 @@ mod tests {
         assert_eq!(parts(range(0, 5), ByteRange::ALL), [None, None]);
         assert_eq!(parts(range(10, 20), range(30, 40)), [Some((10, 20)), None]);
         assert_eq!(parts(range(10, 20), range(1, 2)), [None, Some((10, 20))]);
-        assert!(range(0, 4).touches(range(5, 6)) && !range(0, 4).overlaps(range(5, 6)));
-        assert!(ByteRange::ALL.touches(range(3, 3)));
+        let touch = |one: ByteRange, other| one.with_neighbours().overlaps(other);
+        assert!(touch(range(0, 4), range(5, 6)) && !range(0, 4).overlaps(range(5, 6)));
+        assert!(touch(range(5, 6), range(0, 4)) && !touch(range(0, 4), range(6, 6)));
+        assert!(touch(ByteRange::ALL, range(3, 3)));
     }
 }

@@ -164,40 +164,9 @@ impl RangeSet {
             .filter(move |found| found.range.overlaps(range))
     }
 
-    /// The ranges of one owner on one file that overlap `range` or, if `touching`, touch it.
-    pub(crate) fn own(
-        &self,
-        file: FileNo,
-        owner: OwnerNo,
-        range: ByteRange,
-        touching: bool,
-    ) -> Vec<HeldRange> {
-        let reaches = |found: &HeldRange| {
-            found.range.overlaps(range) || (touching && found.range.touches(range))
-        };
-        // Of those that begin before `range` or with it, the last may overlap it, and the one
-        // before that may end where it begins.
-        let mut own: Vec<HeldRange> = self
-            .held
-            .range((file, owner, 0)..=(file, owner, range.start()))
-            .rev()
-            .take(2)
-            .filter_map(|(key, held)| held_range(key, held))
-            .filter(reaches)
-            .collect();
-        own.reverse();
-        if let Some(next) = range.start().checked_add(1) {
-            let until = range.last().saturating_add(u64::from(touching));
-            if next <= until {
-                let behind = self.held.range((file, owner, next)..=(file, owner, until));
-                own.extend(
-                    behind
-                        .filter_map(|(key, held)| held_range(key, held))
-                        .filter(reaches),
-                );
-            }
-        }
-        own
+    /// The same as a list, for those who change them.
+    pub(crate) fn own(&self, file: FileNo, owner: OwnerNo, range: ByteRange) -> Vec<HeldRange> {
+        self.own_overlapping(file, owner, range).collect()
     }
 
     /// Gives `range` to `owner`.
@@ -210,7 +179,7 @@ impl RangeSet {
             "a lock that conflicts is never granted"
         );
         let mut whole = range;
-        for old in self.own(file, owner, range, true) {
+        for old in self.own(file, owner, range.with_neighbours()) {
             if old.held.is_one_with(&new) {
                 self.take(&old);
                 whole = whole.join(old.range);
@@ -229,7 +198,7 @@ impl RangeSet {
         owner: OwnerNo,
         range: ByteRange,
     ) -> Vec<HeldRange> {
-        let own = self.own(file, owner, range, false);
+        let own = self.own(file, owner, range);
         for old in &own {
             self.cut(old, range);
         }

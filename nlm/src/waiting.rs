@@ -186,7 +186,7 @@ impl LockTable {
         exclusive: bool,
     ) -> bool {
         let mut next = Some(range.start());
-        for own in self.ranges.own(file, owner, range, false) {
+        for own in self.ranges.own_overlapping(file, owner, range) {
             if own.held.exclusive == exclusive && next.is_some_and(|next| own.range.start() <= next)
             {
                 next = own.range.last().checked_add(1);
@@ -222,7 +222,7 @@ impl LockTable {
         if let Some((owner, file)) = self.known(host, owner, file)
             && !self.unblock_same(owner, file, range, Some(exclusive))
         {
-            let own = self.ranges.own(file, owner, range, false);
+            let own = self.ranges.own(file, owner, range);
             let granted = own
                 .iter()
                 .find(|own| own.range == range && own.held.exclusive == exclusive)
@@ -270,7 +270,7 @@ impl LockTable {
         let Some(host) = self.host_of(grant.owner) else {
             return;
         };
-        for own in self.ranges.own(grant.file, grant.owner, grant.range, false) {
+        for own in self.ranges.own(grant.file, grant.owner, grant.range) {
             if own.held.grant == Some(id) {
                 self.release(host, grant.file, grant.owner, own.range, stamp);
             }
@@ -321,7 +321,7 @@ impl LockTable {
 
     /// Makes unconfirmed locks (those of one grant, if one is named) ordinary ones.
     fn unmark(&mut self, file: FileNo, owner: OwnerNo, range: ByteRange, only: Option<GrantId>) {
-        for own in self.ranges.own(file, owner, range, false) {
+        for own in self.ranges.own(file, owner, range) {
             let Some(id) = own.held.grant else { continue };
             if only.is_some_and(|only| only != id) {
                 continue;
@@ -376,7 +376,7 @@ impl LockTable {
         let blocked = self.unblock(owner, file, no)?;
         // What its owner had of the range is a lock like any other from now on.
         self.settle(file, owner, wanted);
-        let had = self.ranges.own(file, owner, wanted, false);
+        let had = self.ranges.own(file, owner, wanted);
         self.last_grant += 1;
         let id = GrantId::MIN.saturating_add(self.last_grant - 1);
         let held = Held {
