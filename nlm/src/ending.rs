@@ -97,27 +97,10 @@ impl LockTable {
         };
         let mut freed = Freed::default();
         let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
-        let meant = |of: FileNo| file.is_none_or(|file| file == of);
+        let meant = |of, _| file.is_none_or(|file| file == of);
         for host in self.hosts_behind(address) {
             freed.hosts += 1;
-            for owner in self.owners_of(host).collect::<Vec<_>>() {
-                freed.requests += self.unblock_where(owner, |of, _| meant(of));
-                let files: Vec<FileNo> = self.ranges.files_of(owner).collect();
-                for of in files.into_iter().filter(|of| meant(*of)) {
-                    for held in self.ranges.own(of, owner, ByteRange::ALL) {
-                        self.bury(host, &held);
-                        self.end_lock(host, &held, &mut freed, &mut ranges);
-                    }
-                }
-                for (of, _) in self.shares_by(owner) {
-                    if meant(of) {
-                        freed.shares += 1;
-                        self.end_share(host, of, owner);
-                        self.release_file(of);
-                    }
-                }
-                self.release_owner(owner);
-            }
+            self.end_of_host(host, meant, true, &mut freed, &mut ranges);
         }
         self.grant_in(ranges, stamp);
         freed
@@ -168,18 +151,35 @@ impl LockTable {
     /// it.
     fn free(&mut self, host: HostNo, keep_state: Option<i32>, stamp: Stamp, freed: &mut Freed) {
         let mut ranges: BTreeMap<FileNo, ByteRange> = BTreeMap::new();
+        let not_kept = |_, state| keep_state != Some(state);
+        self.end_of_host(host, not_kept, false, freed, &mut ranges);
+        self.grant_in(ranges, stamp);
+    }
+
+    /// Ends what a host has and waits for, where file and NSM state are `meant`; locks are `buried`
+    /// if the host does not know that they ended. Nobody is served yet.
+    fn end_of_host(
+        &mut self,
+        host: HostNo,
+        meant: impl Fn(FileNo, i32) -> bool,
+        buried: bool,
+        freed: &mut Freed,
+        ranges: &mut BTreeMap<FileNo, ByteRange>,
+    ) {
         for owner in self.owners_of(host).collect::<Vec<_>>() {
-            let kept = |state: i32| keep_state == Some(state);
-            freed.requests += self.unblock_where(owner, |_, blocked| !kept(blocked.nsm_state));
+            freed.requests += self.unblock_where(owner, |of, blocked| meant(of, blocked.nsm_state));
             for file in self.ranges.files_of(owner).collect::<Vec<_>>() {
                 for held in self.ranges.own(file, owner, ByteRange::ALL) {
-                    if keep_state.is_none_or(|state| state != held.held.nsm_state) {
-                        self.end_lock(host, &held, freed, &mut ranges);
+                    if meant(file, held.held.nsm_state) {
+                        if buried {
+                            self.bury(host, &held);
+                        }
+                        self.end_lock(host, &held, freed, ranges);
                     }
                 }
             }
             for (file, share) in self.shares_by(owner) {
-                if keep_state.is_none_or(|state| state != share.nsm_state) {
+                if meant(file, share.nsm_state) {
                     freed.shares += 1;
                     self.end_share(host, file, owner);
                     self.release_file(file);
@@ -187,7 +187,6 @@ impl LockTable {
             }
             self.release_owner(owner);
         }
-        self.grant_in(ranges, stamp);
     }
 
     /// Remembers that a lock ended without its owner's doing.

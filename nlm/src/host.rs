@@ -59,6 +59,13 @@ pub(crate) struct Tombstone {
     pub(crate) range: ByteRange,
 }
 
+impl Tombstone {
+    /// Whether the lock was an owner's, on a part of a range.
+    pub(crate) fn is_on(&self, file: &FileKey, owner: &LockOwner, range: ByteRange) -> bool {
+        self.range.overlaps(range) && self.owner == *owner && self.file == *file
+    }
+}
+
 /// What is known of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HostRecord {
@@ -96,9 +103,7 @@ impl HostRecord {
 
     /// Forgets what is remembered of lost locks on a range that the owner has been given since.
     pub(crate) fn unbury(&mut self, file: &FileKey, owner: &LockOwner, range: ByteRange) {
-        let is_meant = |tombstone: &Tombstone| {
-            tombstone.range.overlaps(range) && tombstone.owner == *owner && tombstone.file == *file
-        };
+        let is_meant = |tombstone: &Tombstone| tombstone.is_on(file, owner, range);
         if !self.tombstones.iter().any(is_meant) {
             return;
         }

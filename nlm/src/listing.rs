@@ -3,7 +3,7 @@
 use crate::host::HostKey;
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
-use crate::table::{FileKey, FileNo, HostNo, LockOwner, LockRequest, LockTable, OwnerNo};
+use crate::table::{FileKey, FileNo, LockOwner, LockRequest, LockTable, OwnerNo};
 
 /// What names a held range for as long as it is held in this form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,8 +106,7 @@ impl LockTable {
     /// The locks that make up a range that an owner says it holds, none if it does not hold all of
     /// it in this way: a reclaim of it changes nothing.
     pub fn holding(&self, host: &HostKey, request: &LockRequest) -> Option<Vec<LockId>> {
-        let host = HostNo(self.hosts.number(host)?);
-        let (owner, file) = self.known(host, &request.owner, &request.file)?;
+        let (owner, file) = self.known_to(host, &request.owner, &request.file)?;
         if !self.has_all(file, owner, request.range, request.exclusive) {
             return None;
         }

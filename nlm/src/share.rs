@@ -75,7 +75,8 @@ impl LockTable {
             record.nsm_state
         });
         let file = FileNo(self.files.enter(&request.file, || ()));
-        let owner = OwnerNo(self.owners.enter(&owner_key(host, &request.oh), || ()));
+        let owner = share_owner(&request.oh);
+        let owner = OwnerNo(self.owners.enter(&OwnerKey { host, owner }, || ()));
         let had = self.shares.get(&(file, owner));
         let known = stamp.in_grace || had.is_some_and(|share| share.modes == request.modes);
         let crowded = self.shares_on(file).take(SHARES_PER_FILE_MAX).count();
@@ -102,12 +103,7 @@ impl LockTable {
         };
         self.release_owner(owner);
         self.release_file(file);
-        let settled = match outcome {
-            LockOutcome::Granted => Some(Settled::Granted),
-            LockOutcome::Denied => Some(Settled::Denied),
-            _ => None,
-        };
-        self.remember(host, call, settled);
+        self.remember(host, call, outcome.settled());
         outcome
     }
 
@@ -119,8 +115,7 @@ impl LockTable {
         let Ok(host) = self.enter_host(host) else {
             return;
         };
-        let owner = owner_key(host, oh).owner;
-        if let Some((owner, file)) = self.known(host, &owner, file) {
+        if let Some((owner, file)) = self.known(host, &share_owner(oh), file) {
             self.end_share(host, file, owner);
             self.release_owner(owner);
             self.release_file(file);
@@ -130,10 +125,7 @@ impl LockTable {
 
     /// Whether the table has a share just so: a reclaim of it changes nothing.
     pub fn has_share(&self, host: &HostKey, request: &ShareRequest) -> bool {
-        let known = self.hosts.number(host).and_then(|host| {
-            let host = HostNo(host);
-            self.known(host, &owner_key(host, &request.oh).owner, &request.file)
-        });
+        let known = self.known_to(host, &share_owner(&request.oh), &request.file);
         known.is_some_and(|(owner, file)| {
             let share = self.shares.get(&(file, owner));
             share.is_some_and(|share| share.modes == request.modes)
@@ -176,12 +168,9 @@ impl LockTable {
 pub const SHARES_PER_FILE_MAX: usize = 1000;
 
 /// Shares have no `svid`.
-fn owner_key(host: HostNo, oh: &[u8]) -> OwnerKey {
-    OwnerKey {
-        host,
-        owner: LockOwner {
-            svid: 0,
-            oh: oh.into(),
-        },
+fn share_owner(oh: &[u8]) -> LockOwner {
+    LockOwner {
+        svid: 0,
+        oh: oh.into(),
     }
 }

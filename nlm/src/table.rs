@@ -122,6 +122,20 @@ pub enum LockOutcome {
     TooMany(Limit),
 }
 
+impl LockOutcome {
+    /// What is remembered of it for when the call comes again, if it is final.
+    pub(crate) const fn settled(self) -> Option<Settled> {
+        match self {
+            Self::Granted => Some(Settled::Granted),
+            Self::Denied => Some(Settled::Denied),
+            Self::Blocked => Some(Settled::Blocked),
+            Self::Deadlock => Some(Settled::Deadlock),
+            // The host comes again when there may be room.
+            Self::TooMany(_) => None,
+        }
+    }
+}
+
 /// A bound of the table, hit by a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Limit {
@@ -218,15 +232,7 @@ impl LockTable {
             }
         }
         let outcome = self.lock_afresh(host, request, stamp);
-        let settled = match outcome {
-            LockOutcome::Granted => Some(Settled::Granted),
-            LockOutcome::Denied => Some(Settled::Denied),
-            LockOutcome::Deadlock => Some(Settled::Deadlock),
-            LockOutcome::Blocked => Some(Settled::Blocked),
-            // The host comes again when there may be room.
-            LockOutcome::TooMany(_) => None,
-        };
-        self.remember(host, call, settled);
+        self.remember(host, call, outcome.settled());
         outcome
     }
 
@@ -240,11 +246,14 @@ impl LockTable {
         let conflict = self
             .ranges
             .conflict(file, Some(owner), request.range, request.exclusive);
-        let lost = conflict.is_some() || self.is_buried(host, request);
         // Outside grace the table has every lock: a reclaim of one that it has not is a late copy
         // of an earlier call, and its owner has unlocked since.
-        let known = stamp.in_grace || self.has_all(file, owner, request.range, request.exclusive);
-        let outcome = if request.reclaim && (lost || !known) {
+        let may_reclaim = || {
+            conflict.is_none()
+                && !self.is_buried(host, request)
+                && (stamp.in_grace || self.has_all(file, owner, request.range, request.exclusive))
+        };
+        let outcome = if request.reclaim && !may_reclaim() {
             LockOutcome::Denied
         } else if conflict.is_some() {
             self.block(host, file, owner, request, stamp)
@@ -345,11 +354,8 @@ impl LockTable {
     /// Whether a lock that the host reclaims ended without its doing.
     fn is_buried(&self, host: HostNo, request: &LockRequest) -> bool {
         self.hosts.value(host.0).is_some_and(|record| {
-            record.tombstones.iter().any(|tombstone| {
-                tombstone.range.overlaps(request.range)
-                    && tombstone.owner == request.owner
-                    && tombstone.file == request.file
-            })
+            let mut lost = record.tombstones.iter();
+            lost.any(|lost| lost.is_on(&request.file, &request.owner, request.range))
         })
     }
 
@@ -450,6 +456,7 @@ impl LockTable {
         Ok(number)
     }
 
+    /// The numbers of an owner and of a file, if the table has both.
     pub(crate) fn known(
         &self,
         host: HostNo,
@@ -459,6 +466,16 @@ impl LockTable {
         let owner = owner.clone();
         let owner = self.owners.number(&OwnerKey { host, owner })?;
         Some((OwnerNo(owner), FileNo(self.files.number(file)?)))
+    }
+
+    /// The same of a host that may not be known.
+    pub(crate) fn known_to(
+        &self,
+        host: &HostKey,
+        owner: &LockOwner,
+        file: &FileKey,
+    ) -> Option<(OwnerNo, FileNo)> {
+        self.known(HostNo(self.hosts.number(host)?), owner, file)
     }
 
     /// The hosts behind an address.

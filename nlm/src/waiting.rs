@@ -157,11 +157,7 @@ impl LockTable {
     /// The same call as one that was blocked came again: says how things stand and begins nothing,
     /// since it may be a copy that was overtaken by all that followed.
     pub(crate) fn blocked_again(&self, host: &HostKey, request: &LockRequest) -> LockOutcome {
-        let known = self
-            .hosts
-            .number(host)
-            .and_then(|host| self.known(HostNo(host), &request.owner, &request.file));
-        let Some((owner, file)) = known else {
+        let Some((owner, file)) = self.known_to(host, &request.owner, &request.file) else {
             return LockOutcome::Denied;
         };
         let (range, exclusive) = (request.range, request.exclusive);
@@ -219,24 +215,21 @@ impl LockTable {
             return settled == Settled::Granted;
         }
         let mut nothing_left = true;
-        if let Some((owner, file)) = self.known(host, owner, file)
-            && !self.unblock_same(owner, file, range, Some(exclusive))
-        {
-            let own = self.ranges.own(file, owner, range);
-            let granted = own
-                .iter()
-                .find(|own| own.range == range && own.held.exclusive == exclusive)
-                .and_then(|own| self.grants.get(&own.held.grant?));
-            if granted.is_some_and(|grant| !grant.replaced) {
-                self.release(host, file, owner, range, stamp);
-            } else {
-                nothing_left = own.is_empty();
-                // The owner has acted: it knows of what it holds here, and will unlock it.
-                self.settle(file, owner, range);
+        if let Some((owner, file)) = self.known(host, owner, file) {
+            if !self.unblock_same(owner, file, range, Some(exclusive)) {
+                let own = self.ranges.own(file, owner, range);
+                let granted = own
+                    .iter()
+                    .find(|own| own.range == range && own.held.exclusive == exclusive)
+                    .and_then(|own| self.grants.get(&own.held.grant?));
+                if granted.is_some_and(|grant| !grant.replaced) {
+                    self.release(host, file, owner, range, stamp);
+                } else {
+                    nothing_left = own.is_empty();
+                    // The owner has acted: it knows of what it holds here, and will unlock it.
+                    self.settle(file, owner, range);
+                }
             }
-            self.release_owner(owner);
-            self.release_file(file);
-        } else if let Some((owner, file)) = self.known(host, owner, file) {
             self.release_owner(owner);
             self.release_file(file);
         }
