@@ -10,10 +10,11 @@
 //! That this would notice a server that does not sync is a test itself: the same scene with a
 //! server whose syncs are planted to do nothing must lose something. Needs root.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use havenfs_tests::lab::acks::{Answered, wait_for_changes};
+use havenfs_tests::lab::random::Random;
 use havenfs_tests::lab::site::in_lab;
 use havenfs_tests::lab::{Lab, Machine, Process, Vm, havenfs_binary, havenfs_fault_binary};
 
@@ -161,34 +162,6 @@ impl<'lab> Scene<'lab> {
             losses.extend(answered.losses(&self.lab.share().join("copy"), name));
         }
         Ok(losses)
-    }
-}
-
-/// A small generator of random numbers (splitmix64), so that a printed seed repeats a run.
-struct Random(u64);
-
-impl Random {
-    /// Seeded by `HAVENFS_SEED`, else by the clock.
-    fn seeded() -> Self {
-        let now = || {
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-        };
-        let given = std::env::var("HAVENFS_SEED")
-            .ok()
-            .and_then(|s| s.parse().ok());
-        let seed = given.unwrap_or_else(|| now().as_nanos() as u64);
-        eprintln!("HAVENFS_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
     }
 }
 
