@@ -37,18 +37,8 @@ impl LockTable {
         meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
         stamp: Stamp,
     ) -> Freed {
-        let hosts = self.hosts_behind(address);
-        let name_of = |host: HostNo| self.hosts.key(host.0).map(|key| &*key.caller_name);
-        let names: Vec<&[u8]> = hosts.iter().copied().filter_map(name_of).collect();
-        let names = meant(&names);
-        let is_meant = |host: &HostNo| {
-            let record = self.hosts.value(host.0);
-            record.is_some_and(|record| !record.has_announced(state))
-                && name_of(*host).is_some_and(|name| names.iter().any(|meant| *meant == name))
-        };
-        let meant: Vec<HostNo> = hosts.iter().copied().filter(is_meant).collect();
         let mut freed = Freed::default();
-        for host in meant {
+        for host in self.announcing(address, state, meant) {
             freed.hosts += 1;
             // 0 says nothing about a life.
             let keep = (state != 0).then_some(state);
@@ -56,6 +46,46 @@ impl LockTable {
             self.update_host(host, |record| record.reboot(state));
         }
         freed
+    }
+
+    /// The names of the hosts behind an address that lose locks or waiting requests if a notice is
+    /// believed; `meant` as in [`LockTable::rebooted`].
+    pub fn losing(
+        &self,
+        address: IpAddr,
+        state: i32,
+        meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
+    ) -> Vec<Vec<u8>> {
+        let hosts = self.announcing(address, state, meant).into_iter();
+        let mut names: Vec<Vec<u8>> = hosts
+            .filter(|host| {
+                let record = self.hosts.value(host.0);
+                record.is_some_and(|record| !record.is_idle())
+            })
+            .filter_map(|host| Some(self.hosts.key(host.0)?.caller_name.to_vec()))
+            .collect();
+        names.dedup();
+        names
+    }
+
+    /// The hosts behind an address that a notice means, and that have not announced its state
+    /// before.
+    pub(crate) fn announcing(
+        &self,
+        address: IpAddr,
+        state: i32,
+        meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
+    ) -> Vec<HostNo> {
+        let mut hosts = self.hosts_behind(address);
+        let name_of = |host: &HostNo| self.hosts.key(host.0).map(|key| &*key.caller_name);
+        let names: Vec<&[u8]> = hosts.iter().filter_map(name_of).collect();
+        let names = meant(&names);
+        hosts.retain(|host| {
+            let record = self.hosts.value(host.0);
+            record.is_some_and(|record| !record.has_announced(state))
+                && name_of(host).is_some_and(|name| names.iter().any(|meant| *meant == name))
+        });
+        hosts
     }
 
     /// FREE_ALL: a host gives back all that it has. A copy of the call changes nothing.
@@ -103,6 +133,16 @@ impl LockTable {
             self.end_of_host(host, meant, true, &mut freed, &mut ranges);
         }
         self.grant_in(ranges, stamp);
+        freed
+    }
+
+    /// An administrator says that the hosts behind an address are gone for good: what they have is
+    /// broken, and they hear of no restart any more until they lock again.
+    pub fn expire(&mut self, address: IpAddr, stamp: Stamp) -> Freed {
+        let freed = self.break_locks(address, None, stamp);
+        for host in self.hosts_behind(address) {
+            self.update_host(host, |record| record.monitored = false);
+        }
         freed
     }
 

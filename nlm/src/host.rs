@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::range::ByteRange;
+use crate::suspicion::Doubt;
 use crate::table::{FileKey, LockOwner};
 
 /// What tells hosts apart.
@@ -75,6 +76,9 @@ pub struct HostRecord {
     pub(crate) held: u32,
     /// How many of its requests wait.
     pub(crate) blocked: u32,
+    /// Bytes of its name and of its owners' names; follows from the rows of a snapshot.
+    #[serde(skip)]
+    pub(crate) name_bytes: u32,
     /// When it was last heard of, by the table's count of calls.
     pub(crate) used: u64,
     /// Its last calls, oldest first.
@@ -85,6 +89,8 @@ pub struct HostRecord {
     pub(crate) reboots: [i32; REBOOTS_MAX],
     /// Its locks that ended without its doing, oldest first; forgotten when it reboots.
     pub(crate) tombstones: Arc<VecDeque<Tombstone>>,
+    /// A notice of a reboot that was not believed.
+    pub(crate) doubt: Option<Doubt>,
 }
 
 impl HostRecord {
@@ -97,6 +103,7 @@ impl HostRecord {
     pub(crate) fn reboot(&mut self, state: i32) {
         self.repeats = Arc::default();
         self.tombstones = Arc::default();
+        self.doubt = None;
         self.reboots.rotate_right(1);
         self.reboots[0] = state;
     }

@@ -11,15 +11,19 @@
 #![forbid(unsafe_code)]
 
 pub mod ending;
+mod entries;
 pub mod granter;
 pub mod host;
+pub mod limits;
 pub mod listing;
 mod numbered;
 pub mod range;
 pub mod range_set;
 pub mod records;
+pub mod refused_writers;
 pub mod share;
 mod spans;
+pub mod suspicion;
 pub mod table;
 pub mod waiting;
 pub mod wire;

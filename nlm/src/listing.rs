@@ -1,8 +1,11 @@
 //! The table as people look at it: who holds what, who waits for what, which hosts there are.
 
+use std::net::IpAddr;
+
 use crate::host::HostKey;
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
+use crate::suspicion::Suspicion;
 use crate::table::{FileKey, FileNo, LockOwner, LockRequest, LockTable, OwnerNo};
 
 /// What names a held range for as long as it is held in this form.
@@ -37,6 +40,8 @@ pub struct HeldEntry<'a> {
     pub unconfirmed: bool,
     /// The epoch in which its owner last set it.
     pub epoch: u32,
+    /// Why it is suspect, if it is.
+    pub suspicion: Option<Suspicion>,
 }
 
 /// A machine that locks or has locked.
@@ -75,7 +80,14 @@ impl LockTable {
             id: LockId(found.file, found.owner, found.range.start()),
             unconfirmed: held.grant.is_some(),
             epoch: held.epoch,
+            suspicion: self.suspicion_of(found.owner, held),
         })
+    }
+
+    /// Whether a host behind an address still holds a lock.
+    pub fn has_lock(&self, id: LockId, address: IpAddr) -> bool {
+        let host = self.host_of(id.1).and_then(|host| self.hosts.key(host.0));
+        host.is_some_and(|host| host.address == address) && self.ranges.starts_at(id.0, id.1, id.2)
     }
 
     /// All requests that wait, by file and in line.

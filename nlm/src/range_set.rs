@@ -36,6 +36,8 @@ pub struct Held {
     pub(crate) nsm_state: i32,
     /// Whether nobody else may have it.
     pub(crate) exclusive: bool,
+    /// Whether its owner was seen under another address since, and can't unlock it.
+    pub(crate) suspect: bool,
 }
 
 impl Held {
@@ -134,6 +136,11 @@ impl RangeSet {
         self.held
             .iter()
             .filter_map(|(key, held)| held_range(key, held))
+    }
+
+    /// Whether an owner has a range on a file that starts at this byte.
+    pub(crate) fn starts_at(&self, file: FileNo, owner: OwnerNo, start: u64) -> bool {
+        self.held.contains_key(&(file, owner, start))
     }
 
     /// The files that an owner has ranges on.
@@ -249,6 +256,14 @@ impl RangeSet {
             if crowd.count < CROWDED / 2 {
                 self.crowds.remove(&file);
             }
+        }
+    }
+
+    /// Marks a range as suspect.
+    pub(crate) fn suspect(&mut self, found: &HeldRange) {
+        let key = (found.file, found.owner, found.range.start());
+        if let Some(held) = self.held.get_mut(&key) {
+            held.suspect = true;
         }
     }
 

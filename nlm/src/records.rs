@@ -1,11 +1,15 @@
 //! The lock table as a sequence of records, for snapshots: one record a row, each of which refers
 //! only to earlier ones.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::host::{HostKey, HostRecord};
+use crate::limits::Limits;
 use crate::range_set::{GrantId, HeldRange};
 use crate::share::Share;
+use crate::suspicion::Suspicions;
 use crate::table::{FileKey, FileNo, HostNo, LockTable, OwnerKey, OwnerNo};
 use crate::waiting::{Blocked, BlockedNo, Grant};
 
@@ -24,6 +28,8 @@ enum Row {
     Blocked(FileNo, BlockedNo, Blocked),
     Grant(GrantId, Grant),
     Share(FileNo, OwnerNo, Share),
+    Limits(Limits),
+    Refused(IpAddr, Option<FileKey>),
 }
 
 /// How many there were so far.
@@ -32,6 +38,7 @@ struct Counts {
     calls: u64,
     blocked: u64,
     grant: u64,
+    suspicions: Suspicions,
 }
 
 /// No table has so many of anything; a larger number is none that was written.
@@ -48,7 +55,9 @@ impl LockTable {
             calls: self.calls,
             blocked: self.last_blocked,
             grant: self.last_grant,
+            suspicions: self.suspicions,
         };
+        let refused = self.refused.iter();
         let hosts = self.hosts.iter();
         let owners = self.owners.iter();
         let files = self.files.iter();
@@ -68,6 +77,8 @@ impl LockTable {
                     .map(|(id, row)| Row::Grant(*id, row.clone())),
             )
             .chain(shares.map(|((file, owner), share)| Row::Share(*file, *owner, *share)))
+            .chain(std::iter::once(Row::Limits(self.limits)))
+            .chain(refused.map(|(address, file)| Row::Refused(*address, file.clone())))
             .map(Record)
     }
 
@@ -92,15 +103,27 @@ impl LockTable {
                 self.calls = counts.calls;
                 self.last_blocked = counts.blocked;
                 self.last_grant = counts.grant;
+                self.suspicions = counts.suspicions;
+            }
+            Row::Limits(limits) => self.limits = limits,
+            Row::Refused(address, file) => {
+                self.refused.insert((address, file));
             }
             Row::Host(number, key, record) => {
                 if record.is_idle() {
                     self.idle_hosts.insert((record.used, HostNo(number)));
                 }
+                let bytes = key.caller_name.len() as u32;
+                let record = HostRecord {
+                    name_bytes: 0,
+                    ..record
+                };
                 self.hosts.restore(number, key, record);
+                self.count_name(HostNo(number), bytes);
             }
             Row::Owner(number, key) => {
                 self.hosts.key(key.host.0).ok_or(Inconsistent)?;
+                self.count_name(key.host, key.owner.oh.len() as u32);
                 self.owners.restore(number, key, ());
             }
             Row::File(number, key) => self.files.restore(number, key, ()),

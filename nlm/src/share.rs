@@ -9,9 +9,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{CallDigest, HostKey, Settled};
-use crate::table::{
-    FileKey, FileNo, HostNo, Limit, LockOutcome, LockOwner, LockTable, OwnerKey, OwnerNo, Stamp,
-};
+use crate::limits::Limit;
+use crate::table::{FileKey, FileNo, HostNo, LockOutcome, LockOwner, LockTable, OwnerNo, Stamp};
 
 /// What an owner does with a file, and what it denies others: bit 0 reading, bit 1 writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,19 +73,21 @@ impl LockTable {
             record.monitored = true;
             record.nsm_state
         });
+        let owner = match self.enter_owner(host, share_owner(&request.oh)) {
+            Ok(owner) => owner,
+            Err(limit) => return LockOutcome::TooMany(limit),
+        };
         let file = FileNo(self.files.enter(&request.file, || ()));
-        let owner = share_owner(&request.oh);
-        let owner = OwnerNo(self.owners.enter(&OwnerKey { host, owner }, || ()));
         let had = self.shares.get(&(file, owner));
         let known = stamp.in_grace || had.is_some_and(|share| share.modes == request.modes);
-        let crowded = self.shares_on(file).take(SHARES_PER_FILE_MAX).count();
+        let crowded = self.crowded(file);
         let outcome = if request.reclaim && !known {
             // As with locks: the table has every share.
             LockOutcome::Denied
         } else if self.share_conflicts(file, owner, request.modes) {
             LockOutcome::Denied
-        } else if had.is_none() && crowded >= SHARES_PER_FILE_MAX {
-            LockOutcome::TooMany(Limit::LocksPerFile)
+        } else if let Some(limit) = crowded.filter(|_| had.is_none()) {
+            LockOutcome::TooMany(limit)
         } else if let Some(limit) = self.too_many(host, file) {
             LockOutcome::TooMany(limit)
         } else {
@@ -137,6 +138,13 @@ impl LockTable {
         self.shares.len()
     }
 
+    fn crowded(&self, file: FileNo) -> Option<Limit> {
+        let limit = Limit::SharesPerFile;
+        let enough = self.limits.get(limit) as usize;
+        self.limits
+            .reached(limit, self.shares_on(file).take(enough).count())
+    }
+
     fn share_conflicts(&self, file: FileNo, owner: OwnerNo, modes: ShareModes) -> bool {
         self.shares_on(file)
             .any(|(other, share)| other != owner && modes.conflicts(share.modes))
@@ -163,9 +171,6 @@ impl LockTable {
         }
     }
 }
-
-/// Shares of one file: each new one is compared with all of them.
-pub const SHARES_PER_FILE_MAX: usize = 1000;
 
 /// Shares have no `svid`.
 fn share_owner(oh: &[u8]) -> LockOwner {

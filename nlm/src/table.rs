@@ -20,23 +20,25 @@
 //!
 //! Invariants: a lock that was told GRANTED ends only in the ways of the picture; time and lost
 //! messages end nothing. A call that is repeated changes nothing ([`Repeats`]). What a host may
-//! make us hold is bounded by [`Limit`].
+//! make us hold is bounded by [`Limits`].
 //!
 //! Source: XNFS chapter 10 and 14; where it is silent, what Linux's lockd does.
 //!
 //! [`Repeats`]: crate::host::Repeats
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 use crate::host::{CallDigest, HostKey, HostRecord, Settled};
+use crate::limits::{Limit, Limits};
 use crate::numbered::Numbered;
 use crate::range::ByteRange;
 use crate::range_set::{GrantId, Held, HeldRange, RangeSet};
 use crate::share::Share;
+use crate::suspicion::Suspicions;
 use crate::waiting::{Blocked, BlockedNo, Callback, Grant};
 
 /// A file by its number.
@@ -136,40 +138,6 @@ impl LockOutcome {
     }
 }
 
-/// A bound of the table, hit by a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Limit {
-    /// Hosts that hold or wait for something: [`HOSTS_MAX`].
-    Hosts,
-    /// Ranges held in all: [`LOCKS_MAX`].
-    Locks,
-    /// Ranges held by one host: [`LOCKS_PER_HOST_MAX`].
-    LocksPerHost,
-    /// Ranges held on one file: [`LOCKS_PER_FILE_MAX`].
-    LocksPerFile,
-    /// Requests of one host that wait: [`BLOCKED_PER_HOST_MAX`].
-    BlockedPerHost,
-    /// Requests that wait for one file: [`BLOCKED_PER_FILE_MAX`].
-    BlockedPerFile,
-}
-
-/// Hosts that are known at a time.
-pub const HOSTS_MAX: usize = 20_000;
-/// Hosts behind one address: several behind address translation, or names that somebody makes up.
-pub const HOSTS_PER_ADDRESS_MAX: usize = 256;
-/// Requests that wait in all.
-pub const BLOCKED_MAX: usize = 200_000;
-/// Ranges held in all.
-pub const LOCKS_MAX: usize = 2_000_000;
-/// Ranges held by one host.
-pub const LOCKS_PER_HOST_MAX: u32 = 250_000;
-/// Ranges held on one file.
-pub const LOCKS_PER_FILE_MAX: u32 = 1_000_000;
-/// Requests of one host that wait.
-pub const BLOCKED_PER_HOST_MAX: u32 = 10_000;
-/// Requests that wait for one file.
-pub const BLOCKED_PER_FILE_MAX: usize = 10_000;
-
 /// Who keeps a request from being granted (`nlm4_holder`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -201,6 +169,14 @@ pub struct LockTable {
     pub(crate) last_blocked: u64,
     /// The number of the last grant.
     pub(crate) last_grant: u64,
+    /// Bytes of the names of hosts and owners.
+    pub(crate) name_bytes: u64,
+    /// What it may hold.
+    pub(crate) limits: Limits,
+    /// How often something hinted at locks whose owners are gone.
+    pub(crate) suspicions: Suspicions,
+    /// Who may not write, to which file or to any.
+    pub(crate) refused: OrdSet<(IpAddr, Option<FileKey>)>,
 }
 
 impl LockTable {
@@ -227,25 +203,25 @@ impl LockTable {
         if let Some(record) = self.hosts.value_mut(host.0) {
             // In the same command as the lock: there is no lock whose host would not be told.
             record.monitored |= request.monitored;
-            if request.nsm_state != 0 {
-                record.nsm_state = request.nsm_state;
-            }
         }
+        self.note_state(host, request.nsm_state);
         let outcome = self.lock_afresh(host, request, stamp);
         self.remember(host, call, outcome.settled());
         outcome
     }
 
     fn lock_afresh(&mut self, host: HostNo, request: &LockRequest, stamp: Stamp) -> LockOutcome {
-        let key = OwnerKey {
-            host,
-            owner: request.owner.clone(),
+        let owner = match self.enter_owner(host, request.owner.clone()) {
+            Ok(owner) => owner,
+            Err(limit) => return LockOutcome::TooMany(limit),
         };
         let file = FileNo(self.files.enter(&request.file, || ()));
-        let owner = OwnerNo(self.owners.enter(&key, || ()));
         let conflict = self
             .ranges
             .conflict(file, Some(owner), request.range, request.exclusive);
+        if let Some(conflict) = &conflict {
+            self.suspect_same_owner(host, &request.owner, conflict);
+        }
         // Outside grace the table has every lock: a reclaim of one that it has not is a late copy
         // of an earlier call, and its owner has unlocked since.
         let may_reclaim = || {
@@ -268,6 +244,7 @@ impl LockTable {
                 epoch: stamp.epoch,
                 nsm_state: request.nsm_state,
                 exclusive: request.exclusive,
+                suspect: false,
             };
             self.settle(file, owner, request.range);
             self.change(host, file, |ranges| {
@@ -288,15 +265,12 @@ impl LockTable {
 
     pub(crate) fn too_many(&self, host: HostNo, file: FileNo) -> Option<Limit> {
         let of_host = self.hosts.value(host.0).map_or(0, |record| record.held);
-        if self.ranges.len() + self.shares.len() >= LOCKS_MAX {
-            Some(Limit::Locks)
-        } else if of_host >= LOCKS_PER_HOST_MAX {
-            Some(Limit::LocksPerHost)
-        } else if self.ranges.count_on(file) >= LOCKS_PER_FILE_MAX {
-            Some(Limit::LocksPerFile)
-        } else {
-            None
-        }
+        let of_file = self.ranges.count_on(file);
+        let in_all = self.ranges.len() + self.shares.len();
+        self.limits
+            .reached(Limit::Locks, in_all)
+            .or_else(|| self.limits.reached(Limit::LocksPerHost, of_host as usize))
+            .or_else(|| self.limits.reached(Limit::LocksPerFile, of_file as usize))
     }
 
     /// UNLOCK: always succeeds, also where nothing was held; ends a request of the same owner that
@@ -317,11 +291,15 @@ impl LockTable {
         let Ok(host) = self.enter_host(host) else {
             return;
         };
+        let mut had_some = false;
         if let Some((owner, file)) = self.known(host, owner, file) {
             self.unblock_same(owner, file, range, None);
-            self.release(host, file, owner, range, stamp);
+            had_some = self.release(host, file, owner, range, stamp);
             self.release_owner(owner);
             self.release_file(file);
+        }
+        if !had_some && let Some(file) = self.files.number(file) {
+            self.look_for_same_owner(host, owner, FileNo(file), range);
         }
         self.remember(host, call, Some(Settled::Granted));
     }
@@ -368,7 +346,8 @@ impl LockTable {
             .map(|(_, key, _)| key)
     }
 
-    /// Takes a range from its owner and gives it to those who wait for it.
+    /// Takes a range from its owner and gives it to those who wait for it; returns whether the
+    /// owner had something of it.
     pub(crate) fn release(
         &mut self,
         host: HostNo,
@@ -376,12 +355,13 @@ impl LockTable {
         owner: OwnerNo,
         range: ByteRange,
         stamp: Stamp,
-    ) {
+    ) -> bool {
         self.settle(file, owner, range);
         let had = self.change(host, file, |ranges| ranges.clear(file, owner, range));
         if !had.is_empty() {
             self.grant_waiters(file, range, stamp);
         }
+        !had.is_empty()
     }
 
     /// Changes ranges of one owner on one file, and counts.
@@ -431,114 +411,6 @@ impl LockTable {
         });
     }
 
-    pub(crate) fn enter_host(&mut self, host: &HostKey) -> Result<HostNo, Limit> {
-        if let Some(number) = self.hosts.number(host) {
-            return Ok(HostNo(number));
-        }
-        let behind = self.hosts_behind(host.address);
-        if behind.len() >= HOSTS_PER_ADDRESS_MAX {
-            let idle = behind.into_iter().filter_map(|host| {
-                let record = self.hosts.value(host.0)?;
-                record.is_idle().then_some((record.used, host))
-            });
-            let idle = idle.min().ok_or(Limit::Hosts)?;
-            self.idle_hosts.remove(&idle);
-            self.hosts.remove(idle.1.0);
-        }
-        while self.hosts.len() >= HOSTS_MAX {
-            // The one that has been idle longest gives way.
-            let idle = self.idle_hosts.get_min().copied().ok_or(Limit::Hosts)?;
-            self.idle_hosts.remove(&idle);
-            self.hosts.remove(idle.1.0);
-        }
-        let number = HostNo(self.hosts.enter(host, HostRecord::default));
-        self.idle_hosts.insert((0, number));
-        Ok(number)
-    }
-
-    /// The numbers of an owner and of a file, if the table has both.
-    pub(crate) fn known(
-        &self,
-        host: HostNo,
-        owner: &LockOwner,
-        file: &FileKey,
-    ) -> Option<(OwnerNo, FileNo)> {
-        let owner = owner.clone();
-        let owner = self.owners.number(&OwnerKey { host, owner })?;
-        Some((OwnerNo(owner), FileNo(self.files.number(file)?)))
-    }
-
-    /// The same of a host that may not be known.
-    pub(crate) fn known_to(
-        &self,
-        host: &HostKey,
-        owner: &LockOwner,
-        file: &FileKey,
-    ) -> Option<(OwnerNo, FileNo)> {
-        self.known(HostNo(self.hosts.number(host)?), owner, file)
-    }
-
-    /// The hosts behind an address.
-    pub(crate) fn hosts_behind(&self, address: IpAddr) -> Vec<HostNo> {
-        let first = HostKey {
-            address,
-            service_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            caller_name: Box::default(),
-        };
-        let behind = |number: &u32| {
-            let key = self.hosts.key(*number);
-            key.is_some_and(|key| key.address == address)
-        };
-        self.hosts
-            .numbers_in(first..)
-            .take_while(behind)
-            .map(HostNo)
-            .collect()
-    }
-
-    /// The owners of a host that hold or wait for something.
-    pub(crate) fn owners_of(&self, host: HostNo) -> impl Iterator<Item = OwnerNo> {
-        let first = |host| OwnerKey {
-            host,
-            owner: LockOwner {
-                svid: i32::MIN,
-                oh: Box::default(),
-            },
-        };
-        // No host has the highest number: there are far fewer of them.
-        let next = HostNo(host.0.saturating_add(1));
-        self.owners
-            .numbers_in(first(host)..first(next))
-            .map(OwnerNo)
-    }
-
-    /// Forgets an owner that has nothing any more.
-    pub(crate) fn release_owner(&mut self, owner: OwnerNo) {
-        let waits = self
-            .blocked_of
-            .range((owner, FileNo(0), BlockedNo(0))..)
-            .next()
-            .is_some_and(|(of, ..)| *of == owner);
-        let shares = !self.shares_by(owner).is_empty();
-        if !waits && !shares && self.ranges.files_of(owner).next().is_none() {
-            self.owners.remove(owner.0);
-        }
-    }
-
-    /// Forgets a file that nothing refers to any more.
-    pub(crate) fn release_file(&mut self, file: FileNo) {
-        let waited_for = self.waiting_for(file).next().is_some();
-        let shared = self.shares_on(file).next().is_some();
-        if !waited_for && !shared && self.ranges.count_on(file) == 0 {
-            self.files.remove(file.0);
-        }
-    }
-
-    /// The host of an owner.
-    pub(crate) fn host_of(&self, owner: OwnerNo) -> Option<HostNo> {
-        self.owners.key(owner.0).map(|key| key.host)
-    }
-
     /// Whether a file whose key begins so is locked or waited for.
     pub fn has_files_from(&self, prefix: &[u8]) -> bool {
         let first = FileKey(prefix.into());
@@ -551,6 +423,16 @@ impl LockTable {
     /// The number of the newest grant to a host that waited; 0 if there never was one.
     pub const fn last_grant(&self) -> u64 {
         self.last_grant
+    }
+
+    /// What the table may hold.
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Sets what the table may hold. What it holds already stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// How many ranges are held.

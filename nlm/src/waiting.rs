@@ -20,11 +20,11 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{CallDigest, HostKey, Settled};
+use crate::limits::Limit;
 use crate::range::ByteRange;
 use crate::range_set::{GrantId, Held};
 use crate::table::{
-    BLOCKED_MAX, BLOCKED_PER_FILE_MAX, BLOCKED_PER_HOST_MAX, FileKey, FileNo, HostNo, Limit,
-    LockOutcome, LockOwner, LockRequest, LockTable, OwnerNo, Stamp,
+    FileKey, FileNo, HostNo, LockOutcome, LockOwner, LockRequest, LockTable, OwnerNo, Stamp,
 };
 use crate::wire_v3::NlmVersion;
 
@@ -124,11 +124,15 @@ impl LockTable {
             return LockOutcome::Blocked;
         }
         let of_host = self.hosts.value(host.0).map_or(0, |record| record.blocked);
-        if of_host >= BLOCKED_PER_HOST_MAX || self.blocked.len() >= BLOCKED_MAX {
-            return LockOutcome::TooMany(Limit::BlockedPerHost);
-        }
-        if self.waiting_for(file).take(BLOCKED_PER_FILE_MAX).count() >= BLOCKED_PER_FILE_MAX {
-            return LockOutcome::TooMany(Limit::BlockedPerFile);
+        let enough = self.limits.get(Limit::WaitingPerFile) as usize;
+        let of_file = self.waiting_for(file).take(enough).count();
+        let limits = &self.limits;
+        let limit = limits
+            .reached(Limit::Waiting, self.blocked.len())
+            .or_else(|| limits.reached(Limit::WaitingPerHost, of_host as usize))
+            .or_else(|| limits.reached(Limit::WaitingPerFile, of_file));
+        if let Some(limit) = limit {
+            return LockOutcome::TooMany(limit);
         }
         // Versions 1 and 3 have no status for it, and would take another one for a passing state.
         if callback.version == NlmVersion::V4
@@ -280,6 +284,11 @@ impl LockTable {
             .filter_map(|(id, _)| self.delivery(*id))
     }
 
+    /// How many grants are still to be confirmed.
+    pub fn grant_count(&self) -> usize {
+        self.grants.len()
+    }
+
     /// Whether a grant is still to be confirmed.
     pub fn has_grant(&self, id: GrantId) -> bool {
         self.grants.contains_key(&id)
@@ -379,6 +388,7 @@ impl LockTable {
             epoch: stamp.epoch,
             nsm_state: blocked.nsm_state,
             exclusive,
+            suspect: false,
         };
         self.change(host, file, |ranges| ranges.set(file, owner, wanted, held));
         let grant = Grant {

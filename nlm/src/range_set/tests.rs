@@ -18,6 +18,7 @@ fn held(exclusive: bool) -> Held {
         epoch: 1,
         nsm_state: 0,
         exclusive,
+        suspect: false,
     }
 }
 

@@ -4,6 +4,7 @@
 mod deadlock;
 mod model;
 mod stories;
+mod suspicions;
 
 use std::net::IpAddr;
 
@@ -105,6 +106,12 @@ pub(super) fn check(table: &LockTable) {
         assert_eq!(idle, record.is_idle(), "{key}");
     }
     assert!(table.idle_hosts.len() <= table.hosts.len());
+    let names = table.hosts.iter().map(|(_, key, _)| key.caller_name.len());
+    let owners = table.owners.iter().map(|(_, key, ())| key.owner.oh.len());
+    let bytes: usize = names.chain(owners).sum();
+    assert_eq!(table.name_bytes, bytes as u64);
+    let of_hosts = table.hosts.iter().map(|(_, _, host)| host.name_bytes);
+    assert_eq!(of_hosts.sum::<u32>() as usize, bytes);
     assert_eq!(table.blocked.len(), table.blocked_of.len());
     for (number, _, ()) in table.owners.iter() {
         let owner = OwnerNo(number);

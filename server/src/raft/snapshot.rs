@@ -21,8 +21,8 @@ use crate::cluster::ClusterState;
 use crate::fault;
 
 const MAGIC: [u8; 8] = *b"havensnp";
-/// Version 1 had the numbers that the lock table gave last.
-const VERSION: u32 = 2;
+/// Version 1 had the numbers that the lock table gave last; version 2 no marks of suspect locks.
+pub(super) const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 24;
 const TRAILER_BYTES: u64 = 12;
 const BUFFER_BYTES: usize = 1 << 16;

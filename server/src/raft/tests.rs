@@ -339,7 +339,7 @@ fn a_snapshot_of_another_version_is_called_so() {
     let path = snapshot::path(&dir);
     let mut bytes = std::fs::read(&path).unwrap();
     let mut open_as = |version| {
-        bytes[8] = version;
+        bytes[8..12].copy_from_slice(&u32::to_le_bytes(version));
         let end = bytes.len() - 4;
         let checksum = crc32fast::hash(&bytes[..end - 8]);
         bytes[end..].copy_from_slice(&checksum.to_le_bytes());
@@ -348,7 +348,10 @@ fn a_snapshot_of_another_version_is_called_so() {
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "it is left as it is");
         error
     };
-    let (older, newer) = (open_as(1), open_as(3));
+    let (older, newer) = (
+        open_as(snapshot::VERSION - 1),
+        open_as(snapshot::VERSION + 1),
+    );
     assert!(matches!(older, StoreError::Older { .. }), "{older}");
     assert!(matches!(newer, StoreError::Newer { .. }), "{newer}");
 }

@@ -355,13 +355,13 @@ fn idle_hosts_give_way_to_new_ones_and_others_do_not() {
         ..host(1)
     };
     let call = CallDigest(1);
-    for number in 0..HOSTS_MAX {
+    for number in 0..Limit::Hosts.default_value() as usize {
         let mut asked = request(1, 1, range(0, 0), true, false);
         asked.file = FileKey(number.to_be_bytes().into());
         assert_eq!(table.lock(&key(number), call, &asked, STAMP), Granted);
     }
     let asked = request(1, 1, range(0, 0), true, false);
-    let one_more = key(HOSTS_MAX);
+    let one_more = key(Limit::Hosts.default_value() as usize);
     assert_eq!(
         table.lock(&one_more, call, &asked, STAMP),
         LockOutcome::TooMany(Limit::Hosts)
@@ -609,11 +609,11 @@ fn one_address_has_so_many_names_and_no_more() {
         asked.file = FileKey(key.caller_name.clone());
         table.lock(key, CallDigest(1), &asked, STAMP)
     };
-    for number in 0..HOSTS_PER_ADDRESS_MAX {
+    for number in 0..Limit::HostsPerAddress.default_value() as usize {
         assert_eq!(lock(&mut table, &key(number)), Granted);
     }
-    let one_more = key(HOSTS_PER_ADDRESS_MAX);
-    let limit = LockOutcome::TooMany(Limit::Hosts);
+    let one_more = key(Limit::HostsPerAddress.default_value() as usize);
+    let limit = LockOutcome::TooMany(Limit::HostsPerAddress);
     assert_eq!(lock(&mut table, &one_more), limit);
     assert_eq!(lock(&mut table, &host(2)), Granted, "others are served");
     let (file, all) = (FileKey(key(7).caller_name), ByteRange::ALL);
