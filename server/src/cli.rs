@@ -169,6 +169,13 @@ enum LocksCommand {
     List(ControlArgs),
     /// Show who waits for what
     Waiting(ControlArgs),
+    /// Have a host reclaim its locks now, and show those that it does not know of
+    Verify {
+        /// The host's address
+        host: IpAddr,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
     /// End the locks of a host that will not unlock them itself: whoever waits gets them. Programs
     /// on that host may still write as if they had them
     Break {
@@ -176,9 +183,23 @@ enum LocksCommand {
         host: IpAddr,
         /// Only those on this file
         path: Option<String>,
+        /// Refuse what the host writes to that file, or to any, until `locks allow`
+        #[arg(long)]
+        refuse_writes: bool,
         /// Don't ask
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Show whose writes are refused
+    Refused(ControlArgs),
+    /// Let a host write again
+    Allow {
+        /// The host's address
+        host: IpAddr,
+        /// Only to this file
+        path: Option<String>,
         #[command(flatten)]
         control: ControlArgs,
     },
@@ -188,10 +209,27 @@ enum LocksCommand {
 enum HostsCommand {
     /// Show the machines that lock files
     List(ControlArgs),
-    /// Tell a host of the last restart once more, so that it reclaims its locks
+    /// Show all about a host: what it holds and waits for, and whether it heard of the last restart
+    Show {
+        /// The host's address
+        host: IpAddr,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Tell a host that the service was restarted, so that it reclaims its locks
     Notify {
         /// The host's address
         host: IpAddr,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// End all that a host has, since it is gone for good, and tell it of restarts no more
+    Expire {
+        /// The host's address
+        host: IpAddr,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         control: ControlArgs,
     },
@@ -237,12 +275,7 @@ pub(crate) fn run() -> ExitCode {
             ExportsCommand::Reload(args) => done(show(&args, "reload")),
         },
         Command::Locks { command } => done(run_locks(command)),
-        Command::Hosts {
-            command: HostsCommand::List(control),
-        } => done(show(&control, "hosts")),
-        Command::Hosts {
-            command: HostsCommand::Notify { host, control },
-        } => done(show(&control, &format!("notify {host}"))),
+        Command::Hosts { command } => done(run_hosts(command)),
         Command::Service {
             command: ServiceCommand::EndGrace(control),
         } => done(show(&control, "end-grace")),
@@ -310,6 +343,7 @@ fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
         service_names: (!args.service_name.is_empty()).then_some(args.service_name),
         announce: args.announce,
         grace_seconds: args.grace,
+        lock_limits: None,
         recover: args.recover,
     };
     Ok(config::merge(line, file)?)
@@ -319,22 +353,60 @@ fn run_locks(command: LocksCommand) -> anyhow::Result<()> {
     match command {
         LocksCommand::List(control) => show(&control, "locks"),
         LocksCommand::Waiting(control) => show(&control, "waiting"),
+        LocksCommand::Verify { host, control } => show(&control, &format!("verify {host}")),
         LocksCommand::Break {
             host,
             path,
+            refuse_writes,
             yes,
             control,
         } => {
-            let what = path.as_deref().unwrap_or("all files");
-            let question = format!(
-                "The locks of {host} on {what} will be given to others, although programs on \
-                 {host} may still believe to have them. Go on? [y/N] "
-            );
-            anyhow::ensure!(yes || confirmed(&question)?, "nothing was changed");
-            let path = path.map_or_else(String::new, |path| format!(" {path}"));
-            show(&control, &format!("break {host}{path}"))
+            let what = subject(host, path.as_deref());
+            agree(yes, &control, &what)?;
+            // First, so that no write comes between.
+            if refuse_writes {
+                show(&control, &format!("refuse {what}"))?;
+            }
+            show(&control, &format!("break {what}"))
+        }
+        LocksCommand::Refused(control) => show(&control, "refused"),
+        LocksCommand::Allow {
+            host,
+            path,
+            control,
+        } => show(
+            &control,
+            &format!("allow {}", subject(host, path.as_deref())),
+        ),
+    }
+}
+
+fn run_hosts(command: HostsCommand) -> anyhow::Result<()> {
+    match command {
+        HostsCommand::List(control) => show(&control, "hosts"),
+        HostsCommand::Show { host, control } => show(&control, &format!("host {host}")),
+        HostsCommand::Notify { host, control } => show(&control, &format!("notify {host}")),
+        HostsCommand::Expire { host, yes, control } => {
+            agree(yes, &control, &host.to_string())?;
+            show(&control, &format!("expire {host}"))
         }
     }
+}
+
+fn subject(host: IpAddr, path: Option<&str>) -> String {
+    path.map_or_else(|| host.to_string(), |path| format!("{host} {path}"))
+}
+
+/// Says what breaking locks will do, and asks, unless `yes` was said already.
+fn agree(yes: bool, control: &ControlArgs, what: &str) -> anyhow::Result<()> {
+    if yes {
+        return Ok(());
+    }
+    let answer = ask_server(control, &format!("would-break {what}"))?;
+    let plan = answer.get("done").and_then(Value::as_str);
+    let question = format!("{}\nGo on? [y/N] ", plan.unwrap_or_default());
+    anyhow::ensure!(confirmed(&question)?, "nothing was changed");
+    Ok(())
 }
 
 /// Asks a question and reads the answer; anything but yes is no.
@@ -382,6 +454,14 @@ fn check(file: &Path) -> anyhow::Result<()> {
 
 /// Asks the running server and prints its answer.
 fn show(args: &ControlArgs, request: &str) -> anyhow::Result<()> {
+    let answer = ask_server(args, request)?;
+    if args.json {
+        return print(&format!("{answer:#}\n"));
+    }
+    print(&havenfs::control::table::render(request, &answer))
+}
+
+fn ask_server(args: &ControlArgs, request: &str) -> anyhow::Result<Value> {
     let path = args.control.clone().unwrap_or_else(config::default_control);
     let answer = ask(&path, request).with_context(|| {
         format!(
@@ -393,10 +473,7 @@ fn show(args: &ControlArgs, request: &str) -> anyhow::Result<()> {
     if let Some(error) = answer.get("error").and_then(Value::as_str) {
         anyhow::bail!("{error}");
     }
-    if args.json {
-        return print(&format!("{answer:#}\n"));
-    }
-    print(&havenfs::control::table::render(request, &answer))
+    Ok(answer)
 }
 
 fn ask(path: &Path, request: &str) -> anyhow::Result<Value> {

@@ -3,14 +3,18 @@
 //! The command line wins over the file, the file over the defaults. Unknown keys are refused with
 //! their line.
 
+mod lock_limits;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use havenfs_nlm::limits::Limits;
 use havenfs_nsm::nsm_name;
 use havenfs_rpc::program;
 use serde::Deserialize;
 
+use self::lock_limits::LockLimits;
 use crate::export::Sources;
 use crate::register::PortmapMode;
 
@@ -50,6 +54,8 @@ pub struct Settings {
     pub announce: Announce,
     /// How long only reclaims are granted where locks may be missing.
     pub grace: Duration,
+    /// What the lock table may hold.
+    pub lock_limits: Limits,
     /// Whether locks may be missing: the state directory was lost, or is an old copy.
     pub recover: bool,
 }
@@ -111,6 +117,8 @@ pub struct File {
     pub announce: Option<Announce>,
     /// See [`Settings::grace`].
     pub grace_seconds: Option<u64>,
+    /// See [`Settings::lock_limits`].
+    pub lock_limits: Option<LockLimits>,
     /// See [`Settings::recover`]; on the command line only, since it is said once.
     #[serde(skip)]
     pub recover: bool,
@@ -251,6 +259,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
         service_names,
         announce: line.announce.or(file.announce).unwrap_or_default(),
         grace: Duration::from_secs(grace_seconds),
+        lock_limits: line.lock_limits.or(file.lock_limits).unwrap_or_default().0,
         recover: line.recover,
     })
 }
@@ -332,6 +341,12 @@ mod tests {
             .to_string();
         assert!(
             error.contains(":2: unknown field `nfs_prot`, expected"),
+            "{error}"
+        );
+        let error = parse("[lock_limits]\nhosts = 1\nlock = 2\n").unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains(":3: unknown field `lock`, expected"),
             "{error}"
         );
         let error = parse("\n\nnfs_port = 70000\n").unwrap_err().to_string();

@@ -11,30 +11,40 @@
 //! ```
 
 mod announcing;
+mod connections;
+mod counters;
 mod granting;
 mod lanes;
 mod monitors;
+mod operator;
+mod reclaims;
 mod result_calls;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use havenfs_nlm::ending::Freed;
-use havenfs_nlm::table::FileKey;
+use havenfs_nlm::limits::Limits;
+use havenfs_nlm::listing::LockId;
+use havenfs_nlm::suspicion::Suspicions;
+use havenfs_nlm::table::{FileKey, LockOutcome};
 use havenfs_nsm::notifier::{Progress, Target};
+use havenfs_nsm::nsm_state::NsmState;
 use havenfs_rpc::record::{begin_record, end_record};
 use havenfs_rpc::xdr::Writer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use self::announcing::Announcements;
+pub use self::connections::{Entered, LockConnections, Sign};
+pub use self::counters::LockCounters;
 pub use self::granting::Answer;
 pub use self::lanes::Lane;
 use self::lanes::Lanes;
 pub use self::monitors::{Monitor, Monitors};
+pub use self::operator::Verified;
+pub use self::reclaims::Reclaims;
 pub use self::result_calls::{ResultCall, ResultCalls};
 use crate::call::Proposal;
 use crate::cluster::state::Activation;
@@ -59,6 +69,12 @@ pub struct LockService {
     granted: Notify,
     /// The newest grant that was told so.
     last_grant: AtomicU64,
+    /// How often something hinted at locks whose owners are gone, when that was told last.
+    suspicions: Mutex<Suspicions>,
+    /// Whether anybody's writes are refused.
+    refusing: AtomicBool,
+    reclaims: Reclaims,
+    counters: Arc<LockCounters>,
     result_calls: ResultCalls,
     announcements: Arc<Announcements>,
     monitors: Monitors,
@@ -66,13 +82,14 @@ pub struct LockService {
     announce: Announce,
     names: Vec<String>,
     grace: Duration,
+    limits: Limits,
 }
 
 /// What an activation has started; ended when dropped.
 #[derive(Debug)]
 struct Serving {
     answers: mpsc::Sender<Answer>,
-    to_tell: mpsc::Sender<Target>,
+    to_tell: mpsc::Sender<(Target, NsmState)>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -99,6 +116,10 @@ impl LockService {
             lanes: Lanes::default(),
             granted: Notify::new(),
             last_grant: AtomicU64::new(0),
+            suspicions: Mutex::default(),
+            refusing: AtomicBool::new(false),
+            reclaims: Reclaims::default(),
+            counters: Arc::default(),
             result_calls: ResultCalls::start(Arc::clone(&calls)),
             calls,
             announcements: Arc::default(),
@@ -107,14 +128,27 @@ impl LockService {
             announce: settings.announce,
             names: announcing::names(&settings.service_names),
             grace: settings.grace,
+            limits: settings.lock_limits,
         }
     }
 
     /// Begins to serve in a new epoch, in which all that was locked before still is. `recover`:
     /// locks may be missing.
     pub async fn activate(&self, recover: bool) -> Result<(), Unavailable> {
+        if self.state().epoch() == 0 && !recover {
+            tracing::warn!(
+                "the store of locks is new, and nobody is taken to hold any; if this service ran \
+                 before and its state directory was lost, stop it now and start it once with \
+                 --recover, so that clients can reclaim their locks before others take them"
+            );
+        }
         let command = Command::Activate(activation(recover));
         self.proposer.ask(command).await?;
+        let (epoch, limits) = (self.state().epoch(), self.limits);
+        if *self.state().table().limits() != limits {
+            let command = Command::SetLimits { epoch, limits };
+            self.proposer.ask(command).await?;
+        }
         self.take_over();
         Ok(())
     }
@@ -129,6 +163,13 @@ impl LockService {
             locks = state.table().lock_count(),
             "serving"
         );
+        *self
+            .suspicions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = state.table().suspicions();
+        drop(state);
+        self.reclaims.clear();
+        self.look_for_refusals();
         self.epoch.store(epoch, Ordering::Release);
     }
 
@@ -198,48 +239,6 @@ impl LockService {
         }
     }
 
-    /// Ends grace; returns what to say about it.
-    pub async fn end_grace(&self, why: &'static str) -> Result<String, Unavailable> {
-        let Some(epoch) = self.epoch() else {
-            return Err(Unavailable::Stopped);
-        };
-        let now = unix_seconds();
-        let outcome = self.proposer.ask(Command::EndGrace { epoch, now }).await?;
-        self.look_for_grants(&outcome);
-        Ok(match outcome {
-            Outcome::Freed(freed) => {
-                tracing::info!(why, lapsed = freed.locks, "grace is over");
-                format!("grace is over; {} locks were not reclaimed", freed.locks)
-            }
-            _ => "there is no grace to end".to_owned(),
-        })
-    }
-
-    /// Ends what the hosts behind an address hold and wait for, on one file or on all; they can't
-    /// reclaim it.
-    pub async fn break_locks(
-        &self,
-        address: IpAddr,
-        file: Option<FileKey>,
-    ) -> Result<Freed, Unavailable> {
-        let epoch = self.epoch().ok_or(Unavailable::Stopped)?;
-        let command = Command::Break {
-            epoch,
-            address,
-            file,
-            now: unix_seconds(),
-        };
-        let outcome = self.proposer.ask(command).await?;
-        self.look_for_grants(&outcome);
-        match outcome {
-            Outcome::Freed(freed) => {
-                tracing::warn!(%address, locks = freed.locks, "locks broken by an operator");
-                Ok(freed)
-            }
-            _ => Err(Unavailable::Unknown),
-        }
-    }
-
     /// The epoch in which this node serves, if it does.
     pub fn epoch(&self) -> Option<u32> {
         Some(self.epoch.load(Ordering::Acquire)).filter(|epoch| *epoch != 0)
@@ -256,24 +255,6 @@ impl LockService {
         if let Some(serving) = &*self.serving() {
             let _ = serving.answers.try_send(answer);
         }
-    }
-
-    /// Tells a host of the last restart once more; returns under how many addresses of ours it is
-    /// known.
-    pub fn tell_again(&self, host: IpAddr) -> usize {
-        let targets: BTreeSet<Target> = {
-            let state = self.state();
-            let hosts = state.table().monitored_hosts(true);
-            let hosts = hosts.filter(|key| key.address == host);
-            hosts.map(announcing::target).collect()
-        };
-        let serving = self.serving();
-        let Some(serving) = &*serving else { return 0 };
-        // What does not fit is told when asked for again.
-        let told = targets
-            .iter()
-            .filter(|target| serving.to_tell.try_send(**target).is_ok());
-        told.count()
     }
 
     /// Local programs that want to hear of reboots.
@@ -312,9 +293,17 @@ impl LockService {
     fn propose(self: &Arc<Self>, proposal: Proposal, sink: Sink) {
         let Proposal { command, answer } = proposal;
         let locks = Arc::clone(self);
+        let since = Instant::now();
         self.proposer.propose(command, move |outcome| {
-            let Ok(outcome) = outcome else { return };
-            locks.look_for_grants(&outcome);
+            let Ok(outcome) = outcome else {
+                locks.counters.changes_unknown.add(1);
+                return;
+            };
+            locks.counters.changed(since.elapsed());
+            if let Outcome::Lock(LockOutcome::TooMany(limit)) = outcome {
+                locks.counters.limit_hit(limit);
+            }
+            locks.look_at_table(&outcome);
             let mut out = Vec::with_capacity(REPLY_BYTES);
             let start = begin_record(&mut out);
             if answer(outcome, &mut Writer::new(&mut out)) {
@@ -326,15 +315,85 @@ impl LockService {
         });
     }
 
-    /// Wakes the delivery of grants if a change has made some.
-    fn look_for_grants(&self, outcome: &Outcome) {
+    /// Wakes the delivery of grants if a change has made some, and tells of new suspicions.
+    fn look_at_table(&self, outcome: &Outcome) {
         if matches!(outcome, Outcome::EarlierEpoch | Outcome::Grace) {
             return;
         }
-        let newest = self.state().table().last_grant();
+        let (newest, suspicions) = {
+            let state = self.state();
+            (state.table().last_grant(), state.table().suspicions())
+        };
         if self.last_grant.swap(newest, Ordering::AcqRel) != newest {
             self.granted.notify_one();
         }
+        let mut told = self
+            .suspicions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let told = &mut *told;
+        // Each kind is told once a process; how often is in the metrics.
+        for (count, told, what) in [
+            (
+                suspicions.older_life,
+                &mut told.older_life,
+                "a host locks with a higher NSM state: it may have rebooted without a notice, and \
+                 not know of its older locks",
+            ),
+            (
+                suspicions.other_address,
+                &mut told.other_address,
+                "a lock owner came under another address: it can't unlock what it locked under the \
+                 old one",
+            ),
+            (
+                suspicions.doubtful_notice,
+                &mut told.doubtful_notice,
+                "a notice of a reboot is not believed, since an older connection of that host lives",
+            ),
+        ] {
+            if count > *told {
+                *told = u64::MAX;
+                tracing::warn!(
+                    "{what}; the locks stay, see `havenfs locks list`, `locks verify` and \
+                     `locks break`"
+                );
+            }
+        }
+    }
+
+    /// Counters of what happens to locks.
+    pub const fn counters(&self) -> &Arc<LockCounters> {
+        &self.counters
+    }
+
+    /// Which locks were reclaimed since the last restart.
+    pub const fn reclaims(&self) -> &Reclaims {
+        &self.reclaims
+    }
+
+    /// Notes that a host reclaimed locks that the table has.
+    pub fn note_reclaim(&self, ids: &[LockId], held: usize) {
+        self.counters.reclaims_granted.add(1);
+        self.reclaims.note(ids, held);
+    }
+
+    /// Whether a host may not write to a file now. `key` is asked for only if it matters.
+    pub fn refuses_writes(&self, host: IpAddr, key: impl FnOnce() -> Option<FileKey>) -> bool {
+        if !self.refusing.load(Ordering::Acquire) {
+            return false;
+        }
+        let refuses = |key| self.state().table().refuses_writes(host, &key);
+        let refused = key().is_some_and(refuses);
+        if refused {
+            self.counters.writes_refused.add(1);
+        }
+        refused
+    }
+
+    fn look_for_refusals(&self) {
+        let some = self.state().table().refused_writers().next().is_some();
+        self.refusing.store(some, Ordering::Release);
     }
 }
 

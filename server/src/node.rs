@@ -10,7 +10,7 @@ use crate::backend::sys;
 use crate::backend::table::{HandleTable, TableError};
 use crate::clients::Clients;
 use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
-use crate::lock_service::LockService;
+use crate::lock_service::{LockConnections, LockService};
 use crate::metrics::Metrics;
 use crate::mount_list::{MountList, MountListError};
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
@@ -56,6 +56,8 @@ pub struct Node {
     pub connections: Arc<ConnectionCounts>,
     /// The open connections of NFS clients.
     pub clients: Arc<Clients>,
+    /// The open connections over which hosts lock files.
+    pub lock_connections: Arc<LockConnections>,
 }
 
 /// Why a node can't be put together.
@@ -111,6 +113,7 @@ impl Node {
             budget: Arc::new(Budget::default()),
             connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
             clients: Arc::new(Clients::default()),
+            lock_connections: Arc::default(),
         })
     }
 }

@@ -151,13 +151,15 @@ impl Site {
         for (option, value) in [
             ("--state-dir", path("state")),
             ("--control", path("control")),
-            ("--metrics", "off".into()),
             ("--nfs-port", "0".into()),
             ("--mount-port", "0".into()),
             ("--nlm-port", "0".into()),
             ("--nsm-port", "0".into()),
         ] {
             words.extend([option.into(), value]);
+        }
+        if !args.iter().any(|arg| *arg == "--metrics") {
+            words.extend(["--metrics".into(), "off".into()]);
         }
         if !args.iter().any(|arg| *arg == "--exports-file") {
             // Not the machine's own list.

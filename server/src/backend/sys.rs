@@ -8,6 +8,7 @@
 
 use std::ffi::{CStr, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -219,6 +220,41 @@ pub fn clear_umask() {
         libc::umask(0);
     }
 }
+
+/// How long ago anything, data or an acknowledgement, came over a TCP connection; none if the
+/// connection is not established any more.
+///
+/// # Errors
+/// ENOPROTOOPT or EOPNOTSUPP: it is no TCP socket.
+pub fn tcp_heard(socket: BorrowedFd<'_>) -> Result<Option<Duration>, Errno> {
+    // The beginning of `struct tcp_info`: eight bytes, of which the first is the state, and numbers
+    // of four bytes each.
+    let mut info = [0u32; TCP_INFO_WORDS];
+    let mut bytes = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` has room for `bytes` bytes, of which the kernel writes no more; both outlive
+    // the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    };
+    check(result.into())?;
+    let [state, ..] = info[0].to_ne_bytes();
+    let (data_ms, ack_ms) = (info[LAST_DATA_RECV], info[LAST_ACK_RECV]);
+    let heard = Duration::from_millis(data_ms.min(ack_ms).into());
+    Ok((state == TCP_ESTABLISHED).then_some(heard))
+}
+
+/// `TCP_ESTABLISHED` of the kernel.
+const TCP_ESTABLISHED: u8 = 1;
+/// Where `tcpi_last_data_recv` and `tcpi_last_ack_recv` lie, in words.
+const LAST_DATA_RECV: usize = 13;
+const LAST_ACK_RECV: usize = 14;
+const TCP_INFO_WORDS: usize = 15;
 
 fn check(result: c_long) -> Result<(), Errno> {
     if result >= 0 {

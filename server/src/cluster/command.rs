@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use havenfs_nlm::ending::Freed;
 use havenfs_nlm::host::{CallDigest, HostKey};
+use havenfs_nlm::limits::Limits;
 use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::range_set::GrantId;
 use havenfs_nlm::share::ShareRequest;
@@ -86,6 +87,53 @@ pub enum Command {
         /// The proposer's clock, in seconds since 1970.
         now: u32,
     },
+    /// The configuration says what the lock table may hold.
+    SetLimits {
+        /// The epoch in which it was read.
+        epoch: u32,
+        /// The bounds.
+        limits: Limits,
+    },
+    /// SM_NOTIFY that is not believed: the locks that it would end are suspect.
+    DoubtfulNotice {
+        /// The epoch in which the notice came.
+        epoch: u32,
+        /// Where it came from.
+        address: IpAddr,
+        /// The host's name, as the notice says it.
+        mon_name: Box<[u8]>,
+        /// The state that it tells.
+        state: i32,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+    /// An administrator says that a host is gone for good.
+    Expire {
+        /// The epoch in which it was said.
+        epoch: u32,
+        /// The host's address.
+        address: IpAddr,
+        /// The proposer's clock, in seconds since 1970.
+        now: u32,
+    },
+    /// An administrator has the writes of a host refused, or allowed again.
+    RefuseWrites {
+        /// The epoch in which it was asked for.
+        epoch: u32,
+        /// The host's address.
+        address: IpAddr,
+        /// The file; all of them if none.
+        file: Option<FileKey>,
+        /// False: they are allowed again.
+        refused: bool,
+    },
+    /// The NSM state number rises, so that a host that is told of it takes it for news.
+    RaiseNsmState {
+        /// The epoch in which it was asked for.
+        epoch: u32,
+        /// The proposer's clock, in seconds since 1970.
+        unix_seconds: u64,
+    },
 }
 
 impl Command {
@@ -99,6 +147,11 @@ impl Command {
             | Self::Rebooted { epoch, .. }
             | Self::FreeAll { epoch, .. }
             | Self::Break { epoch, .. }
+            | Self::SetLimits { epoch, .. }
+            | Self::DoubtfulNotice { epoch, .. }
+            | Self::Expire { epoch, .. }
+            | Self::RefuseWrites { epoch, .. }
+            | Self::RaiseNsmState { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }
@@ -173,6 +226,12 @@ pub enum Outcome {
     Freed(Freed),
     /// Only what hosts held before may be locked now.
     Grace,
+    /// So many hosts have suspect locks now.
+    Suspected(usize),
+    /// So many refusals of writes came or went.
+    Refusals(usize),
+    /// There are as many refusals of writes as there may be.
+    TooManyRefusals,
     /// Carried out, and there is nothing to say.
     Done,
     /// The command is from an earlier epoch: it changed nothing, and is not answered.
@@ -239,6 +298,11 @@ mod tests {
                 },
             ),
         ];
+        let last = Command::RaiseNsmState {
+            epoch,
+            unix_seconds: 3,
+        };
+        let numbered = numbered.into_iter().chain([(12, last)]);
         for (number, command) in numbered {
             assert_eq!(command.encode()[..2], [VERSION, number], "{command:?}");
         }

@@ -16,6 +16,7 @@
 //! grace: until it ends only reclaims are granted, and what was not reclaimed is gone then.
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 
 use havenfs_nlm::records::Record;
 use havenfs_nlm::table::{LockTable, Stamp};
@@ -111,11 +112,19 @@ impl ClusterState {
                 ..
             } => {
                 let stamp = self.stamp(*now);
-                let meant = |names: &[&[u8]]| {
-                    let meant = inbound::meant(mon_name, names.iter().copied());
-                    meant.into_iter().map(<[u8]>::to_vec).collect()
-                };
+                let meant = |names: &[&[u8]]| meant(mon_name, names);
                 Outcome::Freed(self.table.rebooted(*address, *state, meant, stamp))
+            }
+            Command::DoubtfulNotice {
+                address,
+                mon_name,
+                state,
+                now,
+                ..
+            } => {
+                let stamp = self.stamp(*now);
+                let meant = |names: &[&[u8]]| meant(mon_name, names);
+                Outcome::Suspected(self.table.doubt(*address, *state, meant, stamp))
             }
             Command::FreeAll {
                 address,
@@ -133,7 +142,35 @@ impl ClusterState {
                 let stamp = self.stamp(*now);
                 Outcome::Freed(self.table.break_locks(*address, file.as_ref(), stamp))
             }
+            Command::Expire { address, now, .. } => {
+                let stamp = self.stamp(*now);
+                Outcome::Freed(self.table.expire(*address, stamp))
+            }
             Command::EndGrace { now, .. } => self.end_grace(*now),
+            Command::SetLimits { limits, .. } => {
+                self.table.set_limits(*limits);
+                Outcome::Done
+            }
+            Command::RefuseWrites {
+                address,
+                file,
+                refused: true,
+                ..
+            } => {
+                if self.table.refuse_writes(*address, file.clone()) {
+                    Outcome::Refusals(1)
+                } else {
+                    Outcome::TooManyRefusals
+                }
+            }
+            Command::RefuseWrites { address, file, .. } => {
+                Outcome::Refusals(self.table.allow_writes(*address, file.as_ref()))
+            }
+            Command::RaiseNsmState { unix_seconds, .. } => {
+                let service = &mut self.service;
+                service.nsm_state = NsmState::next(service.nsm_state, *unix_seconds);
+                Outcome::Done
+            }
         }
     }
 
@@ -225,6 +262,13 @@ impl ClusterState {
         &self.table
     }
 
+    /// The names of the hosts behind an address that lose something if a notice of a reboot is
+    /// believed.
+    pub fn losing(&self, address: IpAddr, mon_name: &[u8], state: i32) -> Vec<Vec<u8>> {
+        let meant = |names: &[&[u8]]| meant(mon_name, names);
+        self.table.losing(address, state, meant)
+    }
+
     /// Writes the whole state as [`ClusterState::read`] reads it: a version, what is known of the
     /// service, and the rows of the lock table, each with its length in front.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
@@ -263,6 +307,12 @@ impl ClusterState {
         }
         Ok(Self { service, table })
     }
+}
+
+/// The hosts that a notice means, by their names.
+fn meant(mon_name: &[u8], names: &[&[u8]]) -> Vec<Vec<u8>> {
+    let meant = inbound::meant(mon_name, names.iter().copied());
+    meant.into_iter().map(<[u8]>::to_vec).collect()
 }
 
 fn write_row(out: &mut impl Write, buffer: &mut Vec<u8>, row: &impl Serialize) -> io::Result<()> {

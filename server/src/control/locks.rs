@@ -1,140 +1,258 @@
-//! The locks and hosts as the control socket shows them, and what an operator may do to them.
+//! The locks and hosts as the control socket shows them.
+//!
+//! Everything is read from a clone of the table, which costs nothing to make and holds up nobody,
+//! on a thread that may wait for a disk: files are shown by their paths.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::Arc;
 
-use havenfs_nlm::listing::LockEntry;
+use havenfs_nlm::listing::{HeldEntry, HostEntry, LockEntry, LockId};
+use havenfs_nlm::suspicion::Suspicion;
 use havenfs_nlm::table::{FileKey, LockTable};
+use havenfs_nsm::notifier::{Progress, Target};
 use serde_json::{Value, json};
 
+use crate::cluster::state::Completeness;
+use crate::lock_service::{LockService, unix_seconds};
 use crate::node::Node;
 
 /// The longest list; the rest is counted.
 const ENTRIES_MAX: usize = 10_000;
 
-/// The table as it is now. Cloning it costs nothing, and looking at the clone holds up nobody.
-fn table_of(node: &Node) -> Option<(LockTable, u32)> {
-    let locks = node.locks.get()?;
-    let state = locks.state();
-    Some((state.table().clone(), state.epoch()))
+/// What is shown: the table as it was at one moment.
+pub(super) struct View<'a> {
+    node: &'a Node,
+    locks: &'a LockService,
+    pub(super) table: LockTable,
+    epoch: u32,
+    now: u32,
+}
+
+impl<'a> View<'a> {
+    /// Of nothing while locks are not served yet.
+    pub(super) fn of(node: &'a Node) -> Option<Self> {
+        let locks = node.locks.get()?;
+        let state = locks.state();
+        Some(Self {
+            node,
+            locks,
+            table: state.table().clone(),
+            epoch: state.epoch(),
+            now: unix_seconds(),
+        })
+    }
+
+    fn lock(&self, lock: &LockEntry<'_>) -> Value {
+        json!({
+            "path": self.path(lock.file),
+            "range": lock.range.to_string(),
+            "kind": if lock.exclusive { "exclusive" } else { "shared" },
+            "host": lock.host.address.to_string(),
+            "name": lock.host.caller_name.escape_ascii().to_string(),
+            "owner": lock.owner.svid,
+            "oh": lock.owner.oh.escape_ascii().to_string(),
+            "since": lock.since,
+            "age_seconds": self.now.saturating_sub(lock.since),
+        })
+    }
+
+    fn held(&self, held: &HeldEntry<'_>) -> Value {
+        let reclaimed = self.is_reclaimed(held);
+        let suspect = held.suspicion.map(words);
+        let notes = [
+            held.unconfirmed.then_some("not confirmed"),
+            (reclaimed == Some(false)).then_some("not reclaimed"),
+            suspect,
+        ];
+        let notes: Vec<&str> = notes.into_iter().flatten().collect();
+        let mut entry = self.lock(&held.lock);
+        entry["confirmed"] = json!(!held.unconfirmed);
+        entry["reclaimed"] = json!(reclaimed);
+        entry["suspect"] = json!(suspect);
+        entry["notes"] = json!(notes);
+        entry
+    }
+
+    /// Whether a host spoke of its lock again since the last restart; none if it took it since.
+    fn is_reclaimed(&self, held: &HeldEntry<'_>) -> Option<bool> {
+        (held.epoch < self.epoch).then(|| self.locks.reclaims().last(held.id).is_some())
+    }
+
+    /// Locks by what names them.
+    pub(super) fn entries(&self, ids: &[LockId]) -> Vec<Value> {
+        let ids: BTreeSet<LockId> = ids.iter().copied().collect();
+        let held = self.table.held_entries();
+        held.filter(|held| ids.contains(&held.id))
+            .map(|held| self.held(&held))
+            .take(ENTRIES_MAX)
+            .collect()
+    }
+
+    /// A file's path for people.
+    pub(super) fn path(&self, file: &FileKey) -> String {
+        let Some((export_id, path)) = self.node.files.path_of(file) else {
+            return "(deleted, or no export shows it)".to_owned();
+        };
+        let exports = self.node.exports.load();
+        let root = exports.by_id(export_id).map(|export| &export.spec.path);
+        match root {
+            // Seen through a private copy of the mount, paths begin at the export.
+            Some(root) if !path.starts_with(root) => {
+                let inside = path.strip_prefix("/").unwrap_or(&path);
+                root.join(inside).display().to_string()
+            }
+            _ => path.display().to_string(),
+        }
+    }
+}
+
+fn host_entry(host: &HostEntry<'_>, told: &[(Target, Progress)]) -> Value {
+    let of_host = |target: &Target| {
+        (target.address, target.service_address) == (host.host.address, host.host.service_address)
+    };
+    let told = told.iter().find(|(target, _)| of_host(target));
+    let told = told.map(|(_, progress)| match progress {
+        Progress::Telling { tries } => format!("being told, try {tries}"),
+        Progress::Told => "told".to_owned(),
+        Progress::GivenUp => "not reached".to_owned(),
+    });
+    json!({
+        "address": host.host.address.to_string(),
+        "name": host.host.caller_name.escape_ascii().to_string(),
+        "service_address": host.host.service_address.to_string(),
+        "held": host.held,
+        "waiting": host.waiting,
+        "monitored": host.monitored,
+        "nsm_state": host.nsm_state,
+        "lost": host.lost,
+        "restart": told,
+    })
+}
+
+/// As many entries as are shown, and how many there are beyond.
+fn list<T>(entries: impl Iterator<Item = T>, show: impl FnMut(T) -> Value) -> Value {
+    let mut entries = entries.fuse();
+    let shown: Vec<Value> = entries.by_ref().take(ENTRIES_MAX).map(show).collect();
+    json!({ "entries": shown, "not_shown": entries.count() })
 }
 
 /// All locks that are held.
 pub fn held(node: &Node) -> Value {
-    let Some((table, epoch)) = table_of(node) else {
-        return json!([]);
+    let Some(view) = View::of(node) else {
+        return list(std::iter::empty(), |value| value);
     };
-    let entries = table.held_entries().take(ENTRIES_MAX).map(|held| {
-        let mut entry = entry(node, &held.lock);
-        entry["confirmed"] = json!(!held.unconfirmed);
-        entry["set_in_this_epoch"] = json!(held.epoch == epoch);
-        entry
-    });
-    entries.collect()
+    list(view.table.held_entries(), |held| view.held(&held))
 }
 
 /// All requests that wait.
 pub fn waiting(node: &Node) -> Value {
-    let Some((table, _)) = table_of(node) else {
-        return json!([]);
+    let Some(view) = View::of(node) else {
+        return list(std::iter::empty(), |value| value);
     };
-    let entries = table.waiting_entries().take(ENTRIES_MAX);
-    entries.map(|waits| entry(node, &waits)).collect()
+    list(view.table.waiting_entries(), |waits| view.lock(&waits))
 }
 
 /// All hosts.
 pub fn hosts(node: &Node) -> Value {
-    let Some((table, _)) = table_of(node) else {
-        return json!([]);
+    let Some(view) = View::of(node) else {
+        return list(std::iter::empty(), |value| value);
     };
-    let entries = table.host_entries().take(ENTRIES_MAX).map(|host| {
-        json!({
-            "address": host.host.address.to_string(),
-            "name": host.host.caller_name.escape_ascii().to_string(),
-            "service_address": host.host.service_address.to_string(),
-            "held": host.held,
-            "waiting": host.waiting,
-            "monitored": host.monitored,
-            "nsm_state": host.nsm_state,
-            "lost": host.lost,
-        })
-    });
-    entries.collect()
+    let told = view.locks.announcements();
+    list(view.table.host_entries(), |host| host_entry(&host, &told))
 }
 
-fn entry(node: &Node, lock: &LockEntry<'_>) -> Value {
-    json!({
-        "path": path(node, lock.file),
-        "range": lock.range.to_string(),
-        "kind": if lock.exclusive { "exclusive" } else { "shared" },
-        "host": lock.host.address.to_string(),
-        "name": lock.host.caller_name.escape_ascii().to_string(),
-        "owner": lock.owner.svid,
-        "oh": lock.owner.oh.escape_ascii().to_string(),
-        "since": lock.since,
+/// All refusals of writes.
+pub fn refused(node: &Node) -> Value {
+    let Some(view) = View::of(node) else {
+        return list(std::iter::empty(), |value| value);
+    };
+    list(view.table.refused_writers(), |(address, file)| {
+        let path = file.as_ref().map(|file| view.path(file));
+        json!({ "host": address.to_string(), "path": path })
     })
 }
 
-/// The file's path for people.
-fn path(node: &Node, file: &FileKey) -> String {
-    let Some((export_id, path)) = node.files.path_of(file) else {
-        return "(deleted, or no export shows it)".to_owned();
+/// All about the hosts behind an address.
+pub fn host(node: &Node, address: IpAddr) -> Value {
+    let none = || json!({ "error": format!("no host with the address {address} is known") });
+    let Some(view) = View::of(node) else {
+        return none();
     };
-    let exports = node.exports.load();
-    let root = exports.by_id(export_id).map(|export| &export.spec.path);
-    match root {
-        // Seen through a private copy of the mount, paths begin at the export.
-        Some(root) if !path.starts_with(root) => {
-            let inside = path.strip_prefix("/").unwrap_or(&path);
-            root.join(inside).display().to_string()
-        }
-        _ => path.display().to_string(),
+    let told = view.locks.announcements();
+    let hosts = view.table.host_entries();
+    let hosts: Vec<Value> = hosts
+        .filter(|host| host.host.address == address)
+        .map(|host| host_entry(&host, &told))
+        .collect();
+    if hosts.is_empty() {
+        return none();
     }
-}
-
-/// Ends what a host has: `HOST`, or `HOST PATH` for one file.
-pub async fn break_locks(node: &Arc<Node>, what: &str) -> Value {
-    let (host, file) = match what.split_once(' ') {
-        Some((host, path)) => (host, Some(path.to_owned())),
-        None => (what, None),
-    };
-    let Ok(address) = host.parse::<IpAddr>() else {
-        return json!({ "error": format!("`{host}` is no address") });
-    };
-    let Some(locks) = node.locks.get() else {
-        return json!({ "error": "locks are not served yet" });
-    };
-    let file = match file {
-        None => None,
-        Some(wanted) => match find(node, &wanted).await {
-            Some(key) => Some(key),
-            None => return json!({ "error": format!("nothing is locked on `{wanted}`") }),
-        },
-    };
-    match locks.break_locks(address, file).await {
-        Ok(freed) => json!({
-            "done": format!(
-                "{} locks, {} shares and {} waiting requests of {address} ended; its programs may \
-                 still believe to have them, and can't reclaim them",
-                freed.locks, freed.shares, freed.requests
-            ),
+    let held = view.table.held_entries();
+    let held = held.filter(|held| held.lock.host.address == address);
+    let waits = view.table.waiting_entries();
+    let waits = waits.filter(|waits| waits.host.address == address);
+    let refused = view.table.refused_writers();
+    let refused = refused.filter(|(of, _)| *of == address);
+    json!({
+        "hosts": hosts,
+        "locks": list(held, |held| view.held(&held)),
+        "waiting": list(waits, |waits| view.lock(&waits)),
+        "writes_refused": list(refused, |(_, file)| match file {
+            Some(file) => json!(view.path(file)),
+            None => json!("all files"),
         }),
-        Err(error) => json!({ "error": error.to_string() }),
-    }
+    })
 }
 
-/// What locks know a path by, if anything is locked or waited for there.
-async fn find(node: &Arc<Node>, wanted: &str) -> Option<FileKey> {
-    let (node, wanted) = (Arc::clone(node), wanted.to_owned());
-    let looking = tokio::task::spawn_blocking(move || {
-        let (table, _) = table_of(&node)?;
-        let held = table.held_entries().map(|held| held.lock.file);
-        let waits = table.waiting_entries().map(|waits| waits.file);
-        let mut files: Vec<&FileKey> = held.chain(waits).collect();
-        files.dedup();
-        let is_wanted = |file: &&&FileKey| Path::new(&path(&node, file)) == Path::new(&wanted);
-        files.iter().find(is_wanted).map(|file| (*file).clone())
-    });
-    looking.await.ok().flatten()
+/// What is so of the locks, for people who wonder whether all is well.
+pub fn status(node: &Node) -> Value {
+    let Some(view) = View::of(node) else {
+        return Value::Null;
+    };
+    let told = view.locks.announcements();
+    let count = |wanted: fn(&Progress) -> bool| {
+        told.iter().filter(|(_, progress)| wanted(progress)).count()
+    };
+    let (mut from_before, mut not_reclaimed, mut suspect) = (0, 0, 0);
+    for held in view.table.held_entries() {
+        let reclaimed = view.is_reclaimed(&held);
+        from_before += usize::from(reclaimed.is_some());
+        not_reclaimed += usize::from(reclaimed == Some(false));
+        suspect += usize::from(held.suspicion.is_some());
+    }
+    let (completeness, nsm_state) = {
+        let state = view.locks.state();
+        (state.completeness(), state.nsm_state())
+    };
+    let (complete, since) = match completeness {
+        Completeness::Complete { since_epoch } => (true, since_epoch),
+        Completeness::Incomplete { since_epoch } => (false, since_epoch),
+    };
+    json!({
+        "epoch": view.epoch,
+        "nsm_state": nsm_state.0,
+        "complete": complete,
+        "since_epoch": since,
+        "in_grace": !complete,
+        "locks": view.table.lock_count(),
+        "shares": view.table.share_count(),
+        "from_before": from_before,
+        "not_reclaimed": not_reclaimed,
+        "suspect": suspect,
+        "waiting": view.table.waiting_count(),
+        "unconfirmed_grants": view.table.grant_count(),
+        "hosts": view.table.host_count(),
+        "hosts_told": count(|progress| *progress == Progress::Told),
+        "hosts_being_told": count(|progress| matches!(progress, Progress::Telling { .. })),
+        "hosts_not_reached": count(|progress| *progress == Progress::GivenUp),
+        "writes_refused": view.table.refused_writers().count(),
+    })
+}
+
+const fn words(suspicion: Suspicion) -> &'static str {
+    match suspicion {
+        Suspicion::OlderLife => "suspect: its host told a higher state since",
+        Suspicion::OtherAddress => "suspect: its owner has another address now",
+        Suspicion::DoubtfulNotice => "suspect: a notice of a reboot was not believed",
+    }
 }

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use havenfs_nsm::notifier::Progress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::lock_service::LockService;
 use crate::node::Node;
 
 /// The longest request that is read.
@@ -83,5 +85,100 @@ pub fn page(node: &Node) -> String {
             "# HELP havenfs_{name} {help}\n# TYPE havenfs_{name} gauge\nhavenfs_{name} {value}\n"
         );
     }
+    if let Some(locks) = node.locks.get() {
+        text.push_str(&locks.counters().render());
+        put_locks(&mut text, locks);
+    }
     text
+}
+
+/// What is so of the locks right now. Looks only at what is counted anyway.
+fn put_locks(text: &mut String, locks: &LockService) {
+    let told = locks.announcements();
+    let told = |wanted: fn(&Progress) -> bool| {
+        told.iter().filter(|(_, progress)| wanted(progress)).count()
+    };
+    let state = locks.state();
+    let (table, hints) = (state.table(), state.table().suspicions());
+    let gauges = [
+        (
+            "epoch",
+            "How often a node began to serve.",
+            u64::from(state.epoch()),
+        ),
+        (
+            "nsm_state",
+            "The NSM state number.",
+            state.nsm_state().0.unsigned_abs().into(),
+        ),
+        (
+            "lock_table_complete",
+            "1 if the table has every lock that was granted.",
+            u64::from(!state.in_grace()),
+        ),
+        (
+            "locks_held",
+            "Ranges that are locked.",
+            table.lock_count() as u64,
+        ),
+        (
+            "locks_waiting",
+            "Requests that wait.",
+            table.waiting_count() as u64,
+        ),
+        (
+            "grants_unconfirmed",
+            "Grants not confirmed.",
+            table.grant_count() as u64,
+        ),
+        ("shares_held", "Shares.", table.share_count() as u64),
+        (
+            "hosts_known",
+            "Hosts that lock or have locked.",
+            table.host_count() as u64,
+        ),
+        (
+            "hosts_told",
+            "Hosts that heard of the last restart.",
+            told(|progress| *progress == Progress::Told) as u64,
+        ),
+        (
+            "hosts_being_told",
+            "Hosts that are being told of it.",
+            told(|progress| matches!(progress, Progress::Telling { .. })) as u64,
+        ),
+        (
+            "hosts_not_reached",
+            "Hosts that did not answer in time.",
+            told(|progress| *progress == Progress::GivenUp) as u64,
+        ),
+        (
+            "writers_refused",
+            "Refusals of writes in force.",
+            table.refused_writers().count() as u64,
+        ),
+        (
+            "suspicions_older_life",
+            "Locks with a raised state.",
+            hints.older_life,
+        ),
+        (
+            "suspicions_other_address",
+            "Owners with another address.",
+            hints.other_address,
+        ),
+        (
+            "suspicions_doubtful_notice",
+            "Notices not believed.",
+            hints.doubtful_notice,
+        ),
+    ];
+    drop(state);
+    for (name, help, value) in gauges {
+        // Writing to a string can't fail.
+        let _ = write!(
+            text,
+            "# HELP havenfs_{name} {help}\n# TYPE havenfs_{name} gauge\nhavenfs_{name} {value}\n"
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! The ways to look into a running server: the control socket and the metrics page.
 
+mod acts;
 pub mod locks;
 pub mod metrics_page;
 pub mod socket;

@@ -1,25 +1,23 @@
 //! The control socket: a request is one line, the answer one JSON document.
 //!
-//! Requests: `status`, `clients`, `exports`, `reload`, `hosts`, `locks`, `waiting`, `end-grace`,
-//! `notify ADDRESS`, `break ADDRESS [PATH]`. The socket belongs to the server's user and to nobody
-//! else. A socket that is left over from a dead server is replaced.
+//! Requests: `status`, `clients`, `exports`, `reload`, `hosts`, `locks`, `waiting`, `refused`,
+//! `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`, and with
+//! `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`. The socket belongs to
+//! the server's user and to nobody else. A socket that is left over from a dead server is replaced.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use havenfs_nsm::notifier::Progress;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use super::locks;
+use super::{acts, locks};
 use crate::clients::unix_seconds;
-use crate::cluster::state::Completeness;
 use crate::config::Settings;
 use crate::node::Node;
 
@@ -107,22 +105,24 @@ async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -
     };
     tokio::time::timeout(TIME_MAX, read).await??;
     let answer = match request.trim_ascii() {
-        b"status" => status(settings, node),
+        b"status" => {
+            let mut status = status(settings, node);
+            status["locking"] = listed(node, locks::status).await;
+            status
+        }
         b"clients" => clients(node),
         b"exports" => exports(node),
         b"reload" => match super::reload(settings, node).await {
             Ok(done) => json!({ "done": done }),
             Err(error) => json!({ "error": error }),
         },
-        b"end-grace" => end_grace(node).await,
-        b"hosts" => locks::hosts(node),
+        b"hosts" => listed(node, locks::hosts).await,
         b"locks" => listed(node, locks::held).await,
         b"waiting" => listed(node, locks::waiting).await,
-        request => match String::from_utf8_lossy(request).split_once(' ') {
-            Some(("notify", host)) => notify(node, host),
-            Some(("break", what)) => locks::break_locks(node, what).await,
-            _ => json!({ "error": format!("unknown request `{}`", request.escape_ascii()) }),
-        },
+        b"refused" => listed(node, locks::refused).await,
+        request => act(node, &String::from_utf8_lossy(request))
+            .await
+            .unwrap_or_else(|error| error),
     };
     stream.write_all(answer.to_string().as_bytes()).await?;
     stream.shutdown().await
@@ -147,6 +147,7 @@ fn status(settings: &Settings, node: &Node) -> Value {
         .limits()
         .iter()
         .map(|(name, counter)| ((*name).to_owned(), counter.get().into()))
+        .chain(lock_limits(node))
         .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -161,70 +162,43 @@ fn status(settings: &Settings, node: &Node) -> Value {
         "portmapper": node.portmapper.get(),
         "ports": ports,
         "limits_hit": limits,
-        "locking": lock_status(node),
     })
 }
 
+/// How often each limit of the lock table was hit.
+fn lock_limits(node: &Node) -> Vec<(String, Value)> {
+    let limits = node.locks.get().map(|locks| locks.counters().limits());
+    let limits = limits.into_iter().flatten();
+    limits
+        .map(|(limit, count)| (limit.name().to_owned(), count.into()))
+        .collect()
+}
+
 /// Makes a list on a thread that may wait for a disk.
-async fn listed(node: &Arc<Node>, list: fn(&Node) -> Value) -> Value {
+async fn listed(node: &Arc<Node>, list: impl FnOnce(&Node) -> Value + Send + 'static) -> Value {
     let node = Arc::clone(node);
     let made = tokio::task::spawn_blocking(move || list(&node)).await;
     made.unwrap_or_else(|error| json!({ "error": error.to_string() }))
 }
 
-async fn end_grace(node: &Node) -> Value {
-    let Some(locks) = node.locks.get() else {
-        return json!({ "error": "locks are not served yet" });
-    };
-    match locks.end_grace("an operator said so").await {
-        Ok(done) => json!({ "done": done }),
-        Err(error) => json!({ "error": error.to_string() }),
+/// Does what an operator asks for; both outcomes are answers.
+async fn act(node: &Arc<Node>, request: &str) -> Result<Value, Value> {
+    let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
+    match word {
+        "end-grace" => acts::end_grace(node).await,
+        "host" => {
+            let address = acts::address(rest)?;
+            Ok(listed(node, move |node| locks::host(node, address)).await)
+        }
+        "notify" => acts::notify(node, rest).await,
+        "verify" => acts::verify(node, rest).await,
+        "would-break" => acts::would_break(node, rest).await,
+        "break" => acts::break_locks(node, rest).await,
+        "expire" => acts::expire(node, rest).await,
+        "refuse" => acts::refuse_writes(node, rest, true).await,
+        "allow" => acts::refuse_writes(node, rest, false).await,
+        _ => Err(json!({ "error": format!("unknown request `{}`", request.escape_debug()) })),
     }
-}
-
-fn notify(node: &Node, host: &str) -> Value {
-    let Ok(address) = host.parse::<IpAddr>() else {
-        return json!({ "error": format!("`{host}` is no address") });
-    };
-    match node
-        .locks
-        .get()
-        .map_or(0, |locks| locks.tell_again(address))
-    {
-        0 => json!({ "error": format!("no host with the address {address} has locked anything") }),
-        _ => json!({ "done": format!("telling {address} of the last restart") }),
-    }
-}
-
-/// What is so of the locks, for people who wonder whether all is well.
-fn lock_status(node: &Node) -> Value {
-    let Some(locks) = node.locks.get() else {
-        return Value::Null;
-    };
-    let told = locks.announcements();
-    let count = |wanted: fn(&Progress) -> bool| {
-        told.iter().filter(|(_, progress)| wanted(progress)).count()
-    };
-    let state = locks.state();
-    let table = state.table();
-    let (complete, since) = match state.completeness() {
-        Completeness::Complete { since_epoch } => (true, since_epoch),
-        Completeness::Incomplete { since_epoch } => (false, since_epoch),
-    };
-    json!({
-        "epoch": state.epoch(),
-        "nsm_state": state.nsm_state().0,
-        "complete": complete,
-        "since_epoch": since,
-        "in_grace": state.in_grace(),
-        "locks": table.lock_count(),
-        "waiting": table.waiting_count(),
-        "unconfirmed_grants": table.deliveries(0).count(),
-        "hosts": table.host_count(),
-        "hosts_told": count(|progress| *progress == Progress::Told),
-        "hosts_being_told": count(|progress| matches!(progress, Progress::Telling { .. })),
-        "hosts_not_reached": count(|progress| *progress == Progress::GivenUp),
-    })
 }
 
 fn clients(node: &Node) -> Value {

@@ -22,44 +22,99 @@ pub fn render(request: &str, answer: &Value) -> String {
             answer,
             "no NFS client is connected\n",
         ),
-        "hosts" => columns(
-            &[
-                "address",
-                "name",
-                "service_address",
-                "held",
-                "waiting",
-                "monitored",
-                "lost",
-            ],
-            answer,
-            "no host has locked anything\n",
-        ),
-        "locks" => columns(
-            &[
-                "path",
-                "range",
-                "kind",
-                "host",
-                "name",
-                "owner",
-                "since",
-                "confirmed",
-            ],
-            answer,
-            "nothing is locked\n",
-        ),
-        "waiting" => columns(
-            &["path", "range", "kind", "host", "name", "owner", "since"],
-            answer,
-            "nobody waits for a lock\n",
-        ),
+        "hosts" => entries(HOSTS, answer, "no host has locked anything\n"),
+        "locks" => entries(LOCKS, answer, "nothing is locked\n"),
+        "waiting" => entries(WAITING, answer, "nobody waits for a lock\n"),
+        "refused" => entries(&["host", "path"], answer, "nobody's writes are refused\n"),
+        _ if request.starts_with("host ") => host(answer),
+        _ if request.starts_with("verify ") => verified(answer),
         "exports" => exports(answer),
         _ => match answer.get("done").and_then(Value::as_str) {
             Some(done) => format!("{done}\n"),
             None => format!("{answer:#}\n"),
         },
     }
+}
+
+const HOSTS: &[&str] = &[
+    "address",
+    "name",
+    "service_address",
+    "held",
+    "waiting",
+    "monitored",
+    "lost",
+    "restart",
+];
+const LOCKS: &[&str] = &[
+    "path", "range", "kind", "host", "name", "owner", "age", "notes",
+];
+const WAITING: &[&str] = &["path", "range", "kind", "host", "name", "owner", "age"];
+
+/// A list that may be longer than what is shown.
+fn entries(names: &[&str], answer: &Value, none: &str) -> String {
+    let mut out = columns(names, answer.get("entries").unwrap_or(&Value::Null), none);
+    let more = answer.get("not_shown").and_then(Value::as_u64);
+    if let Some(more) = more.filter(|more| *more > 0) {
+        let _ = writeln!(out, "and {more} more, which are not shown");
+    }
+    out
+}
+
+fn host(answer: &Value) -> String {
+    let part = |name: &str| answer.get(name).unwrap_or(&Value::Null);
+    let mut out = columns(HOSTS, part("hosts"), "");
+    let _ = write!(
+        out,
+        "\nholds:\n{}\nwaits for:\n{}",
+        entries(LOCKS, part("locks"), "nothing\n"),
+        entries(WAITING, part("waiting"), "nothing\n")
+    );
+    let refused = part("writes_refused").get("entries");
+    let refused = refused
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    for what in refused {
+        let _ = writeln!(out, "\nits writes to {} are refused", text(what));
+    }
+    out
+}
+
+fn verified(answer: &Value) -> String {
+    let get = |name: &str| answer.get(name).map_or_else(|| "-".to_owned(), text);
+    let (held, reclaimed) = (get("held"), get("reclaimed"));
+    let head = format!(
+        "{} holds {held} locks and has reclaimed {reclaimed}\n",
+        get("host")
+    );
+    let missing = answer.get("missing").unwrap_or(&Value::Null);
+    let list = entries(LOCKS, missing, "");
+    if list.is_empty() {
+        return head;
+    }
+    format!(
+        "{head}it does not know of these, or did not answer in time; if it is alive and reachable, \
+         they can be broken:\n{list}"
+    )
+}
+
+/// How long ago, in the two largest units.
+fn age(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m {}s", seconds % 60),
+        3600..86_400 => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+fn cell(row: &Value, name: &str) -> String {
+    if name == "age" {
+        let seconds = row.get("age_seconds").and_then(Value::as_u64);
+        return seconds.map_or_else(|| "-".to_owned(), age);
+    }
+    row.get(name).map_or_else(String::new, text)
 }
 
 fn text(value: &Value) -> String {
@@ -84,12 +139,7 @@ fn columns(names: &[&str], answer: &Value, none: &str) -> String {
         .collect();
     let mut lines: Vec<Vec<String>> = vec![head];
     for row in rows {
-        lines.push(
-            names
-                .iter()
-                .map(|name| row.get(name).map_or_else(String::new, text))
-                .collect(),
-        );
+        lines.push(names.iter().map(|name| cell(row, name)).collect());
     }
     let mut out = String::new();
     for line in &lines {
@@ -162,20 +212,48 @@ fn locks(locking: &Value) -> String {
     } else {
         ""
     };
-    format!(
+    let mut out = format!(
         "lock table       {table}{grace}\nepoch            {} (NSM state {})\n\
-         locks            {} held, {} waiting, {} granted and not confirmed\n\
-         hosts            {}; of the last restart {} were told, {} are being told, {} not reached\n",
+         locks            {} held, {} waiting, {} granted and not confirmed; {} shares\n",
         get("epoch"),
         get("nsm_state"),
         get("locks"),
         get("waiting"),
         get("unconfirmed_grants"),
+        get("shares"),
+    );
+    let number = |name: &str| locking.get(name).and_then(Value::as_u64).unwrap_or(0);
+    if number("from_before") > 0 {
+        let _ = writeln!(
+            out,
+            "                 {} from before the last start, {} of them not reclaimed",
+            number("from_before"),
+            number("not_reclaimed")
+        );
+    }
+    if number("suspect") > 0 {
+        let _ = writeln!(
+            out,
+            "                 {} suspect: see `havenfs locks list`",
+            number("suspect")
+        );
+    }
+    if number("writes_refused") > 0 {
+        let _ = writeln!(
+            out,
+            "writes refused   {}: see `havenfs locks refused`",
+            number("writes_refused")
+        );
+    }
+    let _ = writeln!(
+        out,
+        "hosts            {}; of the last restart {} were told, {} are being told, {} not reached",
         get("hosts"),
         get("hosts_told"),
         get("hosts_being_told"),
         get("hosts_not_reached"),
-    )
+    );
+    out
 }
 
 fn exports(answer: &Value) -> String {

@@ -4,7 +4,7 @@
 //! then TCP, all at once and without holding anything up. Locks don't depend on it: with a complete
 //! table they stay whether a host hears of the restart or not.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,14 +73,15 @@ pub(super) const fn target(host: &havenfs_nlm::host::HostKey) -> Target {
     }
 }
 
-/// Tells hosts of one activation until it is dropped. `more` are hosts to be told anew.
+/// Tells hosts of one activation until it is dropped. `more` are hosts to be told anew, with a
+/// higher number, since they pass over one that they have seen.
 pub(super) async fn run(
     calls: Arc<HostCalls>,
     names: Vec<String>,
     state: NsmState,
     first: Vec<Target>,
     announcements: Arc<Announcements>,
-    mut more: mpsc::Receiver<Target>,
+    mut more: mpsc::Receiver<(Target, NsmState)>,
 ) {
     let start = Instant::now();
     let now_ms = || start.elapsed().as_millis() as u64;
@@ -97,12 +98,14 @@ pub(super) async fn run(
     for target in first {
         announcements.notifier().tell(0, target);
     }
+    let mut raised: HashMap<Target, NsmState> = HashMap::new();
     let mut tries = JoinSet::new();
     loop {
         let deadline = {
             let mut notifier = announcements.notifier();
             while let Some(notice) = notifier.poll(now_ms()) {
                 let (calls, names) = (Arc::clone(&calls), Arc::clone(&names));
+                let state = raised.get(&notice.target).copied().unwrap_or(state);
                 tries.spawn(async move {
                     let answered = send(&calls, &names, state, &notice).await;
                     (notice.target, answered)
@@ -112,7 +115,10 @@ pub(super) async fn run(
         };
         let wake = start + Duration::from_millis(deadline.unwrap_or(0));
         tokio::select! {
-            Some(target) = more.recv() => announcements.notifier().tell(now_ms(), target),
+            Some((target, state)) = more.recv() => {
+                raised.insert(target, state);
+                announcements.notifier().tell(now_ms(), target);
+            }
             Some(done) = tries.join_next() => {
                 // A panic has ended the process already.
                 if let Ok((target, answered)) = done {

@@ -63,10 +63,12 @@ pub(super) async fn run(
                     });
                 }
                 Output::Confirm(grant) => {
+                    locks.counters.grants_confirmed.add(1);
                     propose(&locks, Command::ConfirmGrant { epoch, grant });
                 }
                 Output::Refuse { id, release } => {
                     tracing::info!(grant = %id, release, "a host does not want its lock");
+                    locks.counters.grants_refused.add(1);
                     let refuse = Command::RefuseGrant {
                         epoch,
                         grant: id,
@@ -85,6 +87,10 @@ pub(super) async fn run(
             Some(done) = tries.join_next() => match done {
                 Ok((cookie, tried, answer)) => {
                     let now_ms = start.elapsed().as_millis() as u64;
+                    match tried {
+                        Tried::Sent => locks.counters.grants_told.add(1),
+                        Tried::Unsent | Tried::NoSuchForm => locks.counters.grants_untold.add(1),
+                    }
                     granter.handle(now_ms, Input::Tried { cookie, tried });
                     answer.map(answered)
                 }
@@ -137,7 +143,7 @@ fn propose(locks: &Arc<LockService>, command: Command) {
     locks
         .proposer
         .propose(command, move |outcome| match outcome {
-            Ok(outcome) => applied.look_for_grants(&outcome),
+            Ok(outcome) => applied.look_at_table(&outcome),
             Err(error) => tracing::warn!(%error, "a host's answer to GRANTED is not noted"),
         });
 }

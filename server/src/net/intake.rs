@@ -103,8 +103,9 @@ impl Intake<'_> {
                 Served::Wait | Served::Pending => {
                     out.truncate(start);
                     let sink = self.sink(reserved);
-                    // Changes of locks keep their order, also when one of them waits for a disk.
-                    let lane = (self.port == Port::Nlm)
+                    // Changes of locks keep their order, also when one of them waits for a disk, or
+                    // a notice until it is known whether it is to be believed.
+                    let lane = matches!(self.port, Port::Nlm | Port::Nsm)
                         .then(|| self.node.locks.get())
                         .flatten()
                         .map(|locks| locks.enter(origin.host()));

@@ -102,9 +102,11 @@ async fn serve(
     share: Share,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
+    let locking = (port == Port::Nlm).then(|| node.lock_connections.enter(origin.peer, &stream));
+    let _locking = locking.transpose()?;
     let mut stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
-    let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
     let clients = Arc::clone(&node.clients);
     let client = (port == Port::Nfs).then(|| clients.enter(&origin));
     let record_bytes_max = if port == Port::Nfs {

@@ -4,11 +4,14 @@
 //! of our own restarts, and how, is in `lock_service`.
 //!
 //! To believe a notice means to release locks, and nothing in it proves anything. So it counts for
-//! hosts with the address that it came from, and only from a port that a machine gives to nobody
-//! but its superuser. SM_MON and its kin are for the superuser of this machine; anyone else is told
-//! that it did not work.
+//! hosts with the address that it came from, only from a port that a machine gives to nobody but
+//! its superuser, and not while an older connection of that host lives ([`LockConnections`]).
+//! SM_MON and its kin are for the superuser of this machine; anyone else is told that it did not
+//! work.
 //!
 //! Source: XNFS chapter 11.
+//!
+//! [`LockConnections`]: crate::lock_service::LockConnections
 
 use std::sync::Arc;
 
@@ -19,9 +22,9 @@ use havenfs_rpc::message::{self, AcceptStat};
 use havenfs_rpc::xdr::{Writer, decode_all};
 
 use super::nlm::void_after;
-use crate::call::{Proposal, Refusal, Request};
+use crate::call::{Mode, Proposal, Refusal, Request};
 use crate::cluster::{Command, Outcome};
-use crate::lock_service::{LockService, unix_seconds};
+use crate::lock_service::{LockService, Sign, unix_seconds};
 use crate::node::Node;
 
 /// Serves one call of NSM: the results are appended, or a change is proposed.
@@ -45,34 +48,7 @@ pub fn serve(
         }
         procedure::SM_NOTIFY => {
             let args: StatChge<'_> = decode_all(request.args)?;
-            let peer = request.origin.peer;
-            if !request.origin.from_reserved_port() {
-                tracing::warn!(%peer, "notice of a reboot refused: not from a reserved port");
-                return Err(Refusal::Auth(AuthStat::TooWeak));
-            }
-            if let Err(problem) = nsm_name::judge(args.mon_name) {
-                tracing::warn!(%peer, %problem, "notice of a reboot with a bad name");
-                return Ok(None);
-            }
-            let command = Command::Rebooted {
-                epoch,
-                address: request.origin.host(),
-                mon_name: args.mon_name.into(),
-                state: args.state,
-                now: unix_seconds(),
-            };
-            let mut proposal = void_after(command, request.xid);
-            let (locks, host, state) = (Arc::clone(locks), request.origin.host(), args.state);
-            let mon_name = Box::<[u8]>::from(args.mon_name);
-            let reply = proposal.answer;
-            proposal.answer = Box::new(move |outcome, writer| {
-                // Only what was believed here: the name alone proves nothing.
-                if matches!(&outcome, Outcome::Freed(freed) if freed.hosts > 0) {
-                    locks.pass_on(&mon_name, host, state);
-                }
-                reply(outcome, writer)
-            });
-            Ok(Some(proposal))
+            notify(node, locks, epoch, request, &args)
         }
         procedure::SM_MON => {
             let args: Mon<'_> = decode_all(request.args)?;
@@ -114,6 +90,85 @@ pub fn serve(
         }
         _ => Err(Refusal::ProcUnavail),
     }
+}
+
+/// SM_NOTIFY: a host says that it has rebooted.
+fn notify(
+    node: &Node,
+    locks: &Arc<LockService>,
+    epoch: u32,
+    request: &Request<'_>,
+    args: &StatChge<'_>,
+) -> Result<Option<Proposal>, Refusal> {
+    let (peer, host, state) = (request.origin.peer, request.origin.host(), args.state);
+    if !request.origin.from_reserved_port() {
+        tracing::warn!(%peer, "notice of a reboot refused: not from a reserved port");
+        locks.counters().notices_refused.add(1);
+        return Err(Refusal::Auth(AuthStat::TooWeak));
+    }
+    if let Err(problem) = nsm_name::judge(args.mon_name) {
+        tracing::warn!(%peer, %problem, "notice of a reboot with a bad name");
+        locks.counters().notices_refused.add(1);
+        return Ok(None);
+    }
+    let losing = locks.state().losing(host, args.mon_name, state);
+    let connections = &node.lock_connections;
+    if request.mode == Mode::Inline && connections.has(host, &losing, state) {
+        return Err(Refusal::Wait);
+    }
+    let (mon_name, now) = (Box::<[u8]>::from(args.mon_name), unix_seconds());
+    let address = host;
+    let command = match connections.probe(host, &losing, state) {
+        Sign::None => Command::Rebooted {
+            epoch,
+            address,
+            mon_name: mon_name.clone(),
+            state,
+            now,
+        },
+        Sign::Lives => {
+            tracing::warn!(
+                %peer,
+                "notice of a reboot not believed: an older connection of that host is alive; its \
+                 locks stay and are marked"
+            );
+            Command::DoubtfulNotice {
+                epoch,
+                address,
+                mon_name: mon_name.clone(),
+                state,
+                now,
+            }
+        }
+        // It comes again.
+        Sign::Busy => return Err(Refusal::Silence),
+    };
+    let mut proposal = void_after(command, request.xid);
+    let locks = Arc::clone(locks);
+    let reply = proposal.answer;
+    proposal.answer = Box::new(move |outcome, writer| {
+        let counters = locks.counters();
+        match &outcome {
+            Outcome::Freed(freed) if freed.hosts > 0 => {
+                tracing::info!(
+                    %host,
+                    nsm_state = state,
+                    locks = freed.locks,
+                    shares = freed.shares,
+                    requests = freed.requests,
+                    "a host has rebooted: what it had is free"
+                );
+                counters.reboots.add(1);
+                counters.locks_rebooted.add(freed.locks as u64);
+                // Only what was believed here: the name alone proves nothing.
+                locks.pass_on(&mon_name, host, state);
+            }
+            Outcome::Freed(_) => counters.notices_ignored.add(1),
+            _ => {}
+        }
+        reply(outcome, writer)
+    });
+    Ok(Some(proposal))
 }
 
 /// Whether the superuser of this machine calls.

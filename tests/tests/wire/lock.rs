@@ -319,64 +319,6 @@ fn permissions_that_needs_root_to_set_up() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_operator_sees_locks_and_breaks_them() -> Result<()> {
-    let scene = Scene::new(OPEN)?;
-    let (mut a, mut b) = (scene.server.nlm(A)?, scene.server.nlm(B)?);
-    ensure!(a.lock(&scene.lock_of("a", 7).range(0, 10))? == stat::GRANTED);
-    let waiting = Lock {
-        block: true,
-        ..scene.lock_of("b", 1)
-    };
-    ensure!(b.lock(&waiting)? == stat::BLOCKED);
-    let path = scene.site.export().join("file").display().to_string();
-    let locks = scene.site.ask("locks")?;
-    let first = &locks[0];
-    ensure!(
-        first["path"] == path.as_str() && first["range"] == "0-9",
-        "{locks}"
-    );
-    ensure!(first["host"] == "127.0.0.11" && first["name"] == "a" && first["owner"] == 7);
-    ensure!(
-        first["confirmed"] == true && first["kind"] == "exclusive",
-        "{locks}"
-    );
-    let waits = scene.site.ask("waiting")?;
-    ensure!(
-        waits[0]["host"] == "127.0.0.12" && waits[0]["range"] == "0-end",
-        "{waits}"
-    );
-    let hosts = scene.site.ask("hosts")?;
-    ensure!(
-        hosts.as_array().is_some_and(|hosts| hosts.len() == 2),
-        "{hosts}"
-    );
-    ensure!(scene.site.ask("break nobody")?["error"].is_string());
-    let elsewhere = format!("break 127.0.0.11 {path}.other");
-    ensure!(scene.site.ask(&elsewhere)?["error"].is_string());
-    ensure!(scene.site.ask(&format!("break 127.0.0.11 {path}"))?["done"].is_string());
-    let locks = scene.site.ask("locks")?;
-    ensure!(
-        locks[0]["host"] == "127.0.0.12" && locks[0]["confirmed"] == false,
-        "{locks}"
-    );
-    // The one who had it can't get it back by reclaiming it.
-    let reclaim = Lock {
-        reclaim: true,
-        ..scene.lock_of("a", 7).range(0, 10)
-    };
-    ensure!(b.unlock(&scene.lock_of("b", 1))? == stat::GRANTED);
-    ensure!(a.lock(&reclaim)? == stat::DENIED);
-    ensure!(a.lock(&scene.lock_of("a", 7))? == stat::GRANTED, "but anew");
-    fs::remove_file(scene.site.export().join("file"))?;
-    let locks = scene.site.ask("locks")?;
-    ensure!(
-        locks.as_array().is_some_and(|locks| locks.len() == 1),
-        "{locks}"
-    );
-    Ok(())
-}
-
 /// What the tests of restarts claim can fail: a server that answers before its log is on disk loses
 /// a lock when it is killed, and the next one is given to somebody else.
 #[test]

@@ -19,6 +19,7 @@ mod message;
 mod monitor;
 mod mount;
 mod names;
+mod operator;
 mod portmap;
 mod random;
 mod record;

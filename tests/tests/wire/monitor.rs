@@ -28,7 +28,9 @@ fn needs_root_a_reboot_ends_a_hosts_locks_and_serves_who_waits() -> Result<()> {
     ensure!(a.lock(&of_a(3).range(0, 10))? == stat::GRANTED);
     let mut waiter = machine.nlm(&scene, Transport::Tcp)?;
     ensure!(waiter.lock(&scene.waiting("waiter", 2).range(0, 10))? == stat::BLOCKED);
+    drop(a);
     // After the reboot, before the notice: of the new life.
+    let mut a = scene.server.nlm(A)?;
     ensure!(a.lock(&of_a(5).range(50, 10))? == stat::GRANTED);
     let mut nsm = scene.nsm(A)?;
     nsm.notify(b"a", 5)?;
@@ -44,6 +46,7 @@ fn needs_root_a_reboot_ends_a_hosts_locks_and_serves_who_waits() -> Result<()> {
     nsm.notify(b"a", 5)?;
     ensure!(b.lock(&scene.lock_of("b", 1).range(80, 1))? == stat::DENIED);
     // The next one ends those as well.
+    drop(a);
     nsm.notify(b"a", 7)?;
     ensure!(b.lock(&scene.lock_of("b", 1).range(50, 50))? == stat::GRANTED);
     Ok(())
@@ -76,6 +79,108 @@ fn needs_root_forged_notices_release_nothing() -> Result<()> {
     ensure!(b.lock(&scene.lock_of("b", 1))? == stat::DENIED);
     a.free_all(b"a", 0)?;
     ensure!(b.lock(&scene.lock_of("b", 1))? == stat::GRANTED);
+    Ok(())
+}
+
+/// The host itself lives: its connection is older than the notice and answers. Its locks stay, and
+/// are marked; once the connection is gone the notice is believed.
+#[test]
+fn needs_root_a_notice_of_a_host_that_lives_releases_nothing() -> Result<()> {
+    let scene = Scene::new(OPEN)?;
+    let mut a = scene.server.nlm(A)?;
+    let of_a = Lock {
+        state: 3,
+        ..scene.lock_of("a", 1)
+    };
+    ensure!(a.lock(&of_a)? == stat::GRANTED);
+    let mut nsm = scene.nsm(A)?;
+    nsm.notify(b"a", 5)?;
+    let mut b = scene.server.nlm(B)?;
+    ensure!(b.lock(&scene.lock_of("b", 1))? == stat::DENIED);
+    let locks = scene.site.ask("locks")?;
+    let suspect = locks["entries"][0]["suspect"].as_str().unwrap_or_default();
+    ensure!(suspect.contains("notice"), "{locks}");
+    ensure!(scene.site.ask("status")?["locking"]["suspect"] == 1);
+    drop(a);
+    nsm.notify(b"a", 5)?;
+    ensure!(b.lock(&scene.lock_of("b", 1))? == stat::GRANTED);
+    Ok(())
+}
+
+#[test]
+fn needs_root_an_operator_asks_a_host_what_it_knows_of() -> Result<()> {
+    let scene = Scene::with(OPEN, &["--service-name", "nas"])?;
+    let machine = Machine::start(1)?;
+    let mut nlm = machine.nlm(&scene, Transport::Tcp)?;
+    for start in [0, 100] {
+        ensure!(nlm.lock(&scene.lock_of("a", 1).range(start, 10))? == stat::GRANTED);
+    }
+    let (_, before) = scene.nsm(A)?.stat(b"x")?;
+    let verify = format!("verify {}", machine.address);
+    let answer = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| scene.site.ask(&verify));
+        // The name and the address as a name, both with a number that the host has not seen.
+        for _ in 0..2 {
+            let call = machine.host.next_call_of(program::NSM, SM_NOTIFY)?;
+            ensure!(call.notified()?.1 > before);
+            call.reply(&[])?;
+        }
+        let reclaim = Lock {
+            reclaim: true,
+            ..scene.lock_of("a", 1).range(100, 10)
+        };
+        ensure!(nlm.lock(&reclaim)? == stat::GRANTED);
+        let answer = asking.join();
+        answer.unwrap_or_else(|_| anyhow::bail!("panicked"))
+    })?;
+    ensure!(answer["held"] == 2 && answer["reclaimed"] == 1, "{answer}");
+    let missing = &answer["missing"]["entries"];
+    ensure!(
+        missing[0]["range"] == "0-9" && missing[1].is_null(),
+        "{answer}"
+    );
+    ensure!(scene.site.ask("verify 127.0.0.99")?["error"].is_string());
+
+    let host = scene.site.ask(&format!("host {}", machine.address))?;
+    ensure!(host["hosts"][0]["restart"] == "told", "{host}");
+    ensure!(
+        host["locks"]["entries"].as_array().map(Vec::len) == Some(2),
+        "{host}"
+    );
+    ensure!(scene.site.ask("host 127.0.0.99")?["error"].is_string());
+    Ok(())
+}
+
+#[test]
+fn locks_that_nobody_reclaims_are_told_from_those_that_are() -> Result<()> {
+    let scene = Scene::new(OPEN)?;
+    for (host, address) in [("a", A), ("b", B)] {
+        let start = if host == "a" { 0 } else { 100 };
+        let lock = scene.lock_of(host, 1).range(start, 10);
+        ensure!(scene.server.nlm(address)?.lock(&lock)? == stat::GRANTED);
+    }
+    let scene = scene.restart(OPEN)?;
+    let reclaim = Lock {
+        reclaim: true,
+        ..scene.lock_of("a", 1).range(0, 10)
+    };
+    let mut a = scene.server.nlm(A)?;
+    ensure!(a.lock(&reclaim)? == stat::GRANTED);
+    ensure!(a.lock(&scene.lock_of("a", 1).range(200, 10))? == stat::GRANTED);
+    let locks = scene.site.ask("locks")?;
+    for entry in locks["entries"].as_array().into_iter().flatten() {
+        let reclaimed = match entry["range"].as_str() {
+            Some("0-9") => serde_json::json!(true),
+            Some("100-109") => serde_json::json!(false),
+            _ => serde_json::json!(null),
+        };
+        ensure!(entry["reclaimed"] == reclaimed, "{entry}");
+    }
+    let locking = &scene.site.ask("status")?["locking"];
+    ensure!(
+        locking["from_before"] == 2 && locking["not_reclaimed"] == 1,
+        "{locking}"
+    );
     Ok(())
 }
 

@@ -193,3 +193,97 @@ fn damaged_and_newer_states_are_refused() {
     let error = ClusterState::read(&mut bytes.as_slice()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::Unsupported);
 }
+
+/// A state that serves, with a lock of host 1.
+fn locked() -> ClusterState {
+    let mut state = ClusterState::default();
+    state.apply(&activate(1000));
+    state.apply(&lock(1, 1, 1, (0, 9)));
+    state
+}
+
+const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 1));
+
+#[test]
+fn a_doubtful_notice_marks_and_a_believed_one_ends() {
+    let mut state = locked();
+    let notice = |doubtful| {
+        let (epoch, address, state, now) = (1, HOST, 5, 6);
+        let mon_name = b"any".as_slice().into();
+        if doubtful {
+            Command::DoubtfulNotice {
+                epoch,
+                address,
+                mon_name,
+                state,
+                now,
+            }
+        } else {
+            Command::Rebooted {
+                epoch,
+                address,
+                mon_name,
+                state,
+                now,
+            }
+        }
+    };
+    assert_eq!(state.losing(HOST, b"any", 5), [b"host".to_vec()]);
+    assert_eq!(state.apply(&notice(true)), Outcome::Suspected(1));
+    assert_eq!(state.table().lock_count(), 1);
+    let suspect = |state: &ClusterState| {
+        let mut held = state.table().held_entries();
+        held.all(|held| held.suspicion.is_some())
+    };
+    assert!(suspect(&state) && suspect(&copy_of(&state).unwrap()));
+    let outcome = state.apply(&notice(false));
+    assert!(matches!(outcome, Outcome::Freed(freed) if freed.locks == 1));
+    assert!(state.losing(HOST, b"any", 7).is_empty());
+}
+
+#[test]
+fn limits_and_refusals_are_part_of_the_state() {
+    use havenfs_nlm::limits::{Limit, Limits};
+
+    let mut state = locked();
+    let mut limits = Limits::default();
+    limits.set(Limit::Locks, 1);
+    let set = Command::SetLimits { epoch: 1, limits };
+    assert_eq!(state.apply(&set), Outcome::Done);
+    let too_many = Outcome::Lock(LockOutcome::TooMany(Limit::Locks));
+    assert_eq!(state.apply(&lock(1, 2, 1, (20, 29))), too_many);
+    let refusal = |refused| Command::RefuseWrites {
+        epoch: 1,
+        address: HOST,
+        file: None,
+        refused,
+    };
+    assert_eq!(state.apply(&refusal(true)), Outcome::Refusals(1));
+    let copy = copy_of(&state).unwrap();
+    assert_eq!(copy, state);
+    let file = FileKey(Box::default());
+    assert!(copy.table().refuses_writes(HOST, &file));
+    assert_eq!(copy.table().limits(), &limits);
+    assert_eq!(state.apply(&refusal(false)), Outcome::Refusals(1));
+    assert_eq!(state.apply(&refusal(false)), Outcome::Refusals(0));
+}
+
+#[test]
+fn the_nsm_state_rises_without_a_new_epoch() {
+    let mut state = locked();
+    let raise = Command::RaiseNsmState {
+        epoch: 1,
+        unix_seconds: 500,
+    };
+    assert_eq!(state.apply(&raise), Outcome::Done);
+    assert_eq!((state.epoch(), state.nsm_state().0), (1, 1003));
+    assert_eq!(state.table().lock_count(), 1);
+    let expire = Command::Expire {
+        epoch: 1,
+        address: HOST,
+        now: 7,
+    };
+    let outcome = state.apply(&expire);
+    assert!(matches!(outcome, Outcome::Freed(freed) if freed.locks == 1));
+    assert_eq!(state.table().monitored_hosts(true).count(), 0);
+}

@@ -54,6 +54,9 @@ impl Nfs3<'_> {
         let target = self.target(&handle);
         let result = target.as_ref().map_err(|fail| *fail).and_then(|target| {
             target.may_change()?;
+            if changes.size.is_some() {
+                self.may_write(&handle)?;
+            }
             let before = self.note(&handle, target.file.attributes())?;
             // The wire has 32 bits of seconds.
             let ctime = Time {

@@ -97,6 +97,7 @@ impl Nfs3<'_> {
         let target = self.target(&handle);
         let result = target.as_ref().map_err(|fail| *fail).and_then(|target| {
             target.may_change()?;
+            self.may_write(&handle)?;
             let (files, file, caller) = (&self.node.files, &target.file, &target.caller);
             let sync = stable && target.options.sync;
             self.note(

@@ -134,6 +134,21 @@ impl Target {
 }
 
 impl Nfs3<'_> {
+    /// Succeeds unless an operator has the writes of this host to this file refused, since a lock
+    /// of it was broken. A write that is with the kernel already when it is said still lands.
+    ///
+    /// # Errors
+    /// ACCES.
+    fn may_write(&self, handle: &FileHandle) -> Result<(), Fail> {
+        let host = self.request.origin.host();
+        let key = || self.node.files.lock_key(handle).ok();
+        let locks = self.node.locks.get();
+        if locks.is_some_and(|locks| locks.refuses_writes(host, key)) {
+            return Err(Nfsstat3::Acces.into());
+        }
+        Ok(())
+    }
+
     /// Opens a handle under the rules of its export.
     ///
     /// # Errors

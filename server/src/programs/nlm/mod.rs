@@ -17,9 +17,10 @@ mod results;
 
 use havenfs_nlm::granter::GrantCookie;
 use havenfs_nlm::host::{CallDigest, HostKey};
+use havenfs_nlm::listing::LockId;
 use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::share::{ShareModes, ShareRequest};
-use havenfs_nlm::table::{FileKey, LockOwner, LockRequest};
+use havenfs_nlm::table::{FileKey, LockOwner, LockRequest, LockTable};
 use havenfs_nlm::waiting::Callback;
 use havenfs_nlm::wire::{
     Nlm4CancArgs, Nlm4Lock, Nlm4LockArgs, Nlm4Notify, Nlm4Res, Nlm4ShareArgs, Nlm4Stats,
@@ -113,13 +114,8 @@ impl Later {
             let Some(stat) = results::stat_of(&outcome) else {
                 return false;
             };
-            if let Some(host) = reclaims.filter(|_| stat == Nlm4Stats::Denied) {
-                // A Linux client drops the lock then, with a line in its own log and no more.
-                tracing::warn!(
-                    %host,
-                    "a lock that a host reclaims is refused: somebody else has it, or it ended \
-                     without the host's doing; a program there works on without its lock"
-                );
+            if let Some(host) = reclaims {
+                answerer.reclaimed(&host, stat);
             }
             let results = if is_share {
                 Results::Share { cookie, stat }
@@ -196,6 +192,13 @@ impl NlmCall<'_> {
             Ok(subject) => subject,
             Err(refused) => return refused.made(args.cookie),
         };
+        let origin = self.request.origin;
+        if origin.transport == Transport::Tcp {
+            let caller_name = args.alock.caller_name;
+            self.node
+                .lock_connections
+                .locked(origin.peer, caller_name, args.state);
+        }
         let callback = (args.block && monitored && !args.reclaim).then(|| Callback {
             version: self.version,
             udp: self.request.origin.transport == Transport::Udp,
@@ -214,7 +217,7 @@ impl NlmCall<'_> {
             reclaim: args.reclaim,
         };
         let host = subject.host;
-        if asked.reclaim && self.is_recorded(|table| table.holding(&host, &asked).is_some())? {
+        if asked.reclaim && self.is_recorded(|table| table.holding(&host, &asked))? {
             return Ok(Made::Now(Results::Res {
                 cookie: args.cookie.into(),
                 stat: Nlm4Stats::Granted,
@@ -281,7 +284,8 @@ impl NlmCall<'_> {
             modes,
             reclaim: args.reclaim,
         };
-        if asked.reclaim && self.is_recorded(|table| table.has_share(&host, &asked))? {
+        let has = |table: &LockTable| table.has_share(&host, &asked).then(Vec::new);
+        if asked.reclaim && self.is_recorded(has)? {
             return Ok(Made::Now(Results::Share {
                 cookie: args.cookie.into(),
                 stat: Nlm4Stats::Granted,
@@ -341,13 +345,21 @@ impl NlmCall<'_> {
     /// reclaimed then ends.
     fn is_recorded(
         &self,
-        has: impl FnOnce(&havenfs_nlm::table::LockTable) -> bool,
+        find: impl FnOnce(&LockTable) -> Option<Vec<LockId>>,
     ) -> Result<bool, Refusal> {
         let state = self.locks.state();
         if state.epoch() != self.epoch {
             return Err(Refusal::Silence);
         }
-        Ok(!state.in_grace() && has(state.table()))
+        if state.in_grace() {
+            return Ok(false);
+        }
+        let found = find(state.table());
+        if let Some(found) = &found {
+            let held = state.table().lock_count();
+            self.locks.note_reclaim(found, held);
+        }
+        Ok(found.is_some())
     }
 
     /// Whom and what a call is about. Looks at nothing but its bytes.

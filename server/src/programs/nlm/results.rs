@@ -1,6 +1,9 @@
 //! Results of calls, and the two ways in which they go back: as the reply, or, for a `_MSG` call,
 //! as a call of the `_RES` procedure of the caller's own NLM behind an empty reply.
 
+use std::sync::Arc;
+
+use havenfs_nlm::host::HostKey;
 use havenfs_nlm::table::{Holder, LockOutcome};
 use havenfs_nlm::wire::{
     Nlm4Holder, Nlm4Res, Nlm4ShareRes, Nlm4Stats, Nlm4TestRes, Nlm4TestRply, procedure,
@@ -14,7 +17,7 @@ use super::Made;
 use super::admission::Refused;
 use crate::call::{Refusal, Request, Transport};
 use crate::cluster::Outcome;
-use crate::lock_service::{Callee, LockService, ResultCall, ResultCalls};
+use crate::lock_service::{Callee, LockCounters, LockService, ResultCall, ResultCalls};
 
 /// What a call comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,13 @@ pub(super) enum Results {
 }
 
 impl Results {
+    const fn stat(&self) -> Nlm4Stats {
+        match self {
+            Self::Res { stat, .. } | Self::Test { stat, .. } | Self::Share { stat, .. } => *stat,
+            Self::Conflict { .. } => Nlm4Stats::Denied,
+        }
+    }
+
     fn encode(&self, version: NlmVersion, writer: &mut Writer<'_>) {
         match self {
             Self::Res { cookie, stat } => {
@@ -68,6 +78,9 @@ impl Results {
 pub(super) struct Answerer {
     xid: u32,
     version: NlmVersion,
+    /// The procedure, whatever its form.
+    procedure: u32,
+    counters: Arc<LockCounters>,
     /// For a `_MSG` call: whom to call back, by which procedure.
     call_back: Option<(Callee, u32, ResultCalls)>,
 }
@@ -87,6 +100,8 @@ impl Answerer {
         Self {
             xid: request.xid,
             version,
+            procedure: procedure::of_msg(request.procedure).unwrap_or(request.procedure),
+            counters: Arc::clone(locks.counters()),
             call_back: res.map(|res| (callee, res, locks.result_calls())),
         }
     }
@@ -96,8 +111,26 @@ impl Answerer {
         self.xid
     }
 
+    /// Counts what became of a reclaim that went through the log.
+    pub(super) fn reclaimed(&self, host: &HostKey, stat: Nlm4Stats) {
+        match stat {
+            Nlm4Stats::Granted => self.counters.reclaims_granted.add(1),
+            Nlm4Stats::Denied => {
+                self.counters.reclaims_refused.add(1);
+                // A Linux client drops the lock then, with a line in its own log and no more.
+                tracing::warn!(
+                    %host,
+                    "a lock that a host reclaims is refused: somebody else has it, or it ended \
+                     without the host's doing; a program there works on without its lock"
+                );
+            }
+            _ => {}
+        }
+    }
+
     /// Appends the results behind a reply header, or sends them and appends nothing.
     pub(super) fn answer(&self, results: Results, writer: &mut Writer<'_>) {
+        self.counters.answered(self.procedure, results.stat());
         let Some((callee, number, calls)) = &self.call_back else {
             results.encode(self.version, writer);
             return;
@@ -151,8 +184,12 @@ pub(super) const fn stat_of(outcome: &Outcome) -> Option<Nlm4Stats> {
         Outcome::Lock(LockOutcome::TooMany(_)) => Nlm4Stats::DeniedNolocks,
         Outcome::Grace => Nlm4Stats::DeniedGracePeriod,
         // Another node, or a later life of this one, has the locks now.
-        Outcome::EarlierEpoch | Outcome::Activated | Outcome::Freed(_) | Outcome::Done => {
-            return None;
-        }
+        Outcome::EarlierEpoch
+        | Outcome::Activated
+        | Outcome::Freed(_)
+        | Outcome::Suspected(_)
+        | Outcome::Refusals(_)
+        | Outcome::TooManyRefusals
+        | Outcome::Done => return None,
     })
 }

@@ -1,0 +1,192 @@
+//! What an operator may do to locks and hosts. Each is a change like any other: it is on disk
+//! before anybody hears of it, and whoever waited is served by the same entry.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use havenfs_nlm::ending::Freed;
+use havenfs_nlm::listing::{HeldEntry, LockId};
+use havenfs_nlm::table::{FileKey, LockTable};
+use havenfs_nsm::notifier::Target;
+use tokio::time::{Instant, sleep};
+
+use super::{LockService, announcing, unix_seconds};
+use crate::cluster::{Command, Outcome};
+use crate::raft::Unavailable;
+
+/// What a host that was asked has reclaimed.
+#[derive(Debug)]
+pub struct Verified {
+    /// Under so many addresses of ours the host is known and was told; 0 if it never wanted to be.
+    pub told: usize,
+    /// Locks that it held when it was asked and holds still.
+    pub held: usize,
+    /// Those of them that it did not reclaim.
+    pub missing: Vec<LockId>,
+}
+
+impl LockService {
+    /// Ends grace; returns what to say about it.
+    pub async fn end_grace(&self, why: &'static str) -> Result<String, Unavailable> {
+        let (epoch, now) = (self.epoch_to_change()?, unix_seconds());
+        let outcome = self.change(Command::EndGrace { epoch, now }).await?;
+        Ok(match outcome {
+            Outcome::Freed(freed) => {
+                tracing::info!(why, lapsed = freed.locks, "grace is over");
+                format!("grace is over; {} locks were not reclaimed", freed.locks)
+            }
+            _ => "there is no grace to end".to_owned(),
+        })
+    }
+
+    /// Ends what the hosts behind an address hold and wait for, on one file or on all; they can't
+    /// reclaim it.
+    pub async fn break_locks(
+        &self,
+        address: IpAddr,
+        file: Option<FileKey>,
+    ) -> Result<Freed, Unavailable> {
+        let command = Command::Break {
+            epoch: self.epoch_to_change()?,
+            address,
+            file,
+            now: unix_seconds(),
+        };
+        self.end_by_operator(address, command).await
+    }
+
+    /// The same for a host that is gone for good: it is not told of restarts any more.
+    pub async fn expire(&self, address: IpAddr) -> Result<Freed, Unavailable> {
+        let command = Command::Expire {
+            epoch: self.epoch_to_change()?,
+            address,
+            now: unix_seconds(),
+        };
+        self.end_by_operator(address, command).await
+    }
+
+    async fn end_by_operator(
+        &self,
+        address: IpAddr,
+        command: Command,
+    ) -> Result<Freed, Unavailable> {
+        match self.change(command).await? {
+            Outcome::Freed(freed) => {
+                tracing::warn!(%address, locks = freed.locks, "locks broken by an operator");
+                self.counters.locks_broken.add(freed.locks as u64);
+                Ok(freed)
+            }
+            _ => Err(Unavailable::Unknown),
+        }
+    }
+
+    /// Refuses the writes of a host to a file, or to all if none is named; or allows them again.
+    /// Returns how many refusals came or went, none if there are too many.
+    pub async fn refuse_writes(
+        &self,
+        address: IpAddr,
+        file: Option<FileKey>,
+        refused: bool,
+    ) -> Result<Option<usize>, Unavailable> {
+        let command = Command::RefuseWrites {
+            epoch: self.epoch_to_change()?,
+            address,
+            file,
+            refused,
+        };
+        let outcome = self.change(command).await?;
+        self.look_for_refusals();
+        match outcome {
+            Outcome::Refusals(count) => {
+                tracing::warn!(%address, refused, count, "an operator decided about writes");
+                Ok(Some(count))
+            }
+            Outcome::TooManyRefusals => Ok(None),
+            _ => Err(Unavailable::Unknown),
+        }
+    }
+
+    /// Tells a host that the service was restarted, so that it reclaims its locks. The state number
+    /// rises first: hosts pass over a number that they have seen. Returns under how many addresses
+    /// of ours the host is known.
+    pub async fn notify(&self, host: IpAddr) -> Result<usize, Unavailable> {
+        let targets: BTreeSet<Target> = {
+            let state = self.state();
+            let hosts = state.table().monitored_hosts(true);
+            let hosts = hosts.filter(|key| key.address == host);
+            hosts.map(announcing::target).collect()
+        };
+        if targets.is_empty() {
+            return Ok(0);
+        }
+        let command = Command::RaiseNsmState {
+            epoch: self.epoch_to_change()?,
+            unix_seconds: unix_seconds().into(),
+        };
+        self.change(command).await?;
+        let number = self.state().nsm_state();
+        let serving = self.serving();
+        let Some(serving) = &*serving else {
+            return Ok(0);
+        };
+        // What does not fit is told when asked for again.
+        let told = targets
+            .iter()
+            .filter(|target| serving.to_tell.try_send((**target, number)).is_ok());
+        Ok(told.count())
+    }
+
+    /// Tells a host of a restart and waits until it has reclaimed all that it holds, or does not
+    /// come back with the rest.
+    pub async fn verify(&self, host: IpAddr) -> Result<Verified, Unavailable> {
+        let asked = Instant::now();
+        let is_of_host = |held: &HeldEntry<'_>| held.lock.host.address == host;
+        let before: BTreeSet<LockId> = {
+            let table = self.state().table().clone();
+            let held = table.held_entries().filter(is_of_host);
+            held.map(|held| held.id).collect()
+        };
+        let told = self.notify(host).await?;
+        let mut wait_max = if told == 0 {
+            Duration::ZERO
+        } else {
+            VERIFY_MAX
+        };
+        loop {
+            let table: LockTable = self.state().table().clone();
+            let (mut held, mut missing) = (0, Vec::new());
+            for id in before.iter().filter(|id| table.has_lock(**id, host)) {
+                held += 1;
+                if self.reclaims.last(*id).is_none_or(|last| last < asked) {
+                    missing.push(*id);
+                }
+            }
+            if missing.is_empty() || wait_max.is_zero() {
+                return Ok(Verified {
+                    told,
+                    held,
+                    missing,
+                });
+            }
+            sleep(VERIFY_STEP).await;
+            wait_max = wait_max.saturating_sub(VERIFY_STEP);
+        }
+    }
+
+    fn epoch_to_change(&self) -> Result<u32, Unavailable> {
+        self.epoch().ok_or(Unavailable::Stopped)
+    }
+
+    async fn change(&self, command: Command) -> Result<Outcome, Unavailable> {
+        let outcome = self.proposer.ask(command).await?;
+        self.look_at_table(&outcome);
+        Ok(outcome)
+    }
+}
+
+/// How long a host has to reclaim what it holds. Linux tells its kernel at once, and asks for one
+/// lock after the other.
+const VERIFY_MAX: Duration = Duration::from_secs(15);
+/// How often to look whether it has.
+const VERIFY_STEP: Duration = Duration::from_millis(100);
