@@ -3,7 +3,7 @@
 //! All of it goes through one function for a host and one for a lock, and whoever waited is served
 //! in the same command.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::host::{CallDigest, Settled, Tombstone};
@@ -66,6 +66,18 @@ impl LockTable {
             .collect();
         names.dedup();
         names
+    }
+
+    /// Whether a host behind an address is known.
+    pub fn knows_address(&self, address: IpAddr) -> bool {
+        !self.hosts_behind(address).is_empty()
+    }
+
+    /// The addresses of all hosts whose names are meant. Looks at every host.
+    pub fn addresses_of(&self, is_meant: impl Fn(&[u8]) -> bool) -> BTreeSet<IpAddr> {
+        let hosts = self.hosts.iter();
+        let named = hosts.filter(|(_, key, _)| is_meant(&key.caller_name));
+        named.map(|(_, key, _)| key.address).collect()
     }
 
     /// The hosts behind an address that a notice means, and that have not announced its state

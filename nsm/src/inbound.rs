@@ -2,7 +2,9 @@
 //!
 //! NSM has no authentication, and to believe a notice means to release locks. So a notice counts
 //! only for hosts with the address that it came from; the name in it chooses among several behind
-//! one address, as with containers or address translation. A name alone releases nothing.
+//! one address, as with containers or address translation. A name alone releases nothing. A host
+//! with several addresses may send from one under which we don't know it; then its name must have
+//! that address, which is for the caller to find out.
 //!
 //! Any state number but the last few that were seen counts, also a lower one and an even one (the
 //! host has gone down on purpose): what matters is that the host is not in the life it was in.
@@ -22,7 +24,7 @@ pub fn meant<'a>(mon_name: &[u8], names: impl Iterator<Item = &'a [u8]> + Clone)
 }
 
 /// Whether two names may be those of one host: equal, or one is the other without its domain.
-fn same_name(one: &[u8], other: &[u8]) -> bool {
+pub fn same_name(one: &[u8], other: &[u8]) -> bool {
     let is_short = |name: &[u8]| !name.contains(&b'.');
     if is_short(one) == is_short(other) {
         return one.eq_ignore_ascii_case(other);

@@ -11,7 +11,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -79,14 +79,12 @@ impl Names {
     /// # Errors
     /// A thread cannot be made.
     pub fn prepare(&self, table: &ExportTable) -> io::Result<()> {
-        let mut any = false;
+        let mut workers = NOTICE_WORKERS;
         for name in table.host_names() {
-            any = true;
+            workers = FORWARD_WORKERS;
             self.addresses_of(name);
         }
-        if any {
-            self.forward.start(FORWARD_WORKERS)?;
-        }
+        self.forward.start(workers)?;
         if table.has_wildcards() {
             self.reverse.start(REVERSE_WORKERS)?;
         }
@@ -104,6 +102,24 @@ impl Names {
     /// Follows `generation`, so that a pending call can wait for its answer.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Whether a host has an address; `None` if that is not known yet.
+    pub fn has_address(&self, name: &str, address: IpAddr) -> Option<bool> {
+        let addresses = self.addresses_of(name)?;
+        Some(addresses.contains(&address))
+    }
+
+    /// The same; blocks the thread for a moment if need be.
+    pub fn wait_for_address(&self, name: &str, address: IpAddr) -> Option<bool> {
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let known = self.has_address(name, address);
+            if known.is_some() || Instant::now() >= deadline {
+                return known;
+            }
+            std::thread::sleep(WAIT_STEP);
+        }
     }
 
     /// Returns the canonical addresses of a host; `None` if they are not known yet.
@@ -198,14 +214,16 @@ const REVERSE: Lifetime = Lifetime {
 };
 /// One dead name server must not hold up all other names.
 const FORWARD_WORKERS: usize = 2;
+/// For the names in notices of reboots, if the exports mention none.
+const NOTICE_WORKERS: usize = 1;
 const REVERSE_WORKERS: usize = 4;
+const WAIT_MAX: Duration = Duration::from_millis(500);
+const WAIT_STEP: Duration = Duration::from_millis(10);
 /// Addresses of a name, and names of an address, that are looked at.
 const ANSWERS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]

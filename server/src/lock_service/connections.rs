@@ -24,7 +24,7 @@ use crate::backend::sys;
 #[derive(Debug, Default)]
 pub struct LockConnections {
     open: Mutex<Open>,
-    probing: AtomicUsize,
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +51,16 @@ pub struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.list.open().by_peer.remove(&self.key);
+    }
+}
+
+/// See [`LockConnections::permit`].
+#[derive(Debug)]
+pub struct Permit<'a>(&'a AtomicUsize);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -118,10 +128,9 @@ impl LockConnections {
         if asked.is_empty() {
             return Sign::None;
         }
-        if self.probing.fetch_add(1, Ordering::AcqRel) >= PROBING_MAX {
-            self.probing.fetch_sub(1, Ordering::AcqRel);
+        let Some(_permit) = self.permit() else {
             return Sign::Busy;
-        }
+        };
         for key in &asked {
             self.with(*key, ask_now);
         }
@@ -144,8 +153,13 @@ impl LockConnections {
         for key in &asked {
             self.with(*key, |socket| SockRef::from(socket).set_keepalive(false));
         }
-        self.probing.fetch_sub(1, Ordering::AcqRel);
         sign
+    }
+
+    /// The right to let a worker thread wait for what becomes of a notice; none while too many do.
+    pub fn permit(&self) -> Option<Permit<'_>> {
+        let permit = Permit(&self.waiting);
+        (self.waiting.fetch_add(1, Ordering::AcqRel) < WAITING_MAX).then_some(permit)
     }
 
     fn keys_of(&self, address: IpAddr, names: &[Vec<u8>], state: i32) -> Vec<(SocketAddr, u64)> {
@@ -192,8 +206,8 @@ fn heard_since(socket: &TcpStream, started: Instant) -> Option<bool> {
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(2500);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const CLOCK_STEP: Duration = Duration::from_millis(12);
-/// How many hosts are asked at a time: each takes one of the worker threads.
-const PROBING_MAX: usize = 4;
+/// How many notices are looked into at a time: each takes one of the worker threads.
+const WAITING_MAX: usize = 4;
 /// Names of one connection: network namespaces of a machine share connections.
 const NAMES_MAX: usize = 16;
 

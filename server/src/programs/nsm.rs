@@ -13,8 +13,10 @@
 //!
 //! [`LockConnections`]: crate::lock_service::LockConnections
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use havenfs_nsm::inbound::same_name;
 use havenfs_nsm::nsm_name;
 use havenfs_nsm::wire::{Mon, MonId, SmName, SmRes, SmStat, SmStatRes, StatChge, procedure};
 use havenfs_rpc::auth::AuthStat;
@@ -100,7 +102,7 @@ fn notify(
     request: &Request<'_>,
     args: &StatChge<'_>,
 ) -> Result<Option<Proposal>, Refusal> {
-    let (peer, host, state) = (request.origin.peer, request.origin.host(), args.state);
+    let (peer, state) = (request.origin.peer, args.state);
     if !request.origin.from_reserved_port() {
         tracing::warn!(%peer, "notice of a reboot refused: not from a reserved port");
         locks.counters().notices_refused.add(1);
@@ -111,17 +113,17 @@ fn notify(
         locks.counters().notices_refused.add(1);
         return Ok(None);
     }
+    let host = known_as(node, locks, request, args.mon_name)?;
     let losing = locks.state().losing(host, args.mon_name, state);
     let connections = &node.lock_connections;
     if request.mode == Mode::Inline && connections.has(host, &losing, state) {
         return Err(Refusal::Wait);
     }
     let (mon_name, now) = (Box::<[u8]>::from(args.mon_name), unix_seconds());
-    let address = host;
     let command = match connections.probe(host, &losing, state) {
         Sign::None => Command::Rebooted {
             epoch,
-            address,
+            address: host,
             mon_name: mon_name.clone(),
             state,
             now,
@@ -134,7 +136,7 @@ fn notify(
             );
             Command::DoubtfulNotice {
                 epoch,
-                address,
+                address: host,
                 mon_name: mon_name.clone(),
                 state,
                 now,
@@ -169,6 +171,44 @@ fn notify(
         reply(outcome, writer)
     });
     Ok(Some(proposal))
+}
+
+/// The address under which the host of a notice is known: that from which it came; or, if there is
+/// no host, that of the one host with the name in the notice, if the name has this address as well.
+/// If that can't be found out soon there is no answer, and the notice comes again.
+fn known_as(
+    node: &Node,
+    locks: &LockService,
+    request: &Request<'_>,
+    mon_name: &[u8],
+) -> Result<IpAddr, Refusal> {
+    let from = request.origin.host();
+    let named = {
+        let state = locks.state();
+        if state.table().knows_address(from) {
+            return Ok(from);
+        }
+        state.table().addresses_of(|name| same_name(name, mon_name))
+    };
+    let (Some(known), Ok(name)) = (named.first(), std::str::from_utf8(mon_name)) else {
+        return Ok(from);
+    };
+    if named.len() > 1 {
+        return Ok(from);
+    }
+    let has_address = match node.names.has_address(name, from) {
+        None if request.mode == Mode::Inline => return Err(Refusal::Wait),
+        None => {
+            let permit = node.lock_connections.permit();
+            permit.and_then(|_permit| node.names.wait_for_address(name, from))
+        }
+        known => known,
+    };
+    match has_address {
+        Some(true) => Ok(*known),
+        Some(false) => Ok(from),
+        None => Err(Refusal::Silence),
+    }
 }
 
 /// Whether the superuser of this machine calls.

@@ -30,8 +30,8 @@ pub enum StoreError {
     },
     /// A file is not what was written.
     #[error("`{}` is damaged at byte {offset}: {problem}\nhint: restore the whole folder from a \
-             backup; if there is none, move it away, and clients must reclaim their locks",
-            .path.display())]
+             backup, or move it away; either way start once with --recover, so that clients can \
+             reclaim their locks before others take them", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -41,8 +41,9 @@ pub enum StoreError {
         problem: String,
     },
     /// A file that must be there is not.
-    #[error("`{}` is missing: {problem}\nhint: restore the whole folder from a backup; if there is \
-             none, move it away, and clients must reclaim their locks", .path.display())]
+    #[error("`{}` is missing: {problem}\nhint: restore the whole folder from a backup, or move it \
+             away; either way start once with --recover, so that clients can reclaim their locks \
+             before others take them", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,

@@ -27,7 +27,15 @@ impl Scene {
 
     /// The same with further arguments for the server.
     pub(crate) fn with(options: &str, more: &[&str]) -> Result<Self> {
-        let site = Site::new()?;
+        Self::at_with(Site::new()?, options, more)
+    }
+
+    /// The same at a site of the test's own making.
+    pub(crate) fn at(site: Site, options: &str) -> Result<Self> {
+        Self::at_with(site, options, &[])
+    }
+
+    fn at_with(site: Site, options: &str, more: &[&str]) -> Result<Self> {
         fs::write(site.export().join("file"), "content")?;
         let server = serve(&site, options, more)?;
         let fh = look_up(&server, &site, "file")?;

@@ -1,5 +1,6 @@
 //! NSM both ways: hosts that reboot, and hosts that hear of our restarts; and grace.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use havenfs_tests::client::nlm::{Lock, Tested, procedure, stat};
 use havenfs_tests::client::nsm::{MyId, notify_args};
 use havenfs_tests::client::peer::Transport;
 use havenfs_tests::client::{Nsm, Outcome, Peer};
-use havenfs_tests::server::V4;
+use havenfs_tests::server::{Site, V4};
 
 use crate::locking::{A, B, Machine, Scene};
 use crate::scene::OPEN;
@@ -57,6 +58,8 @@ fn needs_root_forged_notices_release_nothing() -> Result<()> {
     let scene = Scene::new(OPEN)?;
     let mut a = scene.server.nlm(A)?;
     ensure!(a.lock(&scene.lock_of("a", 1))? == stat::GRANTED);
+    let mut b = scene.server.nlm(B)?;
+    ensure!(b.lock(&scene.lock_of("b", 1).range(0, 1))? == stat::DENIED);
     // From another host, under the name of the first.
     let mut other = scene.nsm(B)?;
     for name in [&b"a"[..], b"127.0.0.11", b"../../a", b"", &[b'a'; 1000]] {
@@ -72,7 +75,6 @@ fn needs_root_forged_notices_release_nothing() -> Result<()> {
     ensure!(a.lock(&scene.lock_of("twin", 1).range(0, 1))? == stat::DENIED);
     let mut same = scene.nsm(A)?;
     same.notify(b"twin", 99)?;
-    let mut b = scene.server.nlm(B)?;
     ensure!(b.lock(&scene.lock_of("b", 1))? == stat::DENIED);
     // FREE_ALL from elsewhere.
     b.free_all(b"a", 0)?;
@@ -104,6 +106,31 @@ fn needs_root_a_notice_of_a_host_that_lives_releases_nothing() -> Result<()> {
     drop(a);
     nsm.notify(b"a", 5)?;
     ensure!(b.lock(&scene.lock_of("b", 1))? == stat::GRANTED);
+    Ok(())
+}
+
+/// From an address under which the host is not known: believed if its name has that address too.
+#[test]
+fn needs_root_a_notice_from_another_address_of_a_host_needs_its_name() -> Result<()> {
+    let new = IpAddr::from([127, 0, 0, 77]);
+    let site = Site::new()?;
+    fs::write(site.path().join("hosts"), "127.0.0.77 a\n127.0.0.78 b\n")?;
+    let scene = Scene::at(site.with_mounts("mount --bind hosts /etc/hosts"), OPEN)?;
+    for (host, address) in [("a", A), ("b", B)] {
+        let start = if host == "a" { 0 } else { 100 };
+        let lock = scene.lock_of(host, 1).range(start, 10);
+        ensure!(scene.server.nlm(address)?.lock(&lock)? == stat::GRANTED);
+    }
+    let mut other = scene.server.nlm(IpAddr::from([127, 0, 0, 13]))?;
+    // A name that this address does not have, and one that no host has.
+    for name in [&b"b"[..], b"c"] {
+        scene.nsm(new)?.notify(name, 5)?;
+    }
+    ensure!(other.lock(&scene.lock_of("x", 1).range(0, 1))? == stat::DENIED);
+    ensure!(other.lock(&scene.lock_of("x", 1).range(100, 1))? == stat::DENIED);
+    scene.nsm(new)?.notify(b"a", 5)?;
+    ensure!(other.lock(&scene.lock_of("x", 1).range(0, 1))? == stat::GRANTED);
+    ensure!(other.lock(&scene.lock_of("x", 1).range(100, 1))? == stat::DENIED);
     Ok(())
 }
 

@@ -202,7 +202,7 @@ fn locked() -> ClusterState {
     state
 }
 
-const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 1));
+const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 #[test]
 fn a_doubtful_notice_marks_and_a_believed_one_ends() {
