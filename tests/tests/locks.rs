@@ -13,7 +13,7 @@ use havenfs_tests::lab::held::{Traffic, violations};
 use havenfs_tests::lab::locks::{Actor, Kind, Lock, Locker};
 use havenfs_tests::lab::random::Random;
 use havenfs_tests::lab::site::{EXPORT, in_lab};
-use havenfs_tests::lab::{Lab, Machine, Process, Vm};
+use havenfs_tests::lab::{Lab, Machine, Process, Vm, havenfs_binary};
 
 #[test]
 fn conflicts() -> Result<()> {
@@ -354,6 +354,48 @@ fn client_reboot() -> Result<()> {
         one.ask_blocked(Lock::exclusive(0, 10))?;
         waiter.close()?;
         one.acquired(GRANT_TIME_MAX)?;
+        must_not_complain(&[&c1, &c2])
+    })
+}
+
+/// A status monitor that is started anew on a living client says that the client has rebooted: its
+/// locks stay. And the client is asked what it knows of its locks.
+#[test]
+fn living_client() -> Result<()> {
+    in_lab("living", |lab| {
+        let s1 = lab.host("s1");
+        let mut server = s1.serve()?;
+        let (c1, c2) = (locking_client(lab, "c1")?, locking_client(lab, "c2")?);
+        let (here, there) = (c1.locker()?, c2.locker()?);
+        let (one, two, other) = (
+            here.actor("/mnt/f")?,
+            here.actor("/mnt/f")?,
+            there.actor("/mnt/f")?,
+        );
+        must(&one, Lock::exclusive(0, 10))?;
+        must(&two, Lock::shared(100, 10))?;
+        c1.sh("sm-notify -f")?;
+        server.wait_for_line("notice of a reboot not believed", NOTIFY_TIME_MAX)?;
+        must_not(&other, Lock::exclusive(0, 1))?;
+        must_not(&other, Lock::exclusive(100, 1))?;
+        let havenfs = havenfs_binary()?.display().to_string();
+        let listed = s1.sh(&format!("{havenfs} locks list"))?;
+        ensure!(
+            listed
+                .matches("a notice of a reboot was not believed")
+                .count()
+                == 2,
+            "{listed}"
+        );
+
+        // Twice: a client passes over a number that it has seen.
+        for _ in 0..2 {
+            let verified = s1.sh(&format!("{havenfs} locks verify 10.77.0.11"))?;
+            let all = "holds 2 locks and has reclaimed 2";
+            ensure!(verified.contains(all), "{verified}");
+        }
+        two.unlock(Lock::shared(100, 10))?;
+        must(&other, Lock::exclusive(100, 10))?;
         must_not_complain(&[&c1, &c2])
     })
 }
