@@ -9,6 +9,7 @@ mod access;
 mod create;
 mod directory;
 mod export;
+mod flood;
 mod good_client;
 mod handle;
 mod hostile;
