@@ -19,6 +19,7 @@ pub mod locks;
 mod process;
 pub mod random;
 pub mod site;
+pub mod traffic;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

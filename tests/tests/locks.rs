@@ -8,12 +8,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use havenfs_tests::lab::clock::Clock;
 use havenfs_tests::lab::held::{Traffic, violations};
 use havenfs_tests::lab::locks::{Actor, Kind, Lock, Locker};
 use havenfs_tests::lab::random::Random;
 use havenfs_tests::lab::site::{EXPORT, in_lab};
-use havenfs_tests::lab::{Lab, Machine, Process, Vm, havenfs_binary};
+use havenfs_tests::lab::traffic::Workers;
+use havenfs_tests::lab::{Host, Lab, Machine, Vm, havenfs_binary};
 
 #[test]
 fn conflicts() -> Result<()> {
@@ -439,8 +439,7 @@ fn restart_under_traffic() -> Result<()> {
         }
         workers.wait_for_locks(LOCKS_MIN * 3)?;
         let traffic = workers.end()?;
-        let file = s1.sh(&format!("cat {EXPORT}/traffic"))?;
-        let found = violations(&traffic, &file)?;
+        let found = judge(&traffic, &s1)?;
         ensure!(found.is_empty(), "{found:#?}");
         let mut held = traffic.iter().flat_map(|part| &part.held);
         let forgotten = held.find(|held| held.waited > RECONNECT_TIME_MAX.as_micros() as i64);
@@ -460,9 +459,7 @@ fn locks_that_do_not_reach_the_server_are_found_out() -> Result<()> {
         }
         let workers = Workers::start(&clients, 1)?;
         workers.wait_for_locks(LOCKS_MIN * 10)?;
-        let traffic = workers.end()?;
-        let file = s1.sh(&format!("cat {EXPORT}/traffic"))?;
-        let found = violations(&traffic, &file)?;
+        let found = judge(&workers.end()?, &s1)?;
         for sign in [" us from ", "counter", "torn"] {
             let count = found.iter().filter(|line| line.contains(sign)).count();
             eprintln!("{count} lines with `{sign}`");
@@ -472,81 +469,9 @@ fn locks_that_do_not_reach_the_server_are_found_out() -> Result<()> {
     })
 }
 
-/// Workers that lock at random in several virtual machines, all the same file.
-struct Workers<'lab> {
-    parts: Vec<(&'lab Vm<'lab>, Process, Clock)>,
-}
-
-impl<'lab> Workers<'lab> {
-    fn start(clients: &'lab [Vm<'lab>], seed: u64) -> Result<Self> {
-        let mut parts = Vec::new();
-        for client in clients {
-            // While the machine has nothing to do, its clock is read most exactly.
-            let mut clock = Clock::default();
-            clock.note(client.clock()?);
-            let process = client.spawn_traffic("/mnt/traffic", WORKERS, seed)?;
-            parts.push((client, process, clock));
-        }
-        Ok(Self { parts })
-    }
-
-    fn read_clocks(&mut self) -> Result<()> {
-        for (client, _, clock) in &mut self.parts {
-            clock.note(client.clock()?);
-        }
-        Ok(())
-    }
-
-    /// Waits until every client has had that many more locks.
-    fn wait_for_locks(&self, more: usize) -> Result<()> {
-        for (client, process, _) in &self.parts {
-            let locks = || Ok::<_, anyhow::Error>(process.output()?.matches(" held ").count());
-            let deadline = Instant::now() + TRAFFIC_TIME_MAX;
-            let before = locks()?;
-            loop {
-                let now = locks()?;
-                if now >= before + more {
-                    break;
-                }
-                ensure!(
-                    Instant::now() < deadline,
-                    "{} got {} locks in {TRAFFIC_TIME_MAX:?}",
-                    client.name(),
-                    now - before
-                );
-                std::thread::sleep(POLL);
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets the workers come to their ends; returns what they said.
-    fn end(mut self) -> Result<Vec<Traffic>> {
-        for (_, process, _) in &self.parts {
-            process.say("stop")?;
-        }
-        for (client, process, _) in &mut self.parts {
-            let status = process.wait(TRAFFIC_TIME_MAX)?;
-            let said = process.output()?;
-            ensure!(status.success(), "{}: {status}\n{said}", client.name());
-        }
-        self.read_clocks()?;
-        let mut traffic = Vec::new();
-        for (client, process, clock) in &self.parts {
-            let part = Traffic::parse(client.name(), &process.output()?, clock)?;
-            eprintln!(
-                "{}: {} locks held, {} denied, {} waits interrupted; longest wait {} us, clock +-{} us",
-                client.name(),
-                part.held.len(),
-                part.denied,
-                part.interrupted,
-                part.held.iter().map(|held| held.waited).max().unwrap_or(0),
-                part.held.iter().map(|held| held.error).max().unwrap_or(0)
-            );
-            traffic.push(part);
-        }
-        Ok(traffic)
-    }
+/// What went wrong in the traffic of all clients on the file that a server exports.
+fn judge(traffic: &[Traffic], server: &Host<'_>) -> Result<Vec<String>> {
+    violations(traffic, &server.sh(&format!("cat {EXPORT}/traffic"))?)
 }
 
 /// Boots a client that mounts with locks.
@@ -633,8 +558,6 @@ const LONG: &str = "/mnt/long";
 const ALL: Lock = Lock::exclusive(0, 0);
 /// The last byte that a lock can name.
 const OFFSET_MAX: u64 = i64::MAX as u64;
-/// In each client.
-const WORKERS: usize = 3;
 /// How many locks each client gets before a kill, at least.
 const LOCKS_MIN: usize = 20;
 /// A lock that nobody else has, right after a restart.
@@ -645,5 +568,4 @@ const GRANT_TIME_MAX: Duration = Duration::from_secs(5);
 const NOTIFY_TIME_MAX: Duration = Duration::from_secs(20);
 /// A client that was refused a connection waits longer each time; shorter than half a minute too.
 const RECONNECT_TIME_MAX: Duration = Duration::from_secs(25);
-const TRAFFIC_TIME_MAX: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
