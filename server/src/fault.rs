@@ -45,6 +45,20 @@ pub const fn answer_before_commit() -> bool {
     false
 }
 
+/// Whether some locks are forgotten as soon as they are granted (`HAVENFS_FAULT=forget-grant`).
+#[cfg(feature = "fault-injection")]
+pub fn forget_grant() -> bool {
+    static FORGET: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| is_planted("forget-grant"));
+    *FORGET
+}
+
+/// Whether locks are forgotten: never in this build.
+#[cfg(not(feature = "fault-injection"))]
+pub const fn forget_grant() -> bool {
+    false
+}
+
 #[cfg(feature = "fault-injection")]
 fn is_planted(name: &str) -> bool {
     std::env::var_os("HAVENFS_FAULT").is_some_and(|fault| fault == name)

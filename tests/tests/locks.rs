@@ -421,7 +421,7 @@ fn restart_under_traffic() -> Result<()> {
         let (mut holder, mut waiter) = (lockers[0].actor(LONG)?, lockers[1].actor(LONG)?);
         let mut random = Random::seeded();
         let seed = random.below(1 << 32);
-        let mut workers = Workers::start(&clients, seed)?;
+        let mut workers = Workers::start(&clients, WORKERS, seed)?;
         must(&holder, ALL)?;
         for round in 0..ROUNDS {
             eprintln!("round {round}");
@@ -457,14 +457,33 @@ fn locks_that_do_not_reach_the_server_are_found_out() -> Result<()> {
         for client in &clients {
             client.mount("s1", EXPORT)?;
         }
-        let workers = Workers::start(&clients, 1)?;
+        let workers = Workers::start(&clients, WORKERS, 1)?;
         workers.wait_for_locks(LOCKS_MIN * 10)?;
         let found = judge(&workers.end()?, &s1)?;
-        for sign in [" us from ", "counter", "torn"] {
+        for sign in [OVERLAP, "counter", "torn"] {
             let count = found.iter().filter(|line| line.contains(sign)).count();
             eprintln!("{count} lines with `{sign}`");
             ensure!(count > 0, "locks are not shared, but: {found:#?}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn locks_that_the_server_forgets_are_found_out() -> Result<()> {
+    in_lab("forgotten", |lab| {
+        let s1 = lab.host("s1");
+        let _server = s1.serve_with_fault("forget-grant")?;
+        let clients = [locking_client(lab, "c1")?, locking_client(lab, "c2")?];
+        let seed = Random::seeded().below(1 << 32);
+        // One in each: a kernel that is told that two of its processes have a lock makes one wait
+        // for the other, and a signal that ends the wait may leave a lock that nobody has.
+        let workers = Workers::start(&clients, 1, seed)?;
+        workers.wait_for_locks(LOCKS_MIN * 20)?;
+        let found = judge(&workers.end()?, &s1)?;
+        let overlaps = found.iter().filter(|line| line.contains(OVERLAP)).count();
+        eprintln!("{} violations, {overlaps} of them overlaps", found.len());
+        ensure!(overlaps > 0, "locks were forgotten, but: {found:#?}");
         Ok(())
     })
 }
@@ -555,9 +574,13 @@ fn must_not_complain(clients: &[&Vm<'_>]) -> Result<()> {
 
 /// A file whose one lock is handed over in each round.
 const LONG: &str = "/mnt/long";
+/// What tells that two processes held locks at once.
+const OVERLAP: &str = " us from ";
 const ALL: Lock = Lock::exclusive(0, 0);
 /// The last byte that a lock can name.
 const OFFSET_MAX: u64 = i64::MAX as u64;
+/// In each client.
+const WORKERS: usize = 3;
 /// How many locks each client gets before a kill, at least.
 const LOCKS_MIN: usize = 20;
 /// A lock that nobody else has, right after a restart.

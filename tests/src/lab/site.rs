@@ -4,11 +4,12 @@
 //! the files is the tests' business.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Host, Lab, Process, Vm, havenfs_binary};
+use super::{Host, Lab, Process, Vm, havenfs_binary, havenfs_fault_binary};
 
 /// What [`Host::serve`] exports unless told otherwise: a directory of the host's own `/srv`.
 pub const EXPORT: &str = "/srv/export";
@@ -29,21 +30,34 @@ pub fn in_lab(name: &str, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
 impl Host<'_> {
     /// Makes [`EXPORT`] if need be and serves it to everyone, root included.
     pub fn serve(&self) -> Result<Process> {
-        self.sh(&format!("mkdir -p {EXPORT}"))?;
-        self.serve_exports(&[&format!("{EXPORT}:*(rw,no_root_squash)")])
+        self.serve_export(self.command(havenfs_binary()?)?)
+    }
+
+    /// As [`Host::serve`], by a server with a planted fault.
+    pub fn serve_with_fault(&self, fault: &str) -> Result<Process> {
+        let mut server = self.command(havenfs_fault_binary()?)?;
+        server.env("HAVENFS_FAULT", fault);
+        self.serve_export(server)
     }
 
     /// Starts the server and waits until it can answer.
-    ///
-    /// Its state directory is this host's, so that a second start continues the first.
     pub fn serve_exports(&self, exports: &[&str]) -> Result<Process> {
-        let mut serve = self.command(havenfs_binary()?)?;
-        serve.args(["serve", "--portmap", "embedded", "--state-dir"]);
-        serve.arg(self.dir().join("state"));
+        self.start(self.command(havenfs_binary()?)?, exports)
+    }
+
+    fn serve_export(&self, server: Command) -> Result<Process> {
+        self.sh(&format!("mkdir -p {EXPORT}"))?;
+        self.start(server, &[&format!("{EXPORT}:*(rw,no_root_squash)")])
+    }
+
+    /// Its state directory is this host's, so that a second start continues the first.
+    fn start(&self, mut server: Command, exports: &[&str]) -> Result<Process> {
+        server.args(["serve", "--portmap", "embedded", "--state-dir"]);
+        server.arg(self.dir().join("state"));
         for export in exports {
-            serve.args(["--export", export]);
+            server.args(["--export", export]);
         }
-        let mut server = self.spawn("havenfs", &mut serve)?;
+        let mut server = self.spawn("havenfs", &mut server)?;
         server.wait_for_line("havenfs ready", START_LIMIT)?;
         Ok(server)
     }

@@ -21,14 +21,14 @@ pub struct Workers<'lab> {
 }
 
 impl<'lab> Workers<'lab> {
-    /// Starts some in each client, on a file of the mounted export.
-    pub fn start(clients: &'lab [Vm<'lab>], seed: u64) -> Result<Self> {
+    /// Starts so many in each client, on a file of the mounted export.
+    pub fn start(clients: &'lab [Vm<'lab>], workers: usize, seed: u64) -> Result<Self> {
         let mut parts = Vec::new();
         for client in clients {
             // While the machine has nothing to do, its clock is read most exactly.
             let mut clock = Clock::default();
             clock.note(client.clock()?);
-            let process = client.spawn_traffic(FILE, WORKERS, seed)?;
+            let process = client.spawn_traffic(FILE, workers, seed)?;
             parts.push((client, process, clock));
         }
         Ok(Self { parts })
@@ -96,7 +96,5 @@ impl<'lab> Workers<'lab> {
 
 /// The name is `traffic` in the export, too.
 const FILE: &str = "/mnt/traffic";
-/// In each client.
-const WORKERS: usize = 3;
 /// For some dozens of locks, with a restart of the server in between.
 const TRAFFIC_TIME_MAX: Duration = Duration::from_mins(1);
