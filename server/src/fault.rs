@@ -59,6 +59,21 @@ pub const fn forget_grant() -> bool {
     false
 }
 
+/// Whether a lock goes to the next in line when its host refuses it after any telling, although the
+/// answer to an earlier one may be lost (`HAVENFS_FAULT=release-on-lost-granted-res`).
+#[cfg(feature = "fault-injection")]
+pub fn release_on_lost_granted_res() -> bool {
+    static RELEASE: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| is_planted("release-on-lost-granted-res"));
+    *RELEASE
+}
+
+/// Whether a lock that may have been taken goes to others: never in this build.
+#[cfg(not(feature = "fault-injection"))]
+pub const fn release_on_lost_granted_res() -> bool {
+    false
+}
+
 #[cfg(feature = "fault-injection")]
 fn is_planted(name: &str) -> bool {
     std::env::var_os("HAVENFS_FAULT").is_some_and(|fault| fault == name)

@@ -8,7 +8,7 @@ use havenfs_rpc::message::AcceptStat;
 use havenfs_rpc::program;
 use havenfs_tests::client::host::Received;
 use havenfs_tests::client::nlm::{Tested, procedure, res_args, stat};
-use havenfs_tests::client::peer::Transport;
+use havenfs_tests::client::peer::{ANSWER_TIME_MAX, Transport};
 use havenfs_tests::server::V4;
 
 use crate::locking::{B, Machine, Scene};
@@ -90,22 +90,53 @@ fn needs_root_a_waiter_is_told_in_the_way_it_asked() -> Result<()> {
     Ok(())
 }
 
+/// `machine` takes the lock that B gives back, but its answer is lost, and the second telling finds
+/// nobody there who waits. Says whether `next` in line is told within `limit` that the lock is its
+/// own, which two hosts believe then.
+fn is_given_twice(
+    scene: &Scene,
+    machine: &Machine,
+    next: &Machine,
+    limit: Duration,
+) -> Result<bool> {
+    wait_behind_b(scene, machine, Transport::Tcp)?;
+    let mut nlm = next.nlm(scene, Transport::Tcp)?;
+    ensure!(nlm.lock(&scene.waiting("next", 2))? == stat::BLOCKED);
+    unlock_b(scene)?;
+    let first = receive(machine)?.granted()?.cookie;
+    let second = receive(machine)?.granted()?.cookie;
+    ensure!(first != second, "each telling has its own cookie");
+    machine
+        .nlm(scene, Transport::Tcp)?
+        .granted_res(&second, stat::DENIED)?;
+    let told = next.host.next_call_within(limit)?;
+    told.as_ref().map_or(Ok(false), |call| {
+        ensure!(call.granted()?.svid == 2, "of its own lock");
+        Ok(true)
+    })
+}
+
 #[test]
 fn needs_root_a_grant_that_is_not_answered_is_told_again_and_never_taken_back() -> Result<()> {
     let scene = Scene::new(OPEN)?;
-    let machine = Machine::start(1)?;
-    wait_behind_b(&scene, &machine, Transport::Tcp)?;
-    unlock_b(&scene)?;
-    let first = receive(&machine)?.granted()?.cookie;
-    let second = receive(&machine)?.granted()?.cookie;
-    ensure!(first != second, "each telling has its own cookie");
-    // The answer to the first one was lost, and the second finds nobody who waits.
-    let mut nlm = machine.nlm(&scene, Transport::Tcp)?;
-    nlm.granted_res(&second, stat::DENIED)?;
+    let (machine, next) = (Machine::start(1)?, Machine::start(2)?);
+    ensure!(!is_given_twice(&scene, &machine, &next, QUIET)?);
     ensure!(holder(&scene)? == Some(1));
     ensure!(scene.server.nlm(B)?.lock(&scene.lock_of("b", 1))? == stat::DENIED);
+    let mut nlm = machine.nlm(&scene, Transport::Tcp)?;
     ensure!(nlm.unlock(&scene.lock_of("a", 1))? == stat::GRANTED);
-    ensure!(holder(&scene)? == None);
+    ensure!(receive(&next)?.granted()?.svid == 2);
+    ensure!(holder(&scene)? == Some(2));
+    Ok(())
+}
+
+#[test]
+fn needs_root_a_server_that_takes_grants_back_is_found_out() -> Result<()> {
+    let mut scene = Scene::new(OPEN)?;
+    scene.site.set_fault(Some("release-on-lost-granted-res"));
+    let scene = scene.restart(OPEN)?;
+    let (machine, next) = (Machine::start(1)?, Machine::start(2)?);
+    ensure!(is_given_twice(&scene, &machine, &next, ANSWER_TIME_MAX)?);
     Ok(())
 }
 
