@@ -23,6 +23,7 @@ pub mod traffic;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FlockOperation;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::clock::Reading;
 use self::process::tail;
@@ -224,6 +226,19 @@ impl Host<'_> {
     /// Starts `command` (made by [`Host::command`]), its output going to `LABEL.log`.
     pub fn spawn(&self, label: &str, command: &mut Command) -> Result<Process> {
         Process::spawn(self.dir().join(format!("{label}.log")), command)
+    }
+
+    /// Calls `work` in a thread on this host's network, where the sockets that it makes stay.
+    pub fn on_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let path = format!("/run/netns/{}-{}", self.lab.name, self.name);
+        let network = File::open(&path).context(path)?;
+        let enter = || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(network.as_fd(), kind)?;
+            work()
+        };
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        thread::scope(|scope| scope.spawn(enter).join().unwrap_or_else(panicked))
     }
 
     /// This host's directory; it survives the host's crash.

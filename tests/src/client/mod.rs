@@ -19,6 +19,7 @@ pub mod nsm;
 pub mod peer;
 pub mod portmap;
 pub mod rpc;
+pub mod taker;
 
 pub use attributes::{Answer, Sattr, SetTime};
 pub use host::Host;
@@ -27,3 +28,4 @@ pub use nlm::Nlm;
 pub use nsm::Nsm;
 pub use peer::Peer;
 pub use rpc::{Cred, Header, Outcome};
+pub use taker::Taker;

@@ -22,6 +22,11 @@ impl Random {
         Self(seed)
     }
 
+    /// Seeded by a number that another generator gave, for a thread of its own.
+    pub const fn with_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// The next number, less than `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
