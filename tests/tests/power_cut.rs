@@ -218,7 +218,9 @@ impl<'lab> Scene<'lab> {
     ) -> Result<()> {
         let connect = |_: &Taker| Ok(Nlm::new(self.connect("s1", NLM_PORT)?, Cred::root()));
         let connections: Result<Vec<_>> = takers.iter().map(connect).collect();
-        work_until(takers, connections?, random, || self.server.kill())?;
+        work_until(takers, connections?, random, ANSWERS_MIN, || {
+            self.server.kill()
+        })?;
         drop(server);
         self.boot()
     }
@@ -258,6 +260,8 @@ const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 const DISK: &str = "/mnt/disk";
 const EXPORT: &str = "/mnt/disk/export";
 const MOUNT_DISK: &str = "mkdir -p /mnt/disk && mount /dev/ubda /mnt/disk";
+/// How many answers the takers get before a cut.
+const ANSWERS_MIN: u64 = 200;
 /// XFS wants 300 MB.
 const DISK_MIB: u64 = 400;
 const LIMIT: Duration = Duration::from_mins(2);

@@ -89,7 +89,7 @@ impl Taker {
 }
 
 /// Lets owners take and drop locks, each on a connection of its own over TCP, until `cut` ends the
-/// server after a random number of answers.
+/// server after `answers_min` answers and a random number of further ones.
 ///
 /// # Errors
 /// The server did not answer before, or refused a lock that nobody else asks for.
@@ -97,6 +97,7 @@ pub fn work_until(
     takers: &mut [Taker],
     mut connections: Vec<Nlm>,
     random: &mut Random,
+    answers_min: u64,
     cut: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let (is_over, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -113,7 +114,7 @@ pub fn work_until(
                 Ok(())
             }));
         }
-        let wanted = ANSWERS_MIN + random.below(ANSWERS_MIN) * 4;
+        let wanted = answers_min + random.below(answers_min * 4);
         let waited = wait_for(&answers, wanted);
         is_over.store(true, Ordering::SeqCst);
         let cut = waited.and_then(|()| cut());
@@ -157,8 +158,6 @@ fn wait_for(answers: &AtomicUsize, wanted: u64) -> Result<()> {
 const LOCKS: u64 = 64;
 /// One begins where another ends, so that the server joins and splits what the owner has.
 const LOCK_BYTES: u64 = 10;
-/// How many answers there are before a cut, at least.
-const ANSWERS_MIN: u64 = 200;
 /// Much longer than they take.
 const ANSWERS_TIME_MAX: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(1);

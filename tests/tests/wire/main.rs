@@ -15,6 +15,7 @@ mod good_client;
 mod handle;
 mod hostile;
 mod io;
+mod killed;
 mod lock;
 mod locking;
 mod message;
