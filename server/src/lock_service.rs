@@ -17,6 +17,7 @@ mod granting;
 mod lanes;
 mod monitors;
 mod operator;
+mod planted;
 mod reclaims;
 mod result_calls;
 
@@ -50,6 +51,7 @@ use crate::call::Proposal;
 use crate::cluster::state::Activation;
 use crate::cluster::{ClusterState, Command, Outcome};
 use crate::config::{Announce, Settings};
+use crate::fault;
 pub use crate::host_calls::Callee;
 use crate::host_calls::HostCalls;
 use crate::net::mailbox::Sink;
@@ -294,11 +296,15 @@ impl LockService {
         let Proposal { command, answer } = proposal;
         let locks = Arc::clone(self);
         let since = Instant::now();
+        let forgotten = fault::forget_grant().then(|| command.clone());
         self.proposer.propose(command, move |outcome| {
             let Ok(outcome) = outcome else {
                 locks.counters.changes_unknown.add(1);
                 return;
             };
+            if let Some(forgotten) = forgotten {
+                planted::forget(&locks, forgotten, &outcome);
+            }
             locks.counters.changed(since.elapsed());
             if let Outcome::Lock(LockOutcome::TooMany(limit)) = outcome {
                 locks.counters.limit_hit(limit);

@@ -18,15 +18,13 @@
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 
-use havenfs_nlm::host::CallDigest;
 use havenfs_nlm::records::Record;
-use havenfs_nlm::table::{LockOutcome, LockRequest, LockTable, Stamp};
+use havenfs_nlm::table::{LockTable, Stamp};
 use havenfs_nsm::inbound;
 use havenfs_nsm::nsm_state::NsmState;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::command::{Command, LockAction, LockCall, Outcome};
-use crate::fault;
 
 /// How a node begins to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,13 +211,7 @@ impl ClusterState {
                 table.unshare(host, digest, file, oh);
                 Outcome::Unlocked
             }
-            LockAction::Lock(request) => {
-                let outcome = table.lock(host, digest, request, stamp);
-                if fault::forget_grant() && outcome == LockOutcome::Granted {
-                    forget_some(table, call, request, stamp);
-                }
-                Outcome::Lock(outcome)
-            }
+            LockAction::Lock(request) => Outcome::Lock(table.lock(host, digest, request, stamp)),
             LockAction::Unlock { file, owner, range } => {
                 table.unlock(host, digest, file, owner, *range, stamp);
                 Outcome::Unlocked
@@ -323,18 +315,6 @@ fn meant(mon_name: &[u8], names: &[&[u8]]) -> Vec<Vec<u8>> {
     meant.into_iter().map(<[u8]>::to_vec).collect()
 }
 
-/// The planted fault: a lock that was granted is gone. The call alone says which one, since every
-/// replay of the log must forget the same.
-fn forget_some(table: &mut LockTable, call: &LockCall, request: &LockRequest, stamp: Stamp) {
-    let CallDigest(digest) = call.call;
-    if digest.is_multiple_of(FORGET_EVERY) {
-        let (file, owner) = (&request.file, &request.owner);
-        // Under another digest, or it would be taken for a copy of the LOCK.
-        let unlock = CallDigest(!digest);
-        table.unlock(&call.host, unlock, file, owner, request.range, stamp);
-    }
-}
-
 fn write_row(out: &mut impl Write, buffer: &mut Vec<u8>, row: &impl Serialize) -> io::Result<()> {
     buffer.clear();
     let bytes = postcard::to_extend(row, std::mem::take(buffer)).map_err(io::Error::other)?;
@@ -368,8 +348,6 @@ fn read_row<T: DeserializeOwned>(
 }
 
 const VERSION: u8 = 1;
-/// One in so many locks, for the planted fault.
-const FORGET_EVERY: u64 = 16;
 /// Above the longest row: a host with all that is remembered of it.
 const ROW_BYTES_MAX: usize = 8 * 1024 * 1024;
 
