@@ -3,7 +3,7 @@
 //! All of it goes through one function for a host and one for a lock, and whoever waited is served
 //! in the same command.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::host::{CallDigest, Settled, Tombstone};
@@ -68,16 +68,24 @@ impl LockTable {
         names
     }
 
-    /// Whether a host behind an address is known.
-    pub fn knows_address(&self, address: IpAddr) -> bool {
-        !self.hosts_behind(address).is_empty()
-    }
-
-    /// The addresses of all hosts whose names are meant. Looks at every host.
-    pub fn addresses_of(&self, is_meant: impl Fn(&[u8]) -> bool) -> BTreeSet<IpAddr> {
+    /// The address and the name of the one host that has something, is not behind `address` and
+    /// whose name is meant; none if there are several. Looks at every host.
+    pub fn named_elsewhere(
+        &self,
+        address: IpAddr,
+        is_meant: impl Fn(&[u8]) -> bool,
+    ) -> Option<(IpAddr, String)> {
         let hosts = self.hosts.iter();
-        let named = hosts.filter(|(_, key, _)| is_meant(&key.caller_name));
-        named.map(|(_, key, _)| key.address).collect()
+        let mut named = hosts
+            .filter(|(_, key, record)| !record.is_idle() && is_meant(&key.caller_name))
+            .map(|(_, key, _)| key)
+            .filter(|key| key.address != address);
+        let first = named.next()?;
+        if named.any(|other| other.address != first.address) {
+            return None;
+        }
+        let name = String::from_utf8(first.caller_name.to_vec()).ok()?;
+        Some((first.address, name))
     }
 
     /// The hosts behind an address that a notice means, and that have not announced its state

@@ -84,10 +84,16 @@ impl LockTable {
         })
     }
 
-    /// Whether a host behind an address still holds a lock.
-    pub fn has_lock(&self, id: LockId, address: IpAddr) -> bool {
-        let host = self.host_of(id.1).and_then(|host| self.hosts.key(host.0));
-        host.is_some_and(|host| host.address == address) && self.ranges.starts_at(id.0, id.1, id.2)
+    /// Whether a lock is still held.
+    pub fn has_lock(&self, id: LockId) -> bool {
+        self.ranges.get(id.0, id.1, id.2).is_some()
+    }
+
+    /// Since when a host behind an address holds a lock, in seconds since 1970, if it still does.
+    pub fn held_since(&self, id: LockId, address: IpAddr) -> Option<u32> {
+        let host = self.hosts.key(self.host_of(id.1)?.0)?;
+        let held = self.ranges.get(id.0, id.1, id.2)?;
+        (host.address == address).then_some(held.since)
     }
 
     /// All requests that wait, by file and in line.

@@ -138,9 +138,9 @@ impl RangeSet {
             .filter_map(|(key, held)| held_range(key, held))
     }
 
-    /// Whether an owner has a range on a file that starts at this byte.
-    pub(crate) fn starts_at(&self, file: FileNo, owner: OwnerNo, start: u64) -> bool {
-        self.held.contains_key(&(file, owner, start))
+    /// The range of an owner on a file that starts at this byte.
+    pub(crate) fn get(&self, file: FileNo, owner: OwnerNo, start: u64) -> Option<&Held> {
+        self.held.get(&(file, owner, start))
     }
 
     /// The files that an owner has ranges on.
@@ -169,6 +169,19 @@ impl RangeSet {
             .chain(from)
             .filter_map(|(key, held)| held_range(key, held))
             .filter(move |found| found.range.overlaps(range))
+    }
+
+    /// Whether a range is made of whole ranges that its owner has, so that to set it anew makes no
+    /// more of them: a limit does not keep anybody from reclaiming what it has.
+    pub(crate) fn is_made_of_own(&self, file: FileNo, owner: OwnerNo, range: ByteRange) -> bool {
+        let mut next = Some(range.start());
+        for own in self.own_overlapping(file, owner, range) {
+            if next != Some(own.range.start()) {
+                return false;
+            }
+            next = own.range.last().checked_add(1);
+        }
+        next == range.last().checked_add(1)
     }
 
     /// The same as a list, for those who change them.

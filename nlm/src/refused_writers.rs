@@ -30,11 +30,11 @@ impl LockTable {
         before - self.refused.len()
     }
 
-    /// Whether a host may not write to a file now.
-    pub fn refuses_writes(&self, address: IpAddr, file: &FileKey) -> bool {
+    /// Whether a host may not write to a file now; if none is named, to no file.
+    pub fn refuses_writes(&self, address: IpAddr, file: Option<&FileKey>) -> bool {
         !self.refused.is_empty()
             && (self.refused.contains(&(address, None))
-                || self.refused.contains(&(address, Some(file.clone()))))
+                || file.is_some_and(|file| self.refused.contains(&(address, Some(file.clone())))))
     }
 
     /// All refusals: the host's address, and the file if it is for one.
@@ -58,12 +58,16 @@ mod tests {
         assert!(table.refuse_writes(host(1), Some(file(1))));
         assert!(table.refuse_writes(host(2), None));
         for (number, name, refused) in [(1, 1, true), (1, 2, false), (2, 2, true), (3, 1, false)] {
-            assert_eq!(table.refuses_writes(host(number), &file(name)), refused);
+            assert_eq!(
+                table.refuses_writes(host(number), Some(&file(name))),
+                refused
+            );
         }
         assert_eq!(table.allow_writes(host(1), Some(&file(2))), 0);
         assert_eq!(table.allow_writes(host(1), Some(&file(1))), 1);
-        assert!(!table.refuses_writes(host(1), &file(1)));
+        assert!(!table.refuses_writes(host(1), Some(&file(1))));
         assert!(table.refuse_writes(host(2), Some(file(3))));
+        assert!(table.refuses_writes(host(2), None) && !table.refuses_writes(host(1), None));
         assert_eq!(table.allow_writes(host(2), None), 2);
         assert_eq!(table.refused_writers().count(), 0);
     }

@@ -88,7 +88,7 @@ impl LockTable {
             LockOutcome::Denied
         } else if let Some(limit) = crowded.filter(|_| had.is_none()) {
             LockOutcome::TooMany(limit)
-        } else if let Some(limit) = self.too_many(host, file) {
+        } else if let Some(limit) = self.too_many(host, file).filter(|_| had.is_none()) {
             LockOutcome::TooMany(limit)
         } else {
             let share = Share {

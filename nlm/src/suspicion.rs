@@ -1,14 +1,12 @@
 //! Locks whose owner may be gone: what hints at it, and which locks it makes suspect.
 //!
 //! A hint never ends a lock, since it may be wrong and the owner may still write: it is counted,
-//! and shown beside the lock, so that an operator who knows better can break it. What an owner
-//! does to a range by itself clears the mark of that range.
+//! and shown beside the lock, so that an operator who knows better can break it.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::HostRecord;
 use crate::range::ByteRange;
 use crate::range_set::{Held, HeldRange};
 use crate::table::{FileNo, HostNo, LockOwner, LockTable, OwnerNo, Stamp};
@@ -24,7 +22,10 @@ pub enum Suspicion {
     OtherAddress,
     /// A notice said that the host has rebooted while a connection of it was older and lived on: it
     /// may be forged, or the host's status monitor alone was started anew.
-    DoubtfulNotice,
+    DoubtfulNotice {
+        /// When it came, in seconds since 1970. What the host reclaims later clears the doubt.
+        since: u32,
+    },
 }
 
 /// How often each hint came.
@@ -65,9 +66,13 @@ impl LockTable {
             record.is_some_and(|record| !record.is_idle())
         });
         for host in &hosts {
-            self.suspicions.doubtful_notice += 1;
-            let since = stamp.now;
-            self.update_host(*host, |record| record.doubt = Some(Doubt { state, since }));
+            let before = self.hosts.value(host.0).and_then(|record| record.doubt);
+            // It comes again and again until it is believed.
+            if before.is_none_or(|before| before.state != state) {
+                self.suspicions.doubtful_notice += 1;
+                let since = stamp.now;
+                self.update_host(*host, |record| record.doubt = Some(Doubt { state, since }));
+            }
         }
         hosts.len()
     }
@@ -130,8 +135,8 @@ impl LockTable {
         let record = self.hosts.value(self.host_of(owner)?.0)?;
         if held.suspect {
             Some(Suspicion::OtherAddress)
-        } else if record.doubts(held) {
-            Some(Suspicion::DoubtfulNotice)
+        } else if let Some(doubt) = record.doubt.filter(|doubt| doubt.is_about(held)) {
+            Some(Suspicion::DoubtfulNotice { since: doubt.since })
         } else if is_later_life(record.nsm_state, held.nsm_state) {
             Some(Suspicion::OlderLife)
         } else {
@@ -140,10 +145,9 @@ impl LockTable {
     }
 }
 
-impl HostRecord {
-    fn doubts(&self, held: &Held) -> bool {
-        self.doubt
-            .is_some_and(|doubt| held.nsm_state != doubt.state && held.since <= doubt.since)
+impl Doubt {
+    const fn is_about(self, held: &Held) -> bool {
+        held.nsm_state != self.state && held.since <= self.since
     }
 }
 

@@ -233,7 +233,10 @@ impl LockTable {
             LockOutcome::Denied
         } else if conflict.is_some() {
             self.block(host, file, owner, request, stamp)
-        } else if let Some(limit) = self.too_many(host, file) {
+        } else if let Some(limit) = self
+            .too_many(host, file)
+            .filter(|_| !self.ranges.is_made_of_own(file, owner, request.range))
+        {
             LockOutcome::TooMany(limit)
         } else {
             self.unblock_same(owner, file, request.range, Some(request.exclusive));

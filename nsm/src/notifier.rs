@@ -67,6 +67,8 @@ struct Telling {
     since_ms: u64,
     tries: usize,
     under_way: bool,
+    /// To be told anew when the try under way has ended.
+    again: bool,
     given_up: bool,
     at_ms: u64,
 }
@@ -94,6 +96,9 @@ impl Notifier {
     pub fn tell(&mut self, now_ms: u64, target: Target) {
         if let Some(before) = self.tellings.get(&target) {
             if before.under_way {
+                if let Some(telling) = self.tellings.get_mut(&target) {
+                    telling.again = true;
+                }
                 return;
             }
             self.due.remove(&(before.at_ms, target));
@@ -106,6 +111,7 @@ impl Notifier {
                 since_ms: now_ms,
                 tries: 0,
                 under_way: false,
+                again: false,
                 given_up: false,
                 at_ms: now_ms,
             },
@@ -122,6 +128,10 @@ impl Notifier {
             return;
         }
         self.under_way -= 1;
+        if std::mem::take(&mut telling.again) {
+            self.tell(now_ms, target);
+            return;
+        }
         for name in answered {
             telling.unanswered.remove(name);
         }
@@ -289,7 +299,10 @@ mod tests {
         notifier.tell(1, target(1));
         assert_eq!(notifier.poll(1), None, "it is being told");
         notifier.tried(2, target(1), &[0]);
-        notifier.tell(3, target(1));
-        assert_eq!(notifier.poll(3).unwrap().names, [0]);
+        assert_eq!(notifier.poll(2).unwrap().names, [0], "and then again");
+        notifier.tried(3, target(1), &[0]);
+        assert_eq!(notifier.poll(3), None);
+        notifier.tell(4, target(1));
+        assert_eq!(notifier.poll(4).unwrap().names, [0]);
     }
 }

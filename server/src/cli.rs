@@ -181,7 +181,8 @@ enum LocksCommand {
     Break {
         /// The host's address
         host: IpAddr,
-        /// Only those on this file
+        /// Only those on this file, as `locks list` shows it
+        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
         path: Option<String>,
         /// Refuse what the host writes to that file, or to any, until `locks allow`
         #[arg(long)]
@@ -199,6 +200,7 @@ enum LocksCommand {
         /// The host's address
         host: IpAddr,
         /// Only to this file
+        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
         path: Option<String>,
         #[command(flatten)]
         control: ControlArgs,
@@ -477,8 +479,15 @@ fn ask_server(args: &ControlArgs, request: &str) -> anyhow::Result<Value> {
 }
 
 fn ask(path: &Path, request: &str) -> anyhow::Result<Value> {
+    anyhow::ensure!(
+        !request.contains('\n'),
+        "a path with a line break can't be named here"
+    );
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
+    // `locks verify` goes on as long as the host does.
+    if !request.starts_with("verify ") {
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
+    }
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

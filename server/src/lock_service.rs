@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use havenfs_nlm::limits::Limits;
 use havenfs_nlm::listing::LockId;
 use havenfs_nlm::suspicion::Suspicions;
-use havenfs_nlm::table::{FileKey, LockOutcome};
+use havenfs_nlm::table::{FileKey, LockOutcome, LockTable};
 use havenfs_nsm::notifier::{Progress, Target};
 use havenfs_nsm::nsm_state::NsmState;
 use havenfs_rpc::record::{begin_record, end_record};
@@ -379,9 +379,9 @@ impl LockService {
     }
 
     /// Notes that a host reclaimed locks that the table has.
-    pub fn note_reclaim(&self, ids: &[LockId], held: usize) {
+    pub fn note_reclaim(&self, ids: &[LockId], table: &LockTable) {
         self.counters.reclaims_granted.add(1);
-        self.reclaims.note(ids, held);
+        self.reclaims.note(ids, table);
     }
 
     /// Whether a host may not write to a file now. `key` is asked for only if it matters.
@@ -389,8 +389,8 @@ impl LockService {
         if !self.refusing.load(Ordering::Acquire) {
             return false;
         }
-        let refuses = |key| self.state().table().refuses_writes(host, &key);
-        let refused = key().is_some_and(refuses);
+        let key = key();
+        let refused = self.state().table().refuses_writes(host, key.as_ref());
         if refused {
             self.counters.writes_refused.add(1);
         }

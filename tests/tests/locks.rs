@@ -375,7 +375,7 @@ fn living_client() -> Result<()> {
         must(&one, Lock::exclusive(0, 10))?;
         must(&two, Lock::shared(100, 10))?;
         c1.sh("sm-notify -f")?;
-        server.wait_for_line("notice of a reboot not believed", NOTIFY_TIME_MAX)?;
+        server.wait_for_line("a notice of a reboot is not believed", NOTIFY_TIME_MAX)?;
         must_not(&other, Lock::exclusive(0, 1))?;
         must_not(&other, Lock::exclusive(100, 1))?;
         let havenfs = havenfs_binary()?.display().to_string();
@@ -394,6 +394,8 @@ fn living_client() -> Result<()> {
             let all = "holds 2 locks and has reclaimed 2";
             ensure!(verified.contains(all), "{verified}");
         }
+        let listed = s1.sh(&format!("{havenfs} locks list"))?;
+        ensure!(!listed.contains("suspect"), "{listed}");
         two.unlock(Lock::shared(100, 10))?;
         must(&other, Lock::exclusive(100, 10))?;
         must_not_complain(&[&c1, &c2])

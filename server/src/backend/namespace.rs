@@ -20,6 +20,7 @@ use super::attributes::{Time, Want};
 use super::credential::{self, Caller};
 use super::file::File;
 use super::files::Files;
+use super::handle::FileHandle;
 use super::setattr::{self, Changes, SetTime};
 use super::{Failure, Mode};
 
@@ -70,15 +71,16 @@ const MINOR_MAX: u32 = (1 << 20) - 1;
 const AS_PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Change<'_> {
-    /// CREATE.
+    /// CREATE. `may_cut` is asked before the size of a file that exists is changed.
     ///
     /// # Errors
-    /// EEXIST, or EISDIR where a directory has the name.
+    /// EEXIST, or EISDIR where a directory has the name; what `may_cut` says.
     pub fn create(
         &self,
         dir: &Arc<File>,
         name: &CStr,
         how: &CreateHow,
+        may_cut: impl FnOnce(&FileHandle) -> Result<(), Failure>,
     ) -> Result<Arc<File>, Failure> {
         dir.must_be_dir()?;
         let mode = match how {
@@ -128,6 +130,7 @@ impl Change<'_> {
                     _ => return Err(Errno::EXIST.into()),
                 }
                 if changes.size.is_some() {
+                    may_cut(&file.handle)?;
                     let size_only = Changes {
                         size: changes.size,
                         ..Changes::default()

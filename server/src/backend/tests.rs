@@ -113,7 +113,7 @@ fn files_without_a_commit_do_not_stay_open_without_bound() {
             mode: Some(0o600),
             ..Changes::default()
         });
-        let file = change.create(&dir, &name, &how).unwrap();
+        let file = change.create(&dir, &name, &how, |_| Ok(())).unwrap();
         data::write(&files, &file, me, 0, b"never committed", false).unwrap();
     }
     assert!(
@@ -164,7 +164,10 @@ fn a_created_file_is_found_by_its_handle_after_a_restart() {
             mode: Some(0o600),
             ..Changes::default()
         });
-        change.create(&dir, c"new", &how).unwrap().handle
+        change
+            .create(&dir, c"new", &how, |_| Ok(()))
+            .unwrap()
+            .handle
     };
     let files = files(state.path());
     assert_eq!(

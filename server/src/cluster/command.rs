@@ -259,7 +259,7 @@ impl Command {
     /// Reads what [`Command::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
         match bytes.split_first() {
-            Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+            Some((1..=VERSION, body)) => match postcard::take_from_bytes(body) {
                 Ok((command, [])) => Ok(command),
                 _ => Err(CommandError::Damaged),
             },
@@ -269,7 +269,8 @@ impl Command {
     }
 }
 
-const VERSION: u8 = 1;
+/// Version 1 had no commands after `Break`.
+const VERSION: u8 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -319,7 +320,12 @@ mod tests {
         let bytes = command.encode();
         assert_eq!(Command::decode(&bytes), Ok(command));
         let newer = [&[VERSION + 1], &bytes[1..]].concat();
-        assert_eq!(Command::decode(&newer), Err(CommandError::Newer(2)));
+        assert_eq!(
+            Command::decode(&newer),
+            Err(CommandError::Newer(VERSION + 1))
+        );
+        let older = [&[1], &bytes[1..]].concat();
+        assert!(Command::decode(&older).is_ok());
         let longer = [&bytes[..], &[0]].concat();
         for damaged in [&[][..], &bytes[..bytes.len() - 1], &longer] {
             assert_eq!(Command::decode(damaged), Err(CommandError::Damaged));

@@ -24,6 +24,8 @@ struct Subject {
 impl Subject {
     fn parse(words: &str) -> Result<Self, Value> {
         let (host, path) = match words.split_once(' ') {
+            // It would be taken for all files by whoever left a variable empty.
+            Some((_, "")) => return Err(error("the path is empty".to_owned())),
             Some((host, path)) => (host, Some(path.to_owned())),
             None => (words, None),
         };
@@ -36,10 +38,7 @@ impl Subject {
         let Some(wanted) = &self.path else {
             return Ok(None);
         };
-        match find(node, wanted).await {
-            Some(key) => Ok(Some(key)),
-            None => Err(error(format!("nothing is locked on `{wanted}`"))),
-        }
+        find(node, wanted).await.map(Some)
     }
 
     fn what(&self) -> String {
@@ -81,28 +80,43 @@ pub(super) async fn end_grace(node: &Node) -> Result<Value, Value> {
 pub(super) async fn would_break(node: &Arc<Node>, words: &str) -> Result<Value, Value> {
     let subject = Subject::parse(words)?;
     let file = subject.file(node).await?;
-    let Some(view) = View::of(node) else {
-        return Err(error("locks are not served yet".to_owned()));
-    };
-    let address = subject.address;
-    let is_meant = |of: &FileKey| file.as_ref().is_none_or(|file| file == of);
-    let (mut locks, mut files) = (0, BTreeSet::new());
-    for held in view.table.held_entries() {
-        if held.lock.host.address == address && is_meant(held.lock.file) {
-            locks += 1;
-            files.insert(held.lock.file);
+    let (address, what) = (subject.address, subject.what());
+    let counted = viewed(node, move |view| {
+        let is_meant = |of: &FileKey| file.as_ref().is_none_or(|file| file == of);
+        let (mut locks, mut files) = (0, BTreeSet::new());
+        for held in view.table.held_entries() {
+            if held.lock.host.address == address && is_meant(held.lock.file) {
+                locks += 1;
+                files.insert(held.lock.file);
+            }
         }
-    }
-    let others = view.table.waiting_entries();
-    let others = others.filter(|waits| waits.host.address != address && files.contains(waits.file));
+        let waits = view.table.waiting_entries();
+        let others = waits.filter(|waits| waits.host.address != address);
+        (
+            locks,
+            others.filter(|waits| files.contains(waits.file)).count(),
+        )
+    });
+    let (locks, others) = counted.await?;
     let text = format!(
-        "{locks} locks of {address} on {} will end, and {} requests of other hosts that wait for \
-         these files may be granted at once. Programs on {address} are not told, may go on writing \
-         as if they had their locks, and can't reclaim them.",
-        subject.what(),
-        others.count()
+        "{locks} locks of {address} on {what} will end, and {others} requests of other hosts that \
+         wait for these files may be granted at once. Programs on {address} are not told, may go \
+         on writing as if they had their locks, and can't reclaim them."
     );
     Ok(json!({ "done": text, "locks": locks }))
+}
+
+/// Looks at the locks on a thread that may wait for a disk.
+async fn viewed<T: Send + 'static>(
+    node: &Arc<Node>,
+    look: impl FnOnce(&View<'_>) -> T + Send + 'static,
+) -> Result<T, Value> {
+    let node = Arc::clone(node);
+    let looking = tokio::task::spawn_blocking(move || View::of(&node).map(|view| look(&view)));
+    let looked = looking
+        .await
+        .map_err(|problem| error(problem.to_string()))?;
+    looked.ok_or_else(|| error("locks are not served yet".to_owned()))
 }
 
 /// `break HOST [PATH]`.
@@ -125,7 +139,7 @@ pub(super) async fn expire(node: &Arc<Node>, words: &str) -> Result<Value, Value
         )));
     }
     Ok(json!({
-        "done": format!("{}; it is told of no restart any more", ended(address, &freed)),
+        "done": format!("{}; it is told of no later restart", ended(address, &freed)),
     }))
 }
 
@@ -149,7 +163,7 @@ pub(super) async fn refuse_writes(
     let done = service(node)?.refuse_writes(address, file, refused).await;
     match done.map_err(unavailable)? {
         Some(0) => Err(error(format!(
-            "no write of {address} to {what} is refused; see `havenfs locks refused`"
+            "there is no refusal of what {address} writes to {what}; see `havenfs locks refused`"
         ))),
         Some(_) if refused => Ok(json!({
             "done": format!(
@@ -191,18 +205,12 @@ pub(super) async fn verify(node: &Arc<Node>, words: &str) -> Result<Value, Value
         return Err(not_monitored(address));
     }
     let (held, missing) = (verified.held, verified.missing.len());
-    let node = Arc::clone(node);
-    let entries = tokio::task::spawn_blocking(move || {
-        View::of(&node).map_or_else(Vec::new, |view| view.entries(&verified.missing))
-    });
-    let entries = entries
-        .await
-        .map_err(|problem| error(problem.to_string()))?;
+    let entries = viewed(node, move |view| view.entries(&verified.missing)).await?;
     Ok(json!({
         "host": address.to_string(),
         "held": held,
         "reclaimed": held - missing,
-        "missing": { "entries": entries, "not_shown": 0 },
+        "missing": { "entries": entries, "not_shown": missing - entries.len().min(missing) },
     }))
 }
 
@@ -213,17 +221,23 @@ fn not_monitored(address: IpAddr) -> Value {
 }
 
 /// What locks know a path by, if anything is locked, waited for or refused there.
-async fn find(node: &Arc<Node>, wanted: &str) -> Option<FileKey> {
-    let (node, wanted) = (Arc::clone(node), wanted.to_owned());
-    let looking = tokio::task::spawn_blocking(move || {
-        let view = View::of(&node)?;
+async fn find(node: &Arc<Node>, wanted: &str) -> Result<FileKey, Value> {
+    let path = wanted.to_owned();
+    let found = viewed(node, move |view| {
         let held = view.table.held_entries().map(|held| held.lock.file);
         let waits = view.table.waiting_entries().map(|waits| waits.file);
         let refused = view.table.refused_writers();
         let refused = refused.filter_map(|(_, file)| file.as_ref());
         let files: BTreeSet<&FileKey> = held.chain(waits).chain(refused).collect();
-        let is_wanted = |file: &&FileKey| Path::new(&view.path(file)) == Path::new(&wanted);
-        files.into_iter().find(is_wanted).cloned()
+        let is_wanted = |file: &&FileKey| Path::new(&view.path(file)) == Path::new(&path);
+        let found = files.into_iter().filter(is_wanted).take(2);
+        found.cloned().collect::<Vec<_>>()
     });
-    looking.await.ok().flatten()
+    match &found.await?[..] {
+        [key] => Ok(key.clone()),
+        [] => Err(error(format!("nothing is locked on `{wanted}`"))),
+        _ => Err(error(format!(
+            "several files are shown as `{wanted}`, and it can't be told which one is meant"
+        ))),
+    }
 }

@@ -58,7 +58,7 @@ impl<'a> View<'a> {
 
     fn held(&self, held: &HeldEntry<'_>) -> Value {
         let reclaimed = self.is_reclaimed(held);
-        let suspect = held.suspicion.map(words);
+        let suspect = self.suspicion(held).map(words);
         let notes = [
             held.unconfirmed.then_some("not confirmed"),
             (reclaimed == Some(false)).then_some("not reclaimed"),
@@ -71,6 +71,18 @@ impl<'a> View<'a> {
         entry["suspect"] = json!(suspect);
         entry["notes"] = json!(notes);
         entry
+    }
+
+    /// Why a lock is suspect. What its host reclaimed after a doubtful notice is not.
+    fn suspicion(&self, held: &HeldEntry<'_>) -> Option<Suspicion> {
+        held.suspicion.filter(|suspicion| {
+            let Suspicion::DoubtfulNotice { since } = *suspicion else {
+                return true;
+            };
+            let reclaimed = self.locks.reclaims().last(held.id);
+            let ago = reclaimed.map(|at| at.elapsed().as_secs());
+            ago.is_none_or(|ago| u64::from(self.now).saturating_sub(ago) < u64::from(since))
+        })
     }
 
     /// Whether a host spoke of its lock again since the last restart; none if it took it since.
@@ -218,7 +230,7 @@ pub fn status(node: &Node) -> Value {
         let reclaimed = view.is_reclaimed(&held);
         from_before += usize::from(reclaimed.is_some());
         not_reclaimed += usize::from(reclaimed == Some(false));
-        suspect += usize::from(held.suspicion.is_some());
+        suspect += usize::from(view.suspicion(&held).is_some());
     }
     let (completeness, nsm_state) = {
         let state = view.locks.state();
@@ -253,6 +265,6 @@ const fn words(suspicion: Suspicion) -> &'static str {
     match suspicion {
         Suspicion::OlderLife => "suspect: its host told a higher state since",
         Suspicion::OtherAddress => "suspect: its owner has another address now",
-        Suspicion::DoubtfulNotice => "suspect: a notice of a reboot was not believed",
+        Suspicion::DoubtfulNotice { .. } => "suspect: a notice of a reboot was not believed",
     }
 }

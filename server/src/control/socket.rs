@@ -94,17 +94,25 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -> io::Result<()> {
-    let mut request = Vec::new();
+    let (mut request, mut is_long) = (Vec::new(), false);
     let read = async {
-        while !request.contains(&b'\n') && request.len() < REQUEST_BYTES_MAX {
-            if stream.read_buf(&mut request).await? == 0 {
-                break;
+        while request.last() != Some(&b'\n') && stream.read_buf(&mut request).await? > 0 {
+            if request.len() > REQUEST_BYTES_MAX {
+                // Read on all the same, or the answer would not arrive.
+                is_long = true;
+                request.drain(..REQUEST_BYTES_MAX);
             }
         }
         Ok::<(), io::Error>(())
     };
     tokio::time::timeout(TIME_MAX, read).await??;
-    let answer = match request.trim_ascii() {
+    // A request that was cut could mean something else, such as all files in place of one.
+    let Some(request) = request.strip_suffix(b"\n").filter(|_| !is_long) else {
+        let answer = json!({ "error": "the request is too long, or has no end" });
+        stream.write_all(answer.to_string().as_bytes()).await?;
+        return stream.shutdown().await;
+    };
+    let answer = match request {
         b"status" => {
             let mut status = status(settings, node);
             status["locking"] = listed(node, locks::status).await;

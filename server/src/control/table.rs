@@ -93,8 +93,8 @@ fn verified(answer: &Value) -> String {
         return head;
     }
     format!(
-        "{head}it does not know of these, or did not answer in time; if it is alive and reachable, \
-         they can be broken:\n{list}"
+        "{head}it does not know of these, or did not answer in time. To break them ends all locks of \
+         the machine on the same file, also those that it has reclaimed:\n{list}"
     )
 }
 

@@ -23,6 +23,8 @@ use super::collect::RULES_MAX;
 pub struct Names {
     forward: BackgroundCache<String, IpAddr>,
     reverse: BackgroundCache<IpAddr, String>,
+    /// The names in notices of reboots, apart from those that the exports need.
+    noticed: BackgroundCache<String, IpAddr>,
     changes: Arc<watch::Sender<u64>>,
 }
 
@@ -54,7 +56,7 @@ impl Names {
     pub fn new(resolver: Resolver) -> Self {
         let changes = Arc::new(watch::Sender::new(0));
         let resolver = Arc::new(resolver);
-        let ask = Arc::clone(&resolver);
+        let (ask, noticing) = (Arc::clone(&resolver), Arc::clone(&resolver));
         let forward = BackgroundCache::new(
             "names-forward",
             FORWARD,
@@ -67,9 +69,16 @@ impl Names {
             Arc::clone(&changes),
             Box::new(move |peer: &IpAddr| confirmed_names(&resolver, *peer).map(Into::into)),
         );
+        let noticed = BackgroundCache::new(
+            "names-noticed",
+            NOTICED,
+            Arc::new(watch::Sender::new(0)),
+            Box::new(move |name: &String| resolve(&noticing, name).map(Into::into)),
+        );
         Self {
             forward,
             reverse,
+            noticed,
             changes,
         }
     }
@@ -79,12 +88,15 @@ impl Names {
     /// # Errors
     /// A thread cannot be made.
     pub fn prepare(&self, table: &ExportTable) -> io::Result<()> {
-        let mut workers = NOTICE_WORKERS;
+        let mut any = false;
         for name in table.host_names() {
-            workers = FORWARD_WORKERS;
+            any = true;
             self.addresses_of(name);
         }
-        self.forward.start(workers)?;
+        if any {
+            self.forward.start(FORWARD_WORKERS)?;
+        }
+        self.noticed.start(NOTICED_WORKERS)?;
         if table.has_wildcards() {
             self.reverse.start(REVERSE_WORKERS)?;
         }
@@ -104,17 +116,18 @@ impl Names {
         self.changes.subscribe()
     }
 
-    /// Whether a host has an address; `None` if that is not known yet.
-    pub fn has_address(&self, name: &str, address: IpAddr) -> Option<bool> {
-        let addresses = self.addresses_of(name)?;
-        Some(addresses.contains(&address))
+    /// Whether a host has both addresses; `None` if that is not known yet, or if no address of it
+    /// is: the resolver may have failed.
+    pub fn has_addresses(&self, name: &str, both: [IpAddr; 2]) -> Option<bool> {
+        let addresses = self.noticed.get(name).filter(|found| !found.is_empty())?;
+        Some(both.iter().all(|address| addresses.contains(address)))
     }
 
     /// The same; blocks the thread for a moment if need be.
-    pub fn wait_for_address(&self, name: &str, address: IpAddr) -> Option<bool> {
+    pub fn wait_for_addresses(&self, name: &str, both: [IpAddr; 2]) -> Option<bool> {
         let deadline = Instant::now() + WAIT_MAX;
         loop {
-            let known = self.has_address(name, address);
+            let known = self.has_addresses(name, both);
             if known.is_some() || Instant::now() >= deadline {
                 return known;
             }
@@ -212,10 +225,16 @@ const REVERSE: Lifetime = Lifetime {
     retry: Duration::from_secs(5),
     entries_max: 4096,
 };
+/// Hosts that lock files and send notices from another address: few, and seldom.
+const NOTICED: Lifetime = Lifetime {
+    fresh: Duration::from_mins(1),
+    idle_max: Duration::from_mins(5),
+    retry: Duration::from_secs(5),
+    entries_max: 256,
+};
 /// One dead name server must not hold up all other names.
 const FORWARD_WORKERS: usize = 2;
-/// For the names in notices of reboots, if the exports mention none.
-const NOTICE_WORKERS: usize = 1;
+const NOTICED_WORKERS: usize = 1;
 const REVERSE_WORKERS: usize = 4;
 const WAIT_MAX: Duration = Duration::from_millis(500);
 const WAIT_STEP: Duration = Duration::from_millis(10);

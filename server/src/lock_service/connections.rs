@@ -5,9 +5,10 @@
 //! knows nothing of its old connections, and resets them when it is asked. So before a notice is
 //! believed, the connections over which that very host (by `caller_name`) has locked are probed
 //! with TCP's keep-alive: an answer says that the host lives on. A reset, or silence for
-//! `ANSWER_TIME_MAX`, says nothing against the notice. Nor does a connection over which the host
-//! locked with the very state that the notice tells: it is of the new life, and came first. A host
-//! that tells no state in LOCK can't be judged so, and is believed.
+//! `ANSWER_TIME_MAX`, says nothing against the notice. Nor does a connection whose first LOCK told
+//! the very state that the notice tells: it is of the new life, and came first. What is told later
+//! proves nothing, since a status monitor that is started anew raises the number of a host that
+//! lives. A host that tells no state in LOCK can't be judged so, and is believed.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -21,9 +22,11 @@ use socket2::{SockRef, TcpKeepalive};
 use crate::backend::sys;
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LockConnections {
     open: Mutex<Open>,
+    /// How many are entered at most: each has a second descriptor.
+    entries_max: usize,
     waiting: AtomicUsize,
 }
 
@@ -37,8 +40,10 @@ struct Open {
 struct Entry {
     /// A second descriptor of the connection.
     socket: TcpStream,
-    /// What the host called itself in LOCKs that came over it, and the last NSM state it told.
+    /// What the host called itself in LOCKs that came over it, and the first NSM state it told.
     lives: Vec<(Box<[u8]>, i32)>,
+    /// How many probes use its keep-alive.
+    asking: usize,
 }
 
 /// A connection's place in the list, for as long as it is open.
@@ -76,39 +81,47 @@ pub enum Sign {
 }
 
 impl LockConnections {
-    /// Enters a connection; `peer` in its plain form.
-    ///
-    /// # Errors
-    /// There is no second descriptor to be had.
-    pub fn enter(
-        self: &Arc<Self>,
-        peer: SocketAddr,
-        stream: &TcpStream,
-    ) -> std::io::Result<Entered> {
-        let entry = Entry {
-            socket: stream.try_clone()?,
-            lives: Vec::new(),
-        };
+    /// Makes an empty list for so many connections.
+    pub fn new(entries_max: usize) -> Self {
+        Self {
+            open: Mutex::default(),
+            entries_max,
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Enters a connection; `peer` in its plain form. Beyond the limit, and where there is no
+    /// second descriptor to be had, it is not entered: notices of its host are believed.
+    pub fn enter(self: &Arc<Self>, peer: SocketAddr, stream: &TcpStream) -> Option<Entered> {
         let mut open = self.open();
+        if open.by_peer.len() >= self.entries_max {
+            return None;
+        }
+        let entry = Entry {
+            socket: stream.try_clone().ok()?,
+            lives: Vec::new(),
+            asking: 0,
+        };
         open.last += 1;
         let key = (peer, open.last);
         open.by_peer.insert(key, entry);
         drop(open);
-        Ok(Entered {
+        Some(Entered {
             list: Arc::clone(self),
             key,
         })
     }
 
-    /// Notes what the host at the other end calls itself, and the NSM state that it tells.
+    /// Notes what the host at the other end calls itself, and the NSM state that it tells; 0 says
+    /// nothing.
     pub fn locked(&self, peer: SocketAddr, caller_name: &[u8], state: i32) {
+        if state == 0 {
+            return;
+        }
         let mut open = self.open();
         for (_, entry) in open.by_peer.range_mut((peer, 0)..=(peer, u64::MAX)) {
-            let room = entry.lives.len() < NAMES_MAX;
-            let mut lives = entry.lives.iter_mut();
-            if let Some((_, told)) = lives.find(|(name, _)| **name == *caller_name) {
-                *told = state;
-            } else if room {
+            let is_known = entry.lives.iter().any(|(name, _)| **name == *caller_name);
+            if !is_known && entry.lives.len() < NAMES_MAX {
                 entry.lives.push((caller_name.into(), state));
             }
         }
@@ -124,23 +137,25 @@ impl LockConnections {
     /// `ANSWER_TIME_MAX`.
     pub fn probe(&self, address: IpAddr, names: &[Vec<u8>], state: i32) -> Sign {
         let started = Instant::now();
-        let mut asked = self.keys_of(address, names, state);
+        let asked = self.keys_of(address, names, state);
         if asked.is_empty() {
             return Sign::None;
         }
         let Some(_permit) = self.permit() else {
             return Sign::Busy;
         };
-        for key in &asked {
-            self.with(*key, ask_now);
-        }
+        let mut asked: Vec<_> = asked
+            .into_iter()
+            .filter_map(|key| Some((key, self.with(key, Entry::ask)??)))
+            .collect();
+        let keys: Vec<_> = asked.iter().map(|(key, _)| *key).collect();
         let sign = loop {
             let mut lives = false;
-            asked.retain(|key| {
+            asked.retain(|(key, before)| {
                 // What is gone from the list was reset or closed.
-                let heard = self.with(*key, |socket| heard_since(socket, started));
-                lives |= heard == Some(Some(true));
-                heard.flatten().is_some()
+                let heard = self.with(*key, |entry| heard_at(&entry.socket)).flatten();
+                lives |= heard.is_some_and(|heard| heard > *before + CLOCK_STEP);
+                heard.is_some()
             });
             if lives {
                 break Sign::Lives;
@@ -150,8 +165,8 @@ impl LockConnections {
             }
             std::thread::sleep(LOOK_EVERY);
         };
-        for key in &asked {
-            self.with(*key, |socket| SockRef::from(socket).set_keepalive(false));
+        for key in keys {
+            self.with(key, Entry::leave);
         }
         sign
     }
@@ -167,18 +182,16 @@ impl LockConnections {
         let last = (SocketAddr::new(address, u16::MAX), u64::MAX);
         let open = self.open();
         let of_host = open.by_peer.range(first..=last).filter(|(_, entry)| {
-            entry.lives.iter().any(|(name, told)| {
-                *told != 0 && *told != state && names.iter().any(|wanted| **wanted == **name)
-            })
+            entry
+                .lives
+                .iter()
+                .any(|(name, told)| *told != state && names.iter().any(|wanted| **wanted == **name))
         });
         of_host.map(|(key, _)| *key).collect()
     }
 
-    fn with<T>(&self, key: (SocketAddr, u64), use_it: impl FnOnce(&TcpStream) -> T) -> Option<T> {
-        self.open()
-            .by_peer
-            .get(&key)
-            .map(|entry| use_it(&entry.socket))
+    fn with<T>(&self, key: (SocketAddr, u64), use_it: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.open().by_peer.get_mut(&key).map(use_it)
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -186,30 +199,46 @@ impl LockConnections {
     }
 }
 
-/// Has the kernel ask the other end at once, or as soon as it was silent for a second.
-fn ask_now(socket: &TcpStream) {
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(1))
-        .with_interval(Duration::from_secs(1));
-    // A connection that is gone meanwhile will say nothing, and that is all that a failure means.
-    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+impl Entry {
+    /// Has the kernel ask the other end at once, or as soon as it was silent for a second. Returns
+    /// when it was heard last; none if the connection is over.
+    fn ask(&mut self) -> Option<Instant> {
+        let heard = heard_at(&self.socket)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(Duration::from_secs(1))
+            .with_interval(Duration::from_secs(1));
+        SockRef::from(&self.socket)
+            .set_tcp_keepalive(&keepalive)
+            .ok()?;
+        self.asking += 1;
+        Some(heard)
+    }
+
+    /// Takes a successful [`Entry::ask`] back. Others may still wait for the answer.
+    fn leave(&mut self) {
+        self.asking -= 1;
+        if self.asking == 0 {
+            // A connection that is over needs none either.
+            let _ = SockRef::from(&self.socket).set_keepalive(false);
+        }
+    }
 }
 
-/// Whether something came after `started`; none if the connection is over.
-fn heard_since(socket: &TcpStream, started: Instant) -> Option<bool> {
-    let heard = sys::tcp_heard(socket.as_fd()).ok()??;
-    // The kernel's clock is coarse; what came just before does not count.
-    Some(heard + CLOCK_STEP < started.elapsed())
+/// When the other end was heard last; none if the connection is over.
+fn heard_at(socket: &TcpStream) -> Option<Instant> {
+    let ago = sys::tcp_heard(socket.as_fd()).ok()??;
+    Instant::now().checked_sub(ago)
 }
 
 /// How long the other end may take to answer. It is asked after one second of silence.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(2500);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The kernel's clock is coarse: what it says of one moment differs by so much.
 const CLOCK_STEP: Duration = Duration::from_millis(12);
 /// How many notices are looked into at a time: each takes one of the worker threads.
-const WAITING_MAX: usize = 4;
-/// Names of one connection: network namespaces of a machine share connections.
-const NAMES_MAX: usize = 16;
+const WAITING_MAX: usize = 2;
+/// Names of one connection: several hosts may be behind a machine that translates addresses.
+const NAMES_MAX: usize = 4;
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -225,18 +254,20 @@ mod tests {
         (here, there, peer)
     }
 
+    fn list() -> Arc<LockConnections> {
+        Arc::new(LockConnections::new(8))
+    }
+
     #[test]
     fn a_host_that_answers_lives_and_others_do_not() {
-        let list = Arc::new(LockConnections::default());
+        let list = list();
         let (here, there, peer) = connected();
         let entered = list.enter(peer, &here).unwrap();
         let probe = |address: IpAddr, name: &str, state| {
             let names = [name.as_bytes().to_vec()];
-            assert_eq!(
-                list.has(address, &names, state),
-                list.probe(address, &names, state) != Sign::None
-            );
-            list.probe(address, &names, state)
+            let sign = list.probe(address, &names, state);
+            assert_eq!(list.has(address, &names, state), sign != Sign::None);
+            sign
         };
         assert_eq!(probe(peer.ip(), "c1", 7), Sign::None, "it has not locked");
         list.locked(peer, b"c1", 0);
@@ -245,13 +276,10 @@ mod tests {
         assert_eq!(probe(peer.ip(), "c1", 7), Sign::Lives);
         assert_eq!(probe(peer.ip(), "c2", 7), Sign::None);
         assert_eq!(probe(IpAddr::from([127, 0, 0, 2]), "c1", 7), Sign::None);
+        assert_eq!(probe(peer.ip(), "c1", 5), Sign::None, "it is of that life");
+        // Its monitor was started anew; the machine was not.
         list.locked(peer, b"c1", 7);
-        assert_eq!(
-            probe(peer.ip(), "c1", 7),
-            Sign::None,
-            "it is of the new life"
-        );
-        list.locked(peer, b"c1", 5);
+        assert_eq!(probe(peer.ip(), "c1", 7), Sign::Lives);
         // The other end is gone, and says so.
         SockRef::from(&there)
             .set_linger(Some(Duration::ZERO))
@@ -261,5 +289,34 @@ mod tests {
         assert_eq!(list.probe(peer.ip(), &names, 7), Sign::None);
         drop(entered);
         assert!(!list.has(peer.ip(), &names, 7));
+    }
+
+    /// The end of one probe must not take the answer away from another.
+    #[test]
+    fn probes_of_one_connection_do_not_disturb_each_other() {
+        let list = list();
+        let (here, _there, peer) = connected();
+        let _entered = list.enter(peer, &here).unwrap();
+        list.locked(peer, b"c1", 5);
+        let key = list.open().by_peer.keys().next().copied().unwrap();
+        for _ in 0..2 {
+            assert!(list.with(key, Entry::ask).flatten().is_some());
+        }
+        let is_asking = || SockRef::from(&here).keepalive().unwrap();
+        list.with(key, Entry::leave);
+        assert!(is_asking());
+        list.with(key, Entry::leave);
+        assert!(!is_asking());
+    }
+
+    #[test]
+    fn there_are_only_so_many() {
+        let list = Arc::new(LockConnections::new(1));
+        let (first, second) = (connected(), connected());
+        let entered = list.enter(first.2, &first.0);
+        assert!(entered.is_some());
+        assert!(list.enter(second.2, &second.0).is_none());
+        drop(entered);
+        assert!(list.enter(second.2, &second.0).is_some());
     }
 }

@@ -3,11 +3,13 @@
 //! Not replicated: after a takeover each number begins anew, as that of any process does.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use havenfs_nlm::limits::Limit;
 use havenfs_nlm::wire::{Nlm4Stats, procedure};
 
+use super::unix_seconds;
 use crate::metrics::Counter;
 
 /// The procedures that are counted by status, with their names; a `_MSG` form counts as the
@@ -58,6 +60,8 @@ pub struct LockCounters {
     pub locks_broken: Counter,
     /// Writes that were refused, since an operator said so.
     pub writes_refused: Counter,
+    /// When a refused reclaim was warned of, in seconds since 1970.
+    warned: AtomicU64,
 }
 
 impl LockCounters {
@@ -77,6 +81,13 @@ impl LockCounters {
         self.changes.add(1);
         self.change_ns
             .add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a reclaim that was refused; returns whether to warn of it: once a second at most.
+    pub fn reclaim_refused(&self) -> bool {
+        self.reclaims_refused.add(1);
+        let now = unix_seconds().into();
+        self.warned.swap(now, Ordering::Relaxed) != now
     }
 
     /// Counts a limit that was hit.

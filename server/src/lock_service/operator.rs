@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use havenfs_nlm::ending::Freed;
-use havenfs_nlm::listing::{HeldEntry, LockId};
+use havenfs_nlm::listing::LockId;
 use havenfs_nlm::table::{FileKey, LockTable};
 use havenfs_nsm::notifier::Target;
 use tokio::time::{Instant, sleep};
@@ -137,41 +138,60 @@ impl LockService {
         Ok(told.count())
     }
 
-    /// Tells a host of a restart and waits until it has reclaimed all that it holds, or does not
-    /// come back with the rest.
-    pub async fn verify(&self, host: IpAddr) -> Result<Verified, Unavailable> {
-        let asked = Instant::now();
-        let is_of_host = |held: &HeldEntry<'_>| held.lock.host.address == host;
-        let before: BTreeSet<LockId> = {
-            let table = self.state().table().clone();
-            let held = table.held_entries().filter(is_of_host);
-            held.map(|held| held.id).collect()
+    /// Tells a host of a restart and waits until it has reclaimed all that it holds, or has not
+    /// come back for [`QUIET_MAX`].
+    pub async fn verify(self: &Arc<Self>, host: IpAddr) -> Result<Verified, Unavailable> {
+        let (asked, asked_at) = (Instant::now(), unix_seconds());
+        let holds = move |table: &LockTable| {
+            let held = table.held_entries();
+            let of_host = held.filter(|held| held.lock.host.address == host);
+            of_host.map(|held| held.id).collect::<Vec<_>>()
         };
+        let mut missing = self.of_table(holds).await?;
         let told = self.notify(host).await?;
-        let mut wait_max = if told == 0 {
-            Duration::ZERO
-        } else {
-            VERIFY_MAX
-        };
+        let (mut known, mut heard) = (0, Instant::now());
         loop {
-            let table: LockTable = self.state().table().clone();
-            let (mut held, mut missing) = (0, Vec::new());
-            for id in before.iter().filter(|id| table.has_lock(**id, host)) {
-                held += 1;
-                if self.reclaims.last(*id).is_none_or(|last| last < asked) {
-                    missing.push(*id);
-                }
+            let locks = Arc::clone(self);
+            let (before, before_known) = (missing.len(), known);
+            (missing, known) = self
+                .of_table(move |table| {
+                    // What was taken since is known to the host as well.
+                    let spoken_of = |id: LockId, since| {
+                        since > asked_at || locks.reclaims.last(id).is_some_and(|at| at >= asked)
+                    };
+                    let (mut left, mut known) = (Vec::new(), before_known);
+                    for id in missing {
+                        match table.held_since(id, host) {
+                            Some(since) if spoken_of(id, since) => known += 1,
+                            Some(_) => left.push(id),
+                            None => {}
+                        }
+                    }
+                    (left, known)
+                })
+                .await?;
+            if missing.len() < before {
+                heard = Instant::now();
             }
-            if missing.is_empty() || wait_max.is_zero() {
+            if told == 0 || missing.is_empty() || heard.elapsed() > QUIET_MAX {
                 return Ok(Verified {
                     told,
-                    held,
+                    held: known + missing.len(),
                     missing,
                 });
             }
-            sleep(VERIFY_STEP).await;
-            wait_max = wait_max.saturating_sub(VERIFY_STEP);
+            sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Looks at a copy of the table where it holds nobody up.
+    async fn of_table<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&LockTable) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let table = self.state().table().clone();
+        let looking = tokio::task::spawn_blocking(move || look(&table));
+        looking.await.map_err(|_| Unavailable::Stopped)
     }
 
     fn epoch_to_change(&self) -> Result<u32, Unavailable> {
@@ -185,8 +205,8 @@ impl LockService {
     }
 }
 
-/// How long a host has to reclaim what it holds. Linux tells its kernel at once, and asks for one
-/// lock after the other.
-const VERIFY_MAX: Duration = Duration::from_secs(15);
-/// How often to look whether it has.
-const VERIFY_STEP: Duration = Duration::from_millis(100);
+/// How long a host may be silent before what it has not reclaimed counts as missing: some tries of
+/// a notice may be lost.
+const QUIET_MAX: Duration = Duration::from_secs(15);
+/// How often to look.
+const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use havenfs_nlm::listing::LockId;
+use havenfs_nlm::table::LockTable;
 use tokio::time::Instant;
 
 /// The reclaims of this activation.
@@ -14,13 +15,13 @@ use tokio::time::Instant;
 pub struct Reclaims(Mutex<HashMap<LockId, Instant>>);
 
 impl Reclaims {
-    /// Notes that a host reclaimed these locks now. `held` is how many locks there are in all: of
-    /// many more notes than that, most are of locks that are gone.
-    pub(super) fn note(&self, ids: &[LockId], held: usize) {
+    /// Notes that a host reclaimed these locks now.
+    pub(super) fn note(&self, ids: &[LockId], table: &LockTable) {
         let now = Instant::now();
         let mut notes = self.notes();
-        if notes.len() > NOTES_MIN && notes.len() > 2 * held {
-            notes.clear();
+        if notes.len() > NOTES_MIN && notes.len() > 2 * table.lock_count() {
+            // Half of them at least are of locks that are gone.
+            notes.retain(|id, _| table.has_lock(*id));
         }
         notes.extend(ids.iter().map(|id| (*id, now)));
     }
@@ -28,12 +29,6 @@ impl Reclaims {
     /// When a lock was reclaimed last, if it was.
     pub fn last(&self, id: LockId) -> Option<Instant> {
         self.notes().get(&id).copied()
-    }
-
-    /// How many of these locks were reclaimed.
-    pub fn count(&self, ids: impl Iterator<Item = LockId>) -> usize {
-        let notes = self.notes();
-        ids.filter(|id| notes.contains_key(id)).count()
     }
 
     pub(super) fn clear(&self) {

@@ -103,8 +103,8 @@ async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
-    let locking = (port == Port::Nlm).then(|| node.lock_connections.enter(origin.peer, &stream));
-    let _locking = locking.transpose()?;
+    let locking = || node.lock_connections.enter(origin.peer, &stream);
+    let _locking = (port == Port::Nlm).then(locking);
     let mut stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let clients = Arc::clone(&node.clients);

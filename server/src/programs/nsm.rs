@@ -113,14 +113,16 @@ fn notify(
         locks.counters().notices_refused.add(1);
         return Ok(None);
     }
-    let host = known_as(node, locks, request, args.mon_name)?;
+    let host = known_as(node, locks, request, args)?;
     let losing = locks.state().losing(host, args.mon_name, state);
     let connections = &node.lock_connections;
-    if request.mode == Mode::Inline && connections.has(host, &losing, state) {
-        return Err(Refusal::Wait);
-    }
+    let sign = match (connections.has(host, &losing, state), request.mode) {
+        (false, _) => Sign::None,
+        (true, Mode::Inline) => return Err(Refusal::Wait),
+        (true, Mode::Worker) => connections.probe(host, &losing, state),
+    };
     let (mon_name, now) = (Box::<[u8]>::from(args.mon_name), unix_seconds());
-    let command = match connections.probe(host, &losing, state) {
+    let command = match sign {
         Sign::None => Command::Rebooted {
             epoch,
             address: host,
@@ -128,20 +130,13 @@ fn notify(
             state,
             now,
         },
-        Sign::Lives => {
-            tracing::warn!(
-                %peer,
-                "notice of a reboot not believed: an older connection of that host is alive; its \
-                 locks stay and are marked"
-            );
-            Command::DoubtfulNotice {
-                epoch,
-                address: host,
-                mon_name: mon_name.clone(),
-                state,
-                now,
-            }
-        }
+        Sign::Lives => Command::DoubtfulNotice {
+            epoch,
+            address: host,
+            mon_name: mon_name.clone(),
+            state,
+            now,
+        },
         // It comes again.
         Sign::Busy => return Err(Refusal::Silence),
     };
@@ -166,6 +161,8 @@ fn notify(
                 locks.pass_on(&mon_name, host, state);
             }
             Outcome::Freed(_) => counters.notices_ignored.add(1),
+            // No answer: a host that did reboot says so again, until its old connection is gone.
+            Outcome::Suspected(_) => return false,
             _ => {}
         }
         reply(outcome, writer)
@@ -173,39 +170,39 @@ fn notify(
     Ok(Some(proposal))
 }
 
-/// The address under which the host of a notice is known: that from which it came; or, if there is
-/// no host, that of the one host with the name in the notice, if the name has this address as well.
-/// If that can't be found out soon there is no answer, and the notice comes again.
+/// The address under which the host of a notice is known: that from which it came, if a host there
+/// loses something by it; or that of the one host with the name in the notice, if the name under
+/// which *we* know that host has both addresses. (Whoever sends a notice can have any name resolve
+/// to any address that is under its control.) If that can't be found out there is no answer, and
+/// the notice comes again.
 fn known_as(
     node: &Node,
     locks: &LockService,
     request: &Request<'_>,
-    mon_name: &[u8],
+    args: &StatChge<'_>,
 ) -> Result<IpAddr, Refusal> {
     let from = request.origin.host();
     let named = {
         let state = locks.state();
-        if state.table().knows_address(from) {
+        if !state.losing(from, args.mon_name, args.state).is_empty() {
             return Ok(from);
         }
-        state.table().addresses_of(|name| same_name(name, mon_name))
+        let table = state.table();
+        table.named_elsewhere(from, |name| same_name(name, args.mon_name))
     };
-    let (Some(known), Ok(name)) = (named.first(), std::str::from_utf8(mon_name)) else {
+    let Some((known, name)) = named else {
         return Ok(from);
     };
-    if named.len() > 1 {
-        return Ok(from);
-    }
-    let has_address = match node.names.has_address(name, from) {
+    let has_both = match node.names.has_addresses(&name, [known, from]) {
         None if request.mode == Mode::Inline => return Err(Refusal::Wait),
         None => {
             let permit = node.lock_connections.permit();
-            permit.and_then(|_permit| node.names.wait_for_address(name, from))
+            permit.and_then(|_permit| node.names.wait_for_addresses(&name, [known, from]))
         }
-        known => known,
+        told => told,
     };
-    match has_address {
-        Some(true) => Ok(*known),
+    match has_both {
+        Some(true) => Ok(known),
         Some(false) => Ok(from),
         None => Err(Refusal::Silence),
     }

@@ -1,5 +1,5 @@
-//! What real clients sent, byte for byte: our decoders read it, our encoders write the same, and the
-//! server repeats what it must repeat.
+//! What real clients sent, byte for byte: our decoders read it, our encoders write the same, and
+//! the server repeats what it must repeat.
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use havenfs_nlm::wire::{

@@ -55,7 +55,9 @@ fn needs_root_a_reboot_ends_a_hosts_locks_and_serves_who_waits() -> Result<()> {
 
 #[test]
 fn needs_root_forged_notices_release_nothing() -> Result<()> {
-    let scene = Scene::new(OPEN)?;
+    let site = Site::new()?;
+    fs::write(site.path().join("hosts"), "127.0.0.11 a\n")?;
+    let scene = Scene::at(site.with_mounts("mount --bind hosts /etc/hosts"), OPEN)?;
     let mut a = scene.server.nlm(A)?;
     ensure!(a.lock(&scene.lock_of("a", 1))? == stat::GRANTED);
     let mut b = scene.server.nlm(B)?;
@@ -88,15 +90,22 @@ fn needs_root_forged_notices_release_nothing() -> Result<()> {
 /// are marked; once the connection is gone the notice is believed.
 #[test]
 fn needs_root_a_notice_of_a_host_that_lives_releases_nothing() -> Result<()> {
-    let scene = Scene::new(OPEN)?;
+    let mut scene = Scene::new(OPEN)?;
     let mut a = scene.server.nlm(A)?;
     let of_a = Lock {
         state: 3,
-        ..scene.lock_of("a", 1)
+        ..scene.lock_of("a", 1).range(0, 100)
     };
     ensure!(a.lock(&of_a)? == stat::GRANTED);
+    // Its monitor was started anew: the number is higher, and nothing else is new.
+    let later = Lock {
+        state: 5,
+        ..scene.lock_of("a", 1).range(200, 1)
+    };
+    ensure!(a.lock(&later)? == stat::GRANTED);
     let mut nsm = scene.nsm(A)?;
-    nsm.notify(b"a", 5)?;
+    nsm.notify_in_vain(b"a", 5)?;
+    scene.server.wait_for_line("is not believed")?;
     let mut b = scene.server.nlm(B)?;
     ensure!(b.lock(&scene.lock_of("b", 1))? == stat::DENIED);
     let locks = scene.site.ask("locks")?;
@@ -105,7 +114,11 @@ fn needs_root_a_notice_of_a_host_that_lives_releases_nothing() -> Result<()> {
     ensure!(scene.site.ask("status")?["locking"]["suspect"] == 1);
     drop(a);
     nsm.notify(b"a", 5)?;
-    ensure!(b.lock(&scene.lock_of("b", 1))? == stat::GRANTED);
+    ensure!(b.lock(&scene.lock_of("b", 1).range(0, 100))? == stat::GRANTED);
+    ensure!(
+        b.lock(&scene.lock_of("b", 1).range(200, 1))? == stat::DENIED,
+        "of the new life"
+    );
     Ok(())
 }
 
@@ -114,7 +127,10 @@ fn needs_root_a_notice_of_a_host_that_lives_releases_nothing() -> Result<()> {
 fn needs_root_a_notice_from_another_address_of_a_host_needs_its_name() -> Result<()> {
     let new = IpAddr::from([127, 0, 0, 77]);
     let site = Site::new()?;
-    fs::write(site.path().join("hosts"), "127.0.0.77 a\n127.0.0.78 b\n")?;
+    fs::write(
+        site.path().join("hosts"),
+        "127.0.0.11 a\n127.0.0.77 a\n127.0.0.12 b\n127.0.0.78 b\n",
+    )?;
     let scene = Scene::at(site.with_mounts("mount --bind hosts /etc/hosts"), OPEN)?;
     for (host, address) in [("a", A), ("b", B)] {
         let start = if host == "a" { 0 } else { 100 };
@@ -126,6 +142,9 @@ fn needs_root_a_notice_from_another_address_of_a_host_needs_its_name() -> Result
     for name in [&b"b"[..], b"c"] {
         scene.nsm(new)?.notify(name, 5)?;
     }
+    // Whoever has a domain can give any name in it any address.
+    let stranger = IpAddr::from([127, 0, 0, 79]);
+    scene.nsm(stranger)?.notify(b"a.elsewhere.example", 5)?;
     ensure!(other.lock(&scene.lock_of("x", 1).range(0, 1))? == stat::DENIED);
     ensure!(other.lock(&scene.lock_of("x", 1).range(100, 1))? == stat::DENIED);
     scene.nsm(new)?.notify(b"a", 5)?;

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Result, ensure};
-use havenfs_tests::client::nfs::{FILE_SYNC, answer};
+use havenfs_tests::client::nfs::{FILE_SYNC, How, answer};
 use havenfs_tests::client::nlm::{Lock, stat};
 use havenfs_tests::client::peer::Transport;
 use havenfs_tests::client::{Cred, Nfs, Peer, Sattr};
@@ -95,6 +95,10 @@ fn writes_of_a_host_whose_lock_was_broken_are_refused_until_allowed() -> Result<
     ensure!(write(&mut of_a, &scene.fh)? == acces);
     let cut = answer(of_a.setattr(&scene.fh, &Sattr::size(0), None))?;
     ensure!(cut.status == nfsstat3::NFS3ERR_ACCES, "{cut:?}");
+    let root = scene.server.handle(&scene.site.export())?;
+    let cut = How::Unchecked(Sattr::size(0));
+    let made = answer(of_a.create(&root, b"file", cut))?;
+    ensure!(made.status == nfsstat3::NFS3ERR_ACCES, "{made:?}");
     let mode = answer(of_a.setattr(&scene.fh, &Sattr::mode(0o666), None))?;
     ensure!(mode.status == nfsstat3::NFS3_OK, "{mode:?}");
     ensure!(write(&mut of_b, &scene.fh)?.is_none());
@@ -136,6 +140,50 @@ fn writer(scene: &Scene, host: IpAddr) -> Result<Nfs> {
 fn write(nfs: &mut Nfs, fh: &[u8]) -> Result<Option<nfsstat3>> {
     let done = answer(nfs.write(fh, 0, FILE_SYNC, b"x"))?;
     Ok(Some(done.status).filter(|status| *status != nfsstat3::NFS3_OK))
+}
+
+/// What is asked carelessly must not end more than was meant.
+#[test]
+fn requests_that_can_be_misread_are_refused() -> Result<()> {
+    let scene = Scene::new(OPEN)?;
+    let mut a = scene.server.nlm(A)?;
+    for name in ["one", "two", "two "] {
+        fs::write(scene.site.export().join(name), "")?;
+        let fh = look_up(&scene.server, &scene.site, name)?;
+        ensure!(a.lock(&Lock::new(&fh, "a", 1))? == stat::GRANTED);
+    }
+    let export = scene.site.export().display().to_string();
+    let held = || -> Result<u64> {
+        let status = scene.site.ask("status")?;
+        Ok(status["locking"]["locks"].as_u64().unwrap_or(0))
+    };
+    let long = format!("break 127.0.0.11 {export}/{:0>5000}", "");
+    let host = "break 127.0.0.11 ".to_owned();
+    for request in [
+        &host,
+        &long,
+        "break ",
+        "refuse 127.0.0.11 ",
+        "break 127.0.0.11\n",
+    ] {
+        ensure!(scene.site.ask(request)?["error"].is_string(), "{request}");
+    }
+    ensure!(held()? == 3);
+    scene.site.ask(&format!("break 127.0.0.11 {export}/two "))?;
+    let left = scene.site.ask("locks")?;
+    let of = |name: &str| left.to_string().contains(&format!("{export}/{name}\""));
+    ensure!(of("one") && of("two") && !of("two "), "{left}");
+    // Both are shown alike once no name leads to them.
+    for name in ["one", "two"] {
+        fs::remove_file(scene.site.export().join(name))?;
+    }
+    let scene = scene.restart(OPEN)?;
+    let entries = scene.site.ask("locks")?;
+    let shown = entries["entries"][0]["path"].as_str().unwrap_or_default();
+    let answer = scene.site.ask(&format!("break 127.0.0.11 {shown}"))?;
+    ensure!(answer["error"].is_string(), "{answer}");
+    ensure!(scene.site.ask("status")?["locking"]["locks"] == 2);
+    Ok(())
 }
 
 #[test]

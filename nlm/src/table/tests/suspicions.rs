@@ -121,11 +121,14 @@ fn a_notice_that_is_not_believed_ends_nothing_and_is_heard_again() {
     scene.lock(&host(1), 100, 7);
     scene.lock(&host(2), 200, 5);
     assert_eq!(scene.table.doubt(host(1).address, 7, all, STAMP), 1);
-    let doubtful = Some(Suspicion::DoubtfulNotice);
+    let since = STAMP.now;
+    let doubtful = Some(Suspicion::DoubtfulNotice { since });
     assert_eq!(
         scene.suspicions(),
         [(0, doubtful), (100, None), (200, None)]
     );
+    // It comes again and again, and counts as one.
+    assert_eq!(scene.table.doubt(host(1).address, 7, all, STAMP), 1);
     assert_eq!(scene.table.suspicions().doubtful_notice, 1);
     // The same notice once more, and now it is believed.
     assert_eq!(reboot(&mut scene.table, 1, 7).locks, 1);
@@ -173,4 +176,41 @@ fn names_take_only_so_many_bytes() {
     scene.table.set_limits(limits);
     assert_eq!(scene.lock(&host(2), 0, 0), TooMany(Limit::NameBytes));
     assert_eq!(scene.suspicions(), [(100, None)]);
+}
+
+/// A host may set anew what it has, also where there is no room for more.
+#[test]
+fn a_limit_takes_nothing_away() {
+    const GRACE: Stamp = Stamp {
+        epoch: 2,
+        now: 200,
+        in_grace: true,
+    };
+    let mut scene = Scene::default();
+    for first in [0, 100] {
+        assert_eq!(scene.lock(&host(1), first, 0), Granted);
+    }
+    let mut limits = *scene.table.limits();
+    limits.set(Limit::LocksPerHost, 1);
+    scene.table.set_limits(limits);
+    let limit = TooMany(Limit::LocksPerHost);
+    assert_eq!(scene.lock(&host(1), 200, 0), limit);
+    let mut asked = request(1, 1, range(0, 9), false, false);
+    let downgraded = scene.table.lock(&host(1), CallDigest(50), &asked, STAMP);
+    assert_eq!(downgraded, Granted);
+    // A part of it would be one more.
+    asked = request(1, 1, range(102, 103), false, false);
+    assert_eq!(
+        scene.table.lock(&host(1), CallDigest(51), &asked, STAMP),
+        limit
+    );
+    // Reclaims in grace renew what is there, and so it does not lapse.
+    for (call, first, exclusive) in [(60, 0, false), (61, 100, true)] {
+        asked = request(1, 1, range(first, first + 9), exclusive, false);
+        asked.reclaim = true;
+        let outcome = scene.table.lock(&host(1), CallDigest(call), &asked, GRACE);
+        assert_eq!(outcome, Granted);
+    }
+    assert_eq!(scene.table.lapse(2, GRACE).locks, 0);
+    check(&scene.table);
 }

@@ -262,7 +262,7 @@ fn limits_and_refusals_are_part_of_the_state() {
     let copy = copy_of(&state).unwrap();
     assert_eq!(copy, state);
     let file = FileKey(Box::default());
-    assert!(copy.table().refuses_writes(HOST, &file));
+    assert!(copy.table().refuses_writes(HOST, Some(&file)));
     assert_eq!(copy.table().limits(), &limits);
     assert_eq!(state.apply(&refusal(false)), Outcome::Refusals(1));
     assert_eq!(state.apply(&refusal(false)), Outcome::Refusals(0));

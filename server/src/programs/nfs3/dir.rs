@@ -84,7 +84,7 @@ impl Nfs3<'_> {
         };
         args.finish()?;
         self.make(&what, writer, |change, dir, name| {
-            change.create(dir, name, &how)
+            change.create(dir, name, &how, |file| self.may_write(file))
         })
     }
 

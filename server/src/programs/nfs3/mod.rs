@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use havenfs_rpc::auth::{Credential, Gids};
 use havenfs_rpc::xdr::{Reader, Writer};
+use rustix::io::Errno;
 
 use crate::backend::Failure;
 use crate::backend::attributes::Attributes;
@@ -139,12 +140,12 @@ impl Nfs3<'_> {
     ///
     /// # Errors
     /// ACCES.
-    fn may_write(&self, handle: &FileHandle) -> Result<(), Fail> {
+    fn may_write(&self, handle: &FileHandle) -> Result<(), Failure> {
         let host = self.request.origin.host();
         let key = || self.node.files.lock_key(handle).ok();
         let locks = self.node.locks.get();
         if locks.is_some_and(|locks| locks.refuses_writes(host, key)) {
-            return Err(Nfsstat3::Acces.into());
+            return Err(Errno::ACCESS.into());
         }
         Ok(())
     }

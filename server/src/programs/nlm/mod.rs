@@ -356,8 +356,7 @@ impl NlmCall<'_> {
         }
         let found = find(state.table());
         if let Some(found) = &found {
-            let held = state.table().lock_count();
-            self.locks.note_reclaim(found, held);
+            self.locks.note_reclaim(found, state.table());
         }
         Ok(found.is_some())
     }

@@ -115,9 +115,8 @@ impl Answerer {
     pub(super) fn reclaimed(&self, host: &HostKey, stat: Nlm4Stats) {
         match stat {
             Nlm4Stats::Granted => self.counters.reclaims_granted.add(1),
-            Nlm4Stats::Denied => {
-                self.counters.reclaims_refused.add(1);
-                // A Linux client drops the lock then, with a line in its own log and no more.
+            // A Linux client drops the lock then, with a line in its own log and no more.
+            Nlm4Stats::Denied if self.counters.reclaim_refused() => {
                 tracing::warn!(
                     %host,
                     "a lock that a host reclaims is refused: somebody else has it, or it ended \
