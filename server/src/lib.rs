@@ -22,8 +22,8 @@
 //!   table, the schedules and the messages, without input or output.
 //! - Two runtimes: the data runtime has one task per connection and never waits for a disk; what
 //!   may wait goes to the worker threads of [`pool`]. The control runtime, on a thread of its own,
-//!   serves the control socket, metrics, the registration with rpcbind, the log and the calls to
-//!   hosts, so that a slow exported disk delays none of them.
+//!   serves the control socket, metrics, the registration with rpcbind and the calls to hosts, so
+//!   that a slow exported disk delays none of them. Consensus has a thread that waits for the log.
 //! - State that must outlive the process lies in the [`state`] directory, in files with versions.
 //!
 //! What is deliberately absent: no path is walked that a client gave; no handle holds a device

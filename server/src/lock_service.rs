@@ -34,6 +34,7 @@ use havenfs_nsm::notifier::{Progress, Target};
 use havenfs_nsm::nsm_state::NsmState;
 use havenfs_rpc::record::{begin_record, end_record};
 use havenfs_rpc::xdr::Writer;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
@@ -64,6 +65,8 @@ pub struct LockService {
     state: Arc<RwLock<ClusterState>>,
     proposer: Proposer,
     calls: Arc<HostCalls>,
+    /// Where tasks are started.
+    control: Handle,
     /// The epoch in which this node serves; 0 before it does.
     epoch: AtomicU32,
     lanes: Lanes,
@@ -114,6 +117,7 @@ impl LockService {
         Self {
             state,
             proposer,
+            control: Handle::current(),
             epoch: AtomicU32::new(0),
             lanes: Lanes::default(),
             granted: Notify::new(),
@@ -175,9 +179,8 @@ impl LockService {
         self.epoch.store(epoch, Ordering::Release);
     }
 
-    /// Starts what an activation brings with it, on the current runtime, and ends what the one
-    /// before had started. Called when NLM and NSM answer, since hosts come back with reclaims as
-    /// soon as they are told.
+    /// Starts what an activation brings with it, and ends what the one before had started. Called
+    /// when NLM and NSM answer, since hosts come back with reclaims as soon as they are told.
     pub fn begin(self: &Arc<Self>) {
         let Some(epoch) = self.epoch() else { return };
         let (nsm_state, in_grace) = {
@@ -197,8 +200,8 @@ impl LockService {
             to_tell_taken,
         );
         let mut tasks = vec![
-            tokio::spawn(granting).abort_handle(),
-            tokio::spawn(telling).abort_handle(),
+            self.control.spawn(granting).abort_handle(),
+            self.control.spawn(telling).abort_handle(),
         ];
         if in_grace {
             tracing::warn!(
@@ -212,7 +215,7 @@ impl LockService {
                     tracing::error!(%error, "cannot end grace");
                 }
             };
-            tasks.push(tokio::spawn(waiting).abort_handle());
+            tasks.push(self.control.spawn(waiting).abort_handle());
         }
         *self.serving() = Some(Serving {
             answers,
@@ -229,7 +232,6 @@ impl LockService {
     ) -> Proposal {
         let locks = Arc::clone(self);
         let answer = move |_: Outcome, writer: &mut Writer<'_>| {
-            // On the control runtime, where the change was applied.
             locks.take_over();
             locks.begin();
             reply(writer);

@@ -1,17 +1,18 @@
 //! The log as openraft sees it: entries in order, the vote, and what is purged.
 //!
-//! Owns the newest entries in memory and hands every change to the thread of `wal`. Entries can be
-//! read as soon as they are appended; they leave memory when they are durable and more than
-//! [`CACHE_BYTES_MAX`] newer ones are there, and are read from the disk from then on, on a thread
-//! that may wait for it. A vote and a truncation return when they are durable. The last committed
-//! entry is not stored: a node applies its log again when it learns what is committed.
+//! Owns the newest entries in memory and hands every change to the thread of `wal`; only the entry
+//! of a proposal that is alone is written at once. Entries can be read as soon as they are
+//! appended; they leave memory when they are durable and more than [`CACHE_BYTES_MAX`] newer ones
+//! are there, and are read from the disk from then on, on a thread that may wait for it. A vote
+//! and a truncation return when they are durable. The last committed entry is not stored: a node
+//! applies its log again when it learns what is committed.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt, stream};
@@ -25,7 +26,8 @@ use super::index::{self, Index, Piece};
 use super::recover::{self, next_index};
 use super::segment::put_record;
 use super::types::{Entry, LogId, Types, Vote};
-use super::wal::{Change, Done, Job, Options, Writer};
+use super::wal::{self, Change, Done, Job, Options, Writer};
+use crate::fault;
 
 /// How many bytes of encoded entries stay in memory.
 const CACHE_BYTES_MAX: usize = 2 << 20;
@@ -41,6 +43,10 @@ pub(super) struct Shared {
     failure: watch::Sender<Option<StoreError>>,
     /// The bytes of entries since the last snapshot.
     since_snapshot: AtomicU64,
+    /// Proposals that have no outcome yet.
+    proposals: AtomicUsize,
+    /// Changes that the log's thread has not carried out yet.
+    queued: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -97,6 +103,26 @@ impl Shared {
     /// A snapshot covers `bytes` of what was counted.
     pub(super) fn covered(&self, bytes: u64) {
         self.since_snapshot.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a proposal; returns how many are under way with it.
+    pub(super) fn begin_proposal(&self) -> usize {
+        self.proposals.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A proposal has an outcome, or will have none.
+    pub(super) fn end_proposal(&self) {
+        self.proposals.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many proposals are under way.
+    pub(super) fn proposals(&self) -> usize {
+        self.proposals.load(Ordering::Relaxed)
+    }
+
+    /// The log's thread has carried out `count` changes.
+    pub(super) fn carried_out(&self, count: usize) {
+        self.queued.fetch_sub(count, Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, Memory> {
@@ -160,6 +186,7 @@ impl Memory {
 /// openraft's log storage.
 pub(super) struct Log {
     shared: Arc<Shared>,
+    writer: Arc<Mutex<Writer>>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -175,6 +202,7 @@ impl Log {
         let recovered = recover::recover(dir, store_id, above)?;
         let past = recovered.past;
         let writer = Writer::new(dir, recovered.place, past, options);
+        let writer = Arc::new(Mutex::new(writer));
         let shared = Arc::new(Shared {
             memory: Mutex::new(Memory {
                 durable: next_index(past.last),
@@ -185,14 +213,21 @@ impl Log {
             }),
             failure: watch::Sender::new(None),
             since_snapshot: AtomicU64::new(recovered.bytes_above),
+            proposals: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
         });
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
-        let thread_shared = Arc::clone(&shared);
+        let (thread_writer, thread_shared) = (Arc::clone(&writer), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || writer.run(queue, &thread_shared))
+            .spawn(move || wal::run(&thread_writer, queue, &thread_shared))
             .map_err(StoreError::io("start the thread for", dir))?;
-        Ok((Self { shared, jobs }, thread))
+        let log = Self {
+            shared,
+            writer,
+            jobs,
+        };
+        Ok((log, thread))
     }
 
     /// What the log tells others.
@@ -206,26 +241,29 @@ impl Log {
         memory.past.purged.map(|purged| purged.index)
     }
 
-    async fn give(
-        &self,
-        records: Vec<u8>,
-        count: u32,
-        change: Change,
-        done: Done,
-    ) -> io::Result<()> {
-        let job = Job {
-            records,
-            count,
-            change,
-            done,
-        };
+    async fn give(&self, job: Job) -> io::Result<()> {
+        self.shared.queued.fetch_add(1, Ordering::Relaxed);
         self.jobs.send(job).await.map_err(|_| gone())
+    }
+
+    /// Whether to hand a change to another thread would gain nothing: no other proposal could be
+    /// made ready meanwhile. There is no other voter either, who could write meanwhile, and no
+    /// heartbeat to send: a cluster of several must not write here.
+    fn is_alone(&self) -> bool {
+        // Nobody else adds to the queue, so nothing comes between this look and the write.
+        self.shared.proposals() == 1 && self.shared.queued.load(Ordering::Acquire) == 0
     }
 
     /// Gives one record and waits until it is durable.
     async fn give_and_wait(&self, records: Vec<u8>, change: Change) -> io::Result<()> {
         let (told, waiting) = oneshot::channel();
-        self.give(records, 1, change, Done::Told(told)).await?;
+        let job = Job {
+            records,
+            count: 1,
+            change,
+            done: Done::Told(told),
+        };
+        self.give(job).await?;
         let result = waiting.await.map_err(|_| gone())?;
         result.map_err(StoreError::into_io)
     }
@@ -291,8 +329,18 @@ impl RaftLogStorage<Types> for Log {
         }
         let counter = &self.shared.since_snapshot;
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.give(records, count, change, Done::Flushed(callback))
-            .await
+        let job = Job {
+            records,
+            count,
+            change,
+            done: Done::Flushed(callback),
+        };
+        // Who is to answer before the write can't write.
+        if self.is_alone() && !fault::answer_before_commit() {
+            wal::carry_out(&self.writer, &mut vec![job], &self.shared);
+            return Ok(());
+        }
+        self.give(job).await
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
@@ -319,8 +367,13 @@ impl RaftLogStorage<Types> for Log {
         }
         let mut records = Vec::new();
         put_record(&mut records, |out| codec::put_purged(out, upto));
-        self.give(records, 1, Change::Purged(upto), Done::Nobody)
-            .await
+        let job = Job {
+            records,
+            count: 1,
+            change: Change::Purged(upto),
+            done: Done::Nobody,
+        };
+        self.give(job).await
     }
 }
 

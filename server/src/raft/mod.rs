@@ -6,11 +6,15 @@
 //! the process when it [has failed](Store::failed); everyone else holds a [`Proposer`].
 //!
 //! ```text
-//!   Proposer --> queue --> drive --> openraft --> log --> wal (a thread: write, sync) --> segment
+//!   Proposer --> queue --> drive --> openraft --> log --> wal (write, sync) --> segment
 //!      ^                               |           |
 //!      |                               v           +--> index, recover (reading, opening)
 //!      +------- outcome ---------- machine --> ClusterState, snapshot
 //! ```
+//!
+//! All of this runs on a [thread of its own](thread). `wal` has another one, to which goes all that
+//! does not come alone: the next batch is made ready while the one before is written. A proposal
+//! that comes when nothing else is under way is written by the first thread itself.
 //!
 //! # Promises
 //!
@@ -57,6 +61,7 @@ mod snapshot;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests;
+mod thread;
 mod types;
 mod wal;
 
@@ -68,6 +73,7 @@ use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 
 use openraft::async_runtime::WatchReceiver as _;
+use openraft::error::Fatal;
 use openraft::{Config, Raft, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -80,6 +86,7 @@ use self::machine::{Machine, Snapshots};
 use self::network::Alone;
 use self::proposer::Driver;
 use self::segment::Header;
+use self::thread::EngineThread;
 use self::types::{Member, Types};
 use self::wal::Options;
 use crate::cluster::ClusterState;
@@ -105,12 +112,13 @@ pub struct Store {
     proposer: Proposer,
     driver: Driver,
     failure: watch::Receiver<Option<StoreError>>,
+    thread: EngineThread,
     log_thread: JoinHandle<()>,
 }
 
 impl Store {
     /// Opens the store in `dir`, or makes it if there is none. Returns when this node leads its
-    /// cluster of one and all that the log holds is applied. Must run on the control runtime.
+    /// cluster of one and all that the log holds is applied.
     pub async fn open(dir: &Path) -> Result<Self, StoreError> {
         Self::open_with(dir, Options::default()).await
     }
@@ -121,19 +129,28 @@ impl Store {
         let opened = opened
             .await
             .map_err(|error| stopped("open its files", &error))??;
-        let log = opened.log.shared();
-        let mut failure = log.watch_failure();
+        let shared = opened.log.shared();
+        let mut failure = shared.watch_failure();
         let state = opened.machine.state();
+        let config = Arc::new(config()?);
+        let thread = EngineThread::start().map_err(|error| stopped("start its thread", &error))?;
+        let start = async move {
+            let (log, machine) = (opened.log, opened.machine);
+            let engine = Engine::new(NODE, config, Alone, log, machine).await?;
+            let driver = Driver::start(engine.clone(), opened.snapshots, shared);
+            Ok::<_, Fatal<Types>>((engine, driver))
+        };
+        let started = thread.handle().spawn(start).await;
+        let started = started.map_err(|error| stopped("start", &error))?;
         // It reads the log, and that names what is wrong better than openraft does.
-        let engine = Engine::new(NODE, Arc::new(config()?), Alone, opened.log, opened.machine)
-            .await
-            .map_err(|error| first(&failure, stopped("start", &error)))?;
-        let driver = Driver::start(engine.clone(), opened.snapshots);
+        let (engine, driver) =
+            started.map_err(|error| first(&failure, stopped("start", &error)))?;
         let store = Self {
             state,
             proposer: driver.proposer(),
             driver,
             failure: failure.clone(),
+            thread,
             log_thread: opened.log_thread,
             engine,
         };
@@ -184,18 +201,24 @@ impl Store {
     /// Returns when the store has failed and the process must end. Never before.
     pub async fn failed(&self) -> StoreError {
         let mut failure = self.failure.clone();
-        let mut metrics = self.engine.metrics();
+        // It ends with the engine, which says why before. What the engine says with every entry
+        // would wake whoever waits here with every entry.
+        let mut engine = self.engine.server_metrics();
+        let mut running = true;
         loop {
             if let Some(error) = failure.borrow_and_update().clone() {
                 return error;
             }
-            if let Err(error) = &metrics.borrow_and_update().running_state {
+            if let Err(error) = &self.engine.metrics().borrow_watched().running_state {
                 return stopped("go on", error);
             }
+            if !running {
+                return stopped("go on", &"its engine has ended");
+            }
             tokio::select! {
+                // The sender lives as long as this.
                 Ok(()) = failure.changed() => {}
-                Ok(()) = metrics.changed() => {}
-                else => return stopped("go on", &"its engine has ended"),
+                changed = engine.changed() => running = changed.is_ok(),
             }
         }
     }
@@ -207,9 +230,14 @@ impl Store {
         let _ = self.engine.shutdown().await;
         drop(self.engine);
         drop(self.driver);
-        let thread = self.log_thread;
-        // The thread ends when the engine has let go of the log; a panic of it was seen already.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        let (thread, log_thread) = (self.thread, self.log_thread);
+        let ended = tokio::task::spawn_blocking(move || {
+            thread.finish();
+            // It ends when the engine has let go of the log.
+            log_thread.join()
+        });
+        // A panic was seen already.
+        let _ = ended.await;
     }
 }
 

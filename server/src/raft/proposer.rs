@@ -4,7 +4,6 @@
 //! refused. One task hands them to the engine, as many as are waiting each time it runs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
@@ -12,6 +11,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Engine;
+use super::log::Shared;
 use super::machine::Snapshots;
 use super::types::{Proposed, Reply, Types};
 use crate::cluster::{Command, Outcome};
@@ -42,7 +42,7 @@ pub enum Unavailable {
 #[derive(Debug, Clone)]
 pub struct Proposer {
     queue: mpsc::Sender<Proposal>,
-    under_way: Arc<AtomicUsize>,
+    log: Arc<Shared>,
 }
 
 type Written = ClientWriteResult<Types>;
@@ -61,28 +61,33 @@ impl std::fmt::Debug for Proposal {
 impl Proposer {
     /// Proposes a command, from any thread. Never waits.
     ///
-    /// `done` runs once: with the outcome, on the thread of the control runtime and in the order of
-    /// the log, when the command is durable and applied; or with the reason why there is none, on
-    /// whatever thread finds out, the caller's included. It must not wait.
+    /// `done` runs once: with the outcome, on the thread of consensus and in the order of the log,
+    /// when the command is durable and applied; or with the reason why there is none, on whatever
+    /// thread finds out, the caller's included. It must not wait.
     pub fn propose(
         &self,
         command: Command,
         done: impl FnOnce(Result<Outcome, Unavailable>) + Send + 'static,
     ) {
-        if self.under_way.fetch_add(1, Ordering::Relaxed) >= PROPOSALS_MAX {
-            self.under_way.fetch_sub(1, Ordering::Relaxed);
+        if self.log.begin_proposal() > PROPOSALS_MAX {
+            self.log.end_proposal();
             done(Err(Unavailable::Busy));
             return;
         }
-        let under_way = Arc::clone(&self.under_way);
+        let log = Arc::clone(&self.log);
         let reply = Reply::new(move |written: Result<Written, Unavailable>| {
-            under_way.fetch_sub(1, Ordering::Relaxed);
+            log.end_proposal();
             done(outcome(written));
         });
         let command = Proposed(Arc::new(command));
         if let Err(refused) = self.queue.try_send(Proposal { command, reply }) {
             refused.into_inner().reply.refuse();
         }
+    }
+
+    /// Whether nothing is under way. Asked by a `done`, it tells that it is the only one.
+    pub fn is_idle(&self) -> bool {
+        self.log.proposals() == 0
     }
 
     /// Proposes a command and waits for its outcome.
@@ -119,16 +124,13 @@ pub(super) struct Driver {
 
 impl Driver {
     /// Starts it on the current runtime.
-    pub(super) fn start(engine: Engine, snapshots: Arc<Snapshots>) -> Self {
+    pub(super) fn start(engine: Engine, snapshots: Arc<Snapshots>, log: Arc<Shared>) -> Self {
         // Never full, since the proposals under way are counted.
         let (queue, proposals) = mpsc::channel(PROPOSALS_MAX);
         let stop = Arc::new(Notify::new());
         let task = tokio::spawn(drive(engine, snapshots, proposals, Arc::clone(&stop)));
         Self {
-            proposer: Proposer {
-                queue,
-                under_way: Arc::default(),
-            },
+            proposer: Proposer { queue, log },
             stop,
             task,
         }

@@ -1,7 +1,7 @@
 //! The store as a whole: proposals, restarts, failures.
 
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -51,6 +51,18 @@ impl Node {
         self.store.state.read().unwrap().clone()
     }
 
+    /// Keeps the engine from running until what is returned is dropped.
+    fn hold(&self) -> mpsc::Sender<()> {
+        let (release, released) = mpsc::channel();
+        let (tell, held) = mpsc::channel();
+        self.store.thread.handle().spawn(async move {
+            tell.send(()).unwrap();
+            released.recv().unwrap_err();
+        });
+        held.recv().unwrap();
+        release
+    }
+
     pub(super) fn close(self) {
         self.runtime.block_on(self.store.close());
     }
@@ -61,12 +73,13 @@ impl Node {
         let Store {
             engine,
             driver,
+            thread,
             log_thread,
             ..
         } = self.store;
         drop((engine, driver));
         // Drops all tasks, and with them the log.
-        drop(self.runtime);
+        thread.finish();
         log_thread.join().unwrap();
     }
 }
@@ -248,11 +261,10 @@ fn a_close_answers_what_was_taken_and_refuses_the_rest() {
             answered.lock().unwrap().push(result);
         });
     };
+    let held = node.hold();
     (0..1000).for_each(propose);
-    assert!(
-        answered.lock().unwrap().is_empty(),
-        "the runtime has not run yet"
-    );
+    assert!(answered.lock().unwrap().is_empty());
+    drop(held);
     node.close();
     assert_eq!(
         *answered.lock().unwrap(),
@@ -268,6 +280,7 @@ fn proposals_beyond_the_limit_are_refused_at_once() {
     let (_parent, dir) = folder();
     let node = Node::open(&dir).unwrap();
     let proposer = node.store.proposer();
+    let held = node.hold();
     for number in 1..PROPOSALS_MAX as u64 {
         proposer.propose(command(number - 1), |result| {
             assert_eq!(result, Ok(Outcome::Activated));
@@ -282,15 +295,19 @@ fn proposals_beyond_the_limit_are_refused_at_once() {
         *tell.lock().unwrap() = Some(result);
     });
     assert_eq!(*refused.lock().unwrap(), Some(Err(Unavailable::Busy)));
+    drop(held);
     assert_eq!(node.runtime.block_on(told), Ok(Ok(Outcome::Activated)));
     assert_eq!(node.state(), expected(PROPOSALS_MAX as u64));
     node.activate(last + 1, last + 2);
     // Those that a kill leaves unanswered are told so.
     let last = Arc::new(Mutex::new(None));
     let told = Arc::clone(&last);
+    let held = node.hold();
     node.store.proposer.propose(command(0), move |result| {
         *told.lock().unwrap() = Some(result);
     });
+    node.planted.dead.store(true, Ordering::SeqCst);
+    drop(held);
     node.kill();
     assert_eq!(*last.lock().unwrap(), Some(Err(Unavailable::Unknown)));
 }

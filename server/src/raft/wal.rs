@@ -1,8 +1,9 @@
-//! The thread that writes the log: one write and one sync for all that waits, then the callbacks.
+//! What writes the log: one write and one sync for all that waits, then the callbacks.
 //!
-//! Owns the log file that is written to. It takes jobs in the order in which they were given,
+//! Owns the log file that is written to. A thread takes jobs in the order in which they were given,
 //! makes as many as are waiting into one frame (see `segment`), writes it, syncs it, tells the
-//! shared index where the entries lie, and only then runs the callbacks. A new file begins when a
+//! shared index where the entries lie, and only then runs the callbacks. When its queue is empty,
+//! whoever would give it a job may carry it out instead. A new file begins when a
 //! frame doesn't fit; it repeats the vote and what is purged, so that older files can go.
 //!
 //! The first failed write or sync is final: what the kernel dropped would not be written by a
@@ -14,6 +15,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::storage::IOFlushed;
@@ -109,6 +111,51 @@ impl Default for Options {
     }
 }
 
+/// The log's thread: carries out jobs until nobody can give any more.
+pub(super) fn run(writer: &Mutex<Writer>, mut jobs: mpsc::Receiver<Job>, shared: &Shared) {
+    let mut group = Vec::new();
+    let mut next = None;
+    while let Some(first) = next.take().or_else(|| jobs.blocking_recv()) {
+        let mut bytes = first.records.len();
+        group.push(first);
+        next = loop {
+            match jobs.try_recv() {
+                // What a frame truncates must not be in it.
+                Ok(job) if matches!(job.change, Change::Truncated(_)) => break Some(job),
+                Ok(job) if bytes > FRAME_BYTES_MAX => break Some(job),
+                Ok(job) => {
+                    bytes += job.records.len();
+                    group.push(job);
+                }
+                Err(_) => break None,
+            }
+        };
+        let count = group.len();
+        carry_out(writer, &mut group, shared);
+        shared.carried_out(count);
+    }
+}
+
+/// Makes a group of changes durable with one write and one sync, and tells those who wait. Leaves
+/// the group empty. Waits for the disk.
+pub(super) fn carry_out(writer: &Mutex<Writer>, group: &mut Vec<Job>, shared: &Shared) {
+    if fault::answer_before_commit() {
+        answer_early(group);
+    }
+    let result = if let Some(error) = shared.failure() {
+        Err(error)
+    } else {
+        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.commit(group, shared)
+    };
+    if let Err(error) = &result {
+        shared.fail(error);
+    }
+    for job in group.drain(..) {
+        job.done.run(result.clone());
+    }
+}
+
 /// The log's writing end.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -129,41 +176,6 @@ impl Writer {
             past,
             options,
             memory: Vec::new(),
-        }
-    }
-
-    /// Carries out jobs until nobody can give any more.
-    pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>, shared: &Shared) {
-        let mut group = Vec::new();
-        let mut next = None;
-        while let Some(first) = next.take().or_else(|| jobs.blocking_recv()) {
-            let mut bytes = first.records.len();
-            group.push(first);
-            next = loop {
-                match jobs.try_recv() {
-                    // What a frame truncates must not be in it.
-                    Ok(job) if matches!(job.change, Change::Truncated(_)) => break Some(job),
-                    Ok(job) if bytes > FRAME_BYTES_MAX => break Some(job),
-                    Ok(job) => {
-                        bytes += job.records.len();
-                        group.push(job);
-                    }
-                    Err(_) => break None,
-                }
-            };
-            if fault::answer_before_commit() {
-                answer_early(&mut group);
-            }
-            let result = match shared.failure() {
-                Some(error) => Err(error),
-                None => self.commit(&group, shared),
-            };
-            if let Err(error) = &result {
-                shared.fail(error);
-            }
-            for job in group.drain(..) {
-                job.done.run(result.clone());
-            }
         }
     }
 
