@@ -316,7 +316,13 @@ impl LockService {
             let start = begin_record(&mut out);
             if answer(outcome, &mut Writer::new(&mut out)) {
                 end_record(&mut out, start);
-                if let Some(tell) = sink.send(out) {
+                // When more outcomes are coming, the connection's task sends several at a time.
+                let tell = if locks.proposer.is_idle() {
+                    sink.send_at_once(out)
+                } else {
+                    sink.send(out)
+                };
+                if let Some(tell) = tell {
                     tell.tell();
                 }
             }

@@ -1,4 +1,6 @@
-//! Where workers put finished replies, and a connection's task takes them all at once.
+//! Where workers put finished replies, and a connection's task takes them all at once. While the
+//! task waits and has nothing to send, it may lend its socket: who has the only reply of a call
+//! that waited for the log then sends it, and saves the time that it takes to wake the task.
 //!
 //! A [`Sink`] is the right to send one reply; whoever holds it sends it or drops it, so that the
 //! count of outstanding calls always comes down. The reply cache may move a running call's reply
@@ -6,8 +8,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 use super::limits::Reservation;
@@ -29,10 +32,17 @@ pub struct Reply {
 pub struct Mailbox {
     /// Tells it from all others of this process.
     id: u64,
-    replies: Mutex<Vec<Reply>>,
+    replies: Mutex<Replies>,
     outstanding: AtomicUsize,
     reserved: AtomicUsize,
     wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Replies {
+    finished: Vec<Reply>,
+    /// Lent until the task takes what is finished.
+    socket: Weak<OwnedWriteHalf>,
 }
 
 impl Default for Mailbox {
@@ -64,9 +74,18 @@ impl Mailbox {
         self.reserved.load(Ordering::Acquire)
     }
 
-    /// Takes all finished replies.
+    /// Takes all finished replies, and the socket back if it was lent.
     pub fn take(&self) -> Vec<Reply> {
-        std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.replies()).finished
+    }
+
+    /// Lends the socket until the next [`Mailbox::take`]. All that was taken must be sent.
+    pub fn lend(&self, socket: &Arc<OwnedWriteHalf>) {
+        self.replies().socket = Arc::downgrade(socket);
+    }
+
+    fn replies(&self) -> MutexGuard<'_, Replies> {
+        self.replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until a reply was put in or a call was dropped since the last wait.
@@ -112,13 +131,33 @@ impl Sink {
             to: self.to,
             reservation,
         };
-        self.mailbox
-            .replies
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(reply);
+        self.mailbox.replies().finished.push(reply);
         Some(Arc::clone(&self.mailbox) as Arc<dyn Tell>)
         // Dropping the sink counts the call down.
+    }
+
+    /// Sends the reply if the socket is lent and takes it, or else as [`Sink::send`]. Never waits.
+    pub fn send_at_once(mut self, mut bytes: Vec<u8>) -> Option<Arc<dyn Tell>> {
+        let mut replies = self.mailbox.replies();
+        let lent = replies.socket.upgrade();
+        if let Some(socket) = lent.filter(|_| replies.finished.is_empty()) {
+            // The task sends the rest, and comes upon the error if there is one.
+            let sent = socket.try_write(&bytes).unwrap_or(0);
+            if sent == bytes.len() {
+                self.reservation = None;
+                return None;
+            }
+            bytes.drain(..sent);
+        }
+        let mut reservation = self.reservation.take()?;
+        reservation.resize(bytes.len());
+        replies.finished.push(Reply {
+            bytes,
+            to: self.to,
+            reservation,
+        });
+        drop(replies);
+        Some(Arc::clone(&self.mailbox) as Arc<dyn Tell>)
     }
 }
 
@@ -138,5 +177,62 @@ impl Drop for Sink {
         if self.reservation.is_some() {
             self.mailbox.tell();
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::limits::{Budget, Share};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reply_is_sent_at_once_only_while_the_socket_is_lent_and_nothing_is_before_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (_receiver, sender) = listener.accept().await.unwrap().0.into_split();
+        sender.writable().await.unwrap();
+        let sender = Arc::new(sender);
+        let share = Share::new(Arc::new(Budget::default()), Arc::default());
+        let mailbox = Arc::new(Mailbox::default());
+        let sink = || mailbox.sink(None, share.reserve(1));
+        let finished = || -> Vec<Vec<u8>> {
+            let replies = mailbox.take().into_iter();
+            replies.map(|reply| reply.bytes).collect()
+        };
+
+        // Not lent yet.
+        assert!(sink().send_at_once(b"1".to_vec()).is_some());
+        mailbox.lend(&sender);
+        // Behind another one.
+        assert!(sink().send_at_once(b"2".to_vec()).is_some());
+        assert_eq!(finished(), [b"1", b"2"]);
+        mailbox.lend(&sender);
+        assert!(sink().send_at_once(b"3".to_vec()).is_none());
+        assert!(finished().is_empty());
+        // Taken back by that.
+        assert!(sink().send_at_once(b"4".to_vec()).is_some());
+        assert_eq!(finished(), [b"4"]);
+        assert_eq!((mailbox.outstanding(), mailbox.reserved()), (0, 0));
+
+        // What does not fit is left for the task, to the byte.
+        let long = vec![b'5'; 16 << 20];
+        mailbox.lend(&sender);
+        assert!(sink().send_at_once(long.clone()).is_some());
+        let rest = finished().concat();
+        assert!(rest.len() < long.len());
+        // A connection that has ended.
+        mailbox.lend(&sender);
+        drop(sender);
+        assert!(sink().send_at_once(b"6".to_vec()).is_some());
+        let mut received = Vec::new();
+        peer.read_to_end(&mut received).await.unwrap();
+        let sent = [b"3", &long[..long.len() - rest.len()]].concat();
+        assert_eq!(received, sent);
     }
 }

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use havenfs_rpc::record::RecordReader;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use rustix::net::Shutdown;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -105,7 +106,7 @@ async fn serve(
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
     let locking = || node.lock_connections.enter(origin.peer, &stream);
     let _locking = (port == Port::Nlm).then(locking);
-    let mut stream = TcpStream::from_std(stream)?;
+    let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let clients = Arc::clone(&node.clients);
     let client = (port == Port::Nfs).then(|| clients.enter(&origin));
@@ -114,7 +115,7 @@ async fn serve(
     } else {
         SIDE_RECORD_BYTES_MAX
     };
-    let (receiver, sender) = stream.split();
+    let (receiver, sender) = stream.into_split();
     let mut connection = Connection {
         mailbox: Arc::new(Mailbox::default()),
         reader: RecordReader::new(record_bytes_max),
@@ -129,7 +130,7 @@ async fn serve(
         port,
         origin,
         receiver,
-        sender,
+        sender: Arc::new(sender),
         node,
     };
     tokio::select! {
@@ -184,12 +185,12 @@ enum Pause {
     Budget,
 }
 
-struct Connection<'s> {
+struct Connection {
     node: Arc<Node>,
     port: Port,
     origin: Origin,
-    receiver: ReadHalf<'s>,
-    sender: WriteHalf<'s>,
+    receiver: OwnedReadHalf,
+    sender: Arc<OwnedWriteHalf>,
     reader: RecordReader,
     mailbox: Arc<Mailbox>,
     out: Outbox,
@@ -207,7 +208,7 @@ struct Connection<'s> {
     client: Option<Entered>,
 }
 
-impl Connection<'_> {
+impl Connection {
     async fn run(&mut self) -> io::Result<()> {
         // One timer for the life of the connection: setting one for every wait would cost more
         // than a short call.
@@ -245,6 +246,9 @@ impl Connection<'_> {
                     if crowded && !dormant && !readable && self.reader.held_bytes() == 0 {
                         self.release();
                         dormant = true;
+                    }
+                    if self.port == Port::Nlm && self.mailbox.outstanding() > 0 {
+                        self.mailbox.lend(&self.sender);
                     }
                     if dormant {
                         // No buffer while nothing comes.
@@ -410,7 +414,8 @@ impl Connection<'_> {
         }
         // To close a socket with unread bytes in it resets the connection, which takes the answers
         // away that the peer has not read yet: so read on until the peer has seen the end.
-        self.sender.shutdown().await?;
+        let stream: &TcpStream = (*self.sender).as_ref();
+        rustix::net::shutdown(stream, Shutdown::Write)?;
         let mut scratch = [0; 4096];
         let drain = async {
             while self.receiver.read(&mut scratch).await? > 0 {}
