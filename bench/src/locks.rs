@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use havenfs::cluster::{Command, Outcome};
+use havenfs::raft::Store;
 use havenfs_nlm::wire::{Nlm4Lock, Nlm4LockArgs, Nlm4TestArgs, Nlm4UnlockArgs, procedure};
 use havenfs_rpc::program::NLM;
 use havenfs_rpc::xdr::Reader;
@@ -179,14 +181,44 @@ pub(crate) fn commits(directory: &Path, length: Duration) -> anyhow::Result<Figu
         end += RECORD_BYTES as u64;
     }
     let seconds = began.elapsed().as_secs_f64();
-    let own_ns = cpu::own_thread_ns() - own_before;
     fs::remove_file(&path)?;
-    Ok(Figures {
+    Ok(figures(times, seconds, own_before))
+}
+
+/// Proposes one change after the other to a store of our own beside that of the server, each when
+/// the outcome of the one before is there. The change does nothing: it is of another epoch.
+pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Result<Figures> {
+    let directory = directory.join("store-of-its-own");
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let store = runtime.block_on(Store::open(&directory))?;
+    let proposer = store.proposer();
+    let change = Command::EndGrace {
+        epoch: u32::MAX,
+        now: 0,
+    };
+    let mut times = Vec::new();
+    let own_before = cpu::own_thread_ns();
+    let began = Instant::now();
+    while began.elapsed() < length {
+        let before = Instant::now();
+        let outcome = runtime.block_on(proposer.ask(change.clone()))?;
+        times.push(before.elapsed());
+        ensure!(outcome == Outcome::EarlierEpoch, "the store is not new");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    runtime.block_on(store.close());
+    fs::remove_dir_all(&directory)?;
+    Ok(figures(times, seconds, own_before))
+}
+
+fn figures(times: Vec<Duration>, seconds: f64, own_ns_before: u64) -> Figures {
+    let own_ns = cpu::own_thread_ns() - own_ns_before;
+    Figures {
         units: times.len() as u64,
         seconds,
         server_ns: own_ns,
         generator_ns: own_ns,
         checked: 0,
         latency: Latency::of(times),
-    })
+    }
 }

@@ -125,7 +125,7 @@ pub(crate) fn lock_rows() -> Vec<Row> {
     for shape in LOCK_SHAPES {
         for workload in Workload::LOCKS {
             // What a commit costs alone.
-            if workload != Workload::Commit || shape == LOCK_SHAPES[0] {
+            if workload.locks() || shape == LOCK_SHAPES[0] {
                 rows.push(Row {
                     workload,
                     shape,
@@ -144,8 +144,10 @@ pub(crate) fn measure(
     pids: &[u32],
     length: Duration,
 ) -> anyhow::Result<Figures> {
-    if row.workload == Workload::Commit {
-        return locks::commits(&place.state, length);
+    match row.workload {
+        Workload::Commit => return locks::commits(&place.state, length),
+        Workload::StoreCommit => return locks::store_commits(&place.state, length),
+        _ => {}
     }
     let root = Session::connect(place.mount, place.who)?.mount(&place.path)?;
     let mut session = Session::connect(place.nfs, place.who)?;

@@ -41,7 +41,10 @@ const fn goal(workload: Workload) -> f64 {
         Workload::Read1m => 300.0,
         Workload::Write1m => 350.0,
         // Locks have tables of their own.
-        Workload::LockUnlock | Workload::LockUnlockCrowded | Workload::Commit => 0.0,
+        Workload::LockUnlock
+        | Workload::LockUnlockCrowded
+        | Workload::Commit
+        | Workload::StoreCommit => 0.0,
     }
 }
 

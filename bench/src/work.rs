@@ -133,7 +133,7 @@ impl Work {
         let procedure = workload.procedure();
         let count = workload.payload() as u32;
         let (directory, files, bytes) = match workload {
-            Workload::Null | Workload::Commit => ("", 0, 0),
+            Workload::Null | Workload::Commit | Workload::StoreCommit => ("", 0, 0),
             Workload::Getattr | Workload::Access | Workload::Lookup | Workload::Read4k => (
                 dataset::SMALL_READ,
                 dataset::SMALL_FILES,
@@ -160,7 +160,7 @@ impl Work {
         };
         match workload {
             Workload::Null => add(procedure, &|_| {}, 0, &[]),
-            Workload::Commit => {}
+            Workload::Commit | Workload::StoreCommit => {}
             Workload::LockUnlock | Workload::LockUnlockCrowded => {
                 let handle = locks::file(workload, session, root)?;
                 for slot in 0..slots {
@@ -355,7 +355,7 @@ impl Work {
             return Err(Fault::Status(status));
         }
         match self.workload {
-            Workload::Null | Workload::Commit => {}
+            Workload::Null | Workload::Commit | Workload::StoreCommit => {}
             Workload::LockUnlock | Workload::LockUnlockCrowded => {
                 reader.finish()?;
                 slot.created = !slot.created;

@@ -30,6 +30,8 @@ pub(crate) enum Workload {
     LockUnlockCrowded,
     /// No call: what a store pays at least to make a small record durable
     Commit,
+    /// No call: what havenfs's own store takes from a proposal to its outcome
+    StoreCommit,
 }
 
 impl Workload {
@@ -46,7 +48,12 @@ impl Workload {
         Self::Write1m,
     ];
     /// What needs a state directory that outlives the process.
-    pub(crate) const LOCKS: [Self; 3] = [Self::Commit, Self::LockUnlock, Self::LockUnlockCrowded];
+    pub(crate) const LOCKS: [Self; 4] = [
+        Self::Commit,
+        Self::StoreCommit,
+        Self::LockUnlock,
+        Self::LockUnlockCrowded,
+    ];
     /// The lists, counted per entry.
     pub(crate) const LISTS: [Self; 3] = [Self::List1k, Self::List100k, Self::List1m];
 
@@ -68,6 +75,7 @@ impl Workload {
             Self::LockUnlock => "LOCK and UNLOCK, mean",
             Self::LockUnlockCrowded => "LOCK and UNLOCK, 10,000 locks on the file",
             Self::Commit => "write and fdatasync of 256 bytes",
+            Self::StoreCommit => "a commit of havenfs's store",
         }
     }
 
@@ -98,7 +106,7 @@ impl Workload {
     /// The procedure, or the first of two.
     pub(crate) const fn procedure(self) -> u32 {
         match self {
-            Self::Null | Self::Commit => 0,
+            Self::Null | Self::Commit | Self::StoreCommit => 0,
             Self::Getattr => 1,
             Self::Lookup => 3,
             Self::Access => 4,

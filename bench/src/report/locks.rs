@@ -9,7 +9,7 @@ use crate::measure::{LOCK_SHAPES, Row, Shape, lock_rows};
 use crate::peers::Peer;
 use crate::workload::Workload;
 
-/// How long a call takes that waits for no other, in commits.
+/// How long a call takes that waits for no other, in commits of the store.
 const COMMITS: Goal = Goal::AtMost(1.3);
 /// Calls per second with 64 of them under way.
 const RATE: Goal = Goal::AtLeast(20_000.0);
@@ -98,7 +98,7 @@ fn lines(results: &Results, shape: Shape) -> Vec<Line<'_>> {
                 goal: goal.filter(|_| shape != ALONE),
             });
         };
-        let is_call = row.workload != Workload::Commit;
+        let is_call = row.workload.locks();
         if is_call {
             let server_us = |figures: &Figures| Some(figures.server_us());
             let rate = |figures: &Figures| Some(figures.rate());
@@ -113,9 +113,15 @@ fn lines(results: &Results, shape: Shape) -> Vec<Line<'_>> {
         );
         add("longest, us", |f| f.latency.map(|l| l.longest), None);
         if is_call && shape == ALONE {
+            let title = row.workload.title();
             lines.push(Line {
-                title: format!("{}: median in commits", row.workload.title()),
-                of: Box::new(move |peer| in_commits(results, peer, row)),
+                title: format!("{title}: median in such writes"),
+                of: Box::new(move |peer| in_medians(results, peer, row, Workload::Commit)),
+                goal: None,
+            });
+            lines.push(Line {
+                title: format!("{title}: median in such commits"),
+                of: Box::new(move |peer| in_medians(results, peer, row, Workload::StoreCommit)),
                 goal: Some(COMMITS),
             });
         }
@@ -123,11 +129,9 @@ fn lines(results: &Results, shape: Shape) -> Vec<Line<'_>> {
     lines
 }
 
-fn in_commits(results: &Results, peer: Peer, row: Row) -> Option<f64> {
+/// How many times the median of `workload` a call takes.
+fn in_medians(results: &Results, peer: Peer, row: Row, workload: Workload) -> Option<f64> {
     let median = |figures: &Figures| figures.latency.map(|latency| latency.median);
-    let commit = Row {
-        workload: Workload::Commit,
-        ..row
-    };
-    Some(results.median_of(peer, row, median)? / results.median_of(peer, commit, median)?)
+    let other = Row { workload, ..row };
+    Some(results.median_of(peer, row, median)? / results.median_of(peer, other, median)?)
 }
