@@ -233,13 +233,18 @@ impl RangeSet {
         }
     }
 
-    fn put(&mut self, file: FileNo, owner: OwnerNo, range: ByteRange, held: Held) {
+    /// Enters a range without looking at others.
+    fn enter(&mut self, file: FileNo, owner: OwnerNo, range: ByteRange, held: Held) {
         let held = Held {
             last: range.last(),
             ..held
         };
         self.held.insert((file, owner, range.start()), held);
         self.files_of.insert((owner, file));
+    }
+
+    fn put(&mut self, file: FileNo, owner: OwnerNo, range: ByteRange, held: Held) {
+        self.enter(file, owner, range, held);
         if let Some(crowd) = self.crowds.get_mut(&file) {
             crowd.count += 1;
             crowd.spans.insert(span(owner, range, held.exclusive));
@@ -280,9 +285,20 @@ impl RangeSet {
         }
     }
 
-    /// Puts a range back that a snapshot holds.
-    pub(crate) fn restore(&mut self, found: &HeldRange) {
-        self.put(found.file, found.owner, found.range, found.held);
+    /// Puts a range back that a snapshot holds; false if it conflicts with an earlier one.
+    pub(crate) fn restore(&mut self, found: &HeldRange) -> bool {
+        let (file, owner, range) = (found.file, found.owner, found.range);
+        let last = self.held.get_max();
+        if last.is_none_or(|((last, ..), _)| *last < file) {
+            // They come by file: the first one of a file conflicts with nothing and crowds nobody.
+            self.enter(file, owner, range, found.held);
+            return true;
+        }
+        let conflict = self.conflict(file, Some(owner), range, found.held.exclusive);
+        if conflict.is_none() {
+            self.put(file, owner, range, found.held);
+        }
+        conflict.is_none()
     }
 }
 

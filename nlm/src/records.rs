@@ -129,14 +129,9 @@ impl LockTable {
             Row::File(number, key) => self.files.restore(number, key, ()),
             Row::Held(held) => {
                 known(held.owner, held.file)?;
-                let (file, owner, range) = (held.file, Some(held.owner), held.range);
-                let conflict = self
-                    .ranges
-                    .conflict(file, owner, range, held.held.exclusive);
-                if conflict.is_some() {
+                if !self.ranges.restore(&held) {
                     return Err(Inconsistent);
                 }
-                self.ranges.restore(&held);
             }
             Row::Blocked(file, no, blocked) => {
                 known(blocked.owner, file)?;
@@ -159,7 +154,60 @@ impl LockTable {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
+    use crate::range::ByteRange;
+    use crate::range_set::Held;
+    use crate::table::LockOwner;
+
+    #[test]
+    fn ranges_in_any_order_are_put_back_and_a_conflict_is_refused() {
+        let mut table = LockTable::default();
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let key = HostKey {
+            address,
+            service_address: address,
+            caller_name: Box::default(),
+        };
+        let rows = std::iter::once(Row::Host(0, key, HostRecord::default()));
+        let owners = (0..2).map(|svid| {
+            let owner = LockOwner {
+                svid: svid as i32,
+                oh: Box::default(),
+            };
+            let host = HostNo(0);
+            Row::Owner(svid, OwnerKey { host, owner })
+        });
+        let files = (0..2).map(|file| Row::File(file, FileKey(Box::from([file as u8]))));
+        for row in rows.chain(owners).chain(files) {
+            assert_eq!(table.restore(Record(row)), Ok(()));
+        }
+        let held = |file, owner, start: u64, last: u64| {
+            let held = Held {
+                last,
+                grant: None,
+                since: 0,
+                epoch: 1,
+                nsm_state: 0,
+                exclusive: true,
+            };
+            Record(Row::Held(HeldRange {
+                file: FileNo(file),
+                owner: OwnerNo(owner),
+                range: ByteRange::new(start, last).unwrap_or(ByteRange::ALL),
+                held,
+            }))
+        };
+        assert_eq!(table.restore(held(1, 0, 0, 9)), Ok(()));
+        assert_eq!(table.restore(held(1, 1, 9, 9)), Err(Inconsistent));
+        assert_eq!(table.restore(held(1, 1, 10, 19)), Ok(()));
+        // Of a file that stands before the last one.
+        assert_eq!(table.restore(held(0, 0, 0, 9)), Ok(()));
+        assert_eq!(table.restore(held(0, 1, 0, 0)), Err(Inconsistent));
+        assert_eq!(table.restore(held(1, 0, 19, 30)), Err(Inconsistent));
+        assert_eq!(table.lock_count(), 3);
+    }
 
     #[test]
     fn what_no_table_writes_is_refused() {
