@@ -191,6 +191,7 @@ mod tests {
                 epoch: 1,
                 nsm_state: 0,
                 exclusive: true,
+                suspect: false,
             };
             Record(Row::Held(HeldRange {
                 file: FileNo(file),

@@ -113,7 +113,7 @@ impl Node {
             budget: Arc::new(Budget::default()),
             connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
             clients: Arc::new(Clients::default()),
-            lock_connections: Arc::new(LockConnections::new(descriptors / 12)),
+            lock_connections: Arc::default(),
         })
     }
 }

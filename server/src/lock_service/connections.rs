@@ -11,22 +11,22 @@
 //! lives. A host that tells no state in LOCK can't be judged so, and is believed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::backend::sys;
 
 /// All of them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct LockConnections {
     open: Mutex<Open>,
-    /// How many are entered at most: each has a second descriptor.
-    entries_max: usize,
     waiting: AtomicUsize,
 }
 
@@ -38,8 +38,8 @@ struct Open {
 
 #[derive(Debug)]
 struct Entry {
-    /// A second descriptor of the connection.
-    socket: TcpStream,
+    /// Gone with the connection's task.
+    socket: Weak<OwnedWriteHalf>,
     /// What the host called itself in LOCKs that came over it, and the first NSM state it told.
     lives: Vec<(Box<[u8]>, i32)>,
     /// How many probes use its keep-alive.
@@ -81,35 +81,22 @@ pub enum Sign {
 }
 
 impl LockConnections {
-    /// Makes an empty list for so many connections.
-    pub fn new(entries_max: usize) -> Self {
-        Self {
-            open: Mutex::default(),
-            entries_max,
-            waiting: AtomicUsize::new(0),
-        }
-    }
-
-    /// Enters a connection; `peer` in its plain form. Beyond the limit, and where there is no
-    /// second descriptor to be had, it is not entered: notices of its host are believed.
-    pub fn enter(self: &Arc<Self>, peer: SocketAddr, stream: &TcpStream) -> Option<Entered> {
-        let mut open = self.open();
-        if open.by_peer.len() >= self.entries_max {
-            return None;
-        }
+    /// Enters a connection; `peer` in its plain form.
+    pub fn enter(self: &Arc<Self>, peer: SocketAddr, socket: &Arc<OwnedWriteHalf>) -> Entered {
         let entry = Entry {
-            socket: stream.try_clone().ok()?,
+            socket: Arc::downgrade(socket),
             lives: Vec::new(),
             asking: 0,
         };
+        let mut open = self.open();
         open.last += 1;
         let key = (peer, open.last);
         open.by_peer.insert(key, entry);
         drop(open);
-        Some(Entered {
+        Entered {
             list: Arc::clone(self),
             key,
-        })
+        }
     }
 
     /// Notes what the host at the other end calls itself, and the NSM state that it tells; 0 says
@@ -153,7 +140,7 @@ impl LockConnections {
             let mut lives = false;
             asked.retain(|(key, before)| {
                 // What is gone from the list was reset or closed.
-                let heard = self.with(*key, |entry| heard_at(&entry.socket)).flatten();
+                let heard = self.with(*key, |entry| entry.heard_at()).flatten();
                 lives |= heard.is_some_and(|heard| heard > *before + CLOCK_STEP);
                 heard.is_some()
             });
@@ -203,13 +190,11 @@ impl Entry {
     /// Has the kernel ask the other end at once, or as soon as it was silent for a second. Returns
     /// when it was heard last; none if the connection is over.
     fn ask(&mut self) -> Option<Instant> {
-        let heard = heard_at(&self.socket)?;
+        let heard = self.heard_at()?;
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(1))
             .with_interval(Duration::from_secs(1));
-        SockRef::from(&self.socket)
-            .set_tcp_keepalive(&keepalive)
-            .ok()?;
+        self.on_socket(|socket| socket.set_tcp_keepalive(&keepalive).ok())??;
         self.asking += 1;
         Some(heard)
     }
@@ -219,15 +204,21 @@ impl Entry {
         self.asking -= 1;
         if self.asking == 0 {
             // A connection that is over needs none either.
-            let _ = SockRef::from(&self.socket).set_keepalive(false);
+            self.on_socket(|socket| socket.set_keepalive(false));
         }
     }
-}
 
-/// When the other end was heard last; none if the connection is over.
-fn heard_at(socket: &TcpStream) -> Option<Instant> {
-    let ago = sys::tcp_heard(socket.as_fd()).ok()??;
-    Instant::now().checked_sub(ago)
+    /// When the other end was heard last; none if the connection is over.
+    fn heard_at(&self) -> Option<Instant> {
+        let ago = self.on_socket(|socket| sys::tcp_heard(socket.as_fd()).ok()?)??;
+        Instant::now().checked_sub(ago)
+    }
+
+    fn on_socket<T>(&self, use_it: impl FnOnce(SockRef<'_>) -> T) -> Option<T> {
+        let socket = self.socket.upgrade()?;
+        let stream: &TcpStream = (*socket).as_ref();
+        Some(use_it(SockRef::from(stream)))
+    }
 }
 
 /// How long the other end may take to answer. It is asked after one second of silence.
@@ -243,26 +234,32 @@ const NAMES_MAX: usize = 4;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use std::net::TcpListener;
+    use tokio::net::TcpListener;
 
     use super::*;
 
-    fn connected() -> (TcpStream, TcpStream, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let there = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (here, peer) = listener.accept().unwrap();
-        (here, there, peer)
+    struct Connected {
+        here: Arc<OwnedWriteHalf>,
+        there: TcpStream,
+        peer: SocketAddr,
     }
 
-    fn list() -> Arc<LockConnections> {
-        Arc::new(LockConnections::new(8))
+    async fn connect() -> Connected {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (here, peer) = listener.accept().await.unwrap();
+        Connected {
+            here: Arc::new(here.into_split().1),
+            there: there.unwrap(),
+            peer,
+        }
     }
 
-    #[test]
-    fn a_host_that_answers_lives_and_others_do_not() {
-        let list = list();
-        let (here, there, peer) = connected();
-        let entered = list.enter(peer, &here).unwrap();
+    #[tokio::test]
+    async fn a_host_that_answers_lives_and_others_do_not() {
+        let list = Arc::new(LockConnections::default());
+        let Connected { here, there, peer } = connect().await;
+        let entered = list.enter(peer, &here);
         let probe = |address: IpAddr, name: &str, state| {
             let names = [name.as_bytes().to_vec()];
             let sign = list.probe(address, &names, state);
@@ -292,31 +289,22 @@ mod tests {
     }
 
     /// The end of one probe must not take the answer away from another.
-    #[test]
-    fn probes_of_one_connection_do_not_disturb_each_other() {
-        let list = list();
-        let (here, _there, peer) = connected();
-        let _entered = list.enter(peer, &here).unwrap();
+    #[tokio::test]
+    async fn probes_of_one_connection_do_not_disturb_each_other() {
+        let list = Arc::new(LockConnections::default());
+        let Connected { here, there, peer } = connect().await;
+        let _entered = list.enter(peer, &here);
         list.locked(peer, b"c1", 5);
         let key = list.open().by_peer.keys().next().copied().unwrap();
         for _ in 0..2 {
             assert!(list.with(key, Entry::ask).flatten().is_some());
         }
-        let is_asking = || SockRef::from(&here).keepalive().unwrap();
+        let stream: &TcpStream = (*here).as_ref();
+        let is_asking = || SockRef::from(stream).keepalive().unwrap();
         list.with(key, Entry::leave);
         assert!(is_asking());
         list.with(key, Entry::leave);
         assert!(!is_asking());
-    }
-
-    #[test]
-    fn there_are_only_so_many() {
-        let list = Arc::new(LockConnections::new(1));
-        let (first, second) = (connected(), connected());
-        let entered = list.enter(first.2, &first.0);
-        assert!(entered.is_some());
-        assert!(list.enter(second.2, &second.0).is_none());
-        drop(entered);
-        assert!(list.enter(second.2, &second.0).is_some());
+        drop(there);
     }
 }

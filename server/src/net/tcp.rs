@@ -104,8 +104,6 @@ async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
-    let locking = || node.lock_connections.enter(origin.peer, &stream);
-    let _locking = (port == Port::Nlm).then(locking);
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let clients = Arc::clone(&node.clients);
@@ -116,6 +114,9 @@ async fn serve(
         SIDE_RECORD_BYTES_MAX
     };
     let (receiver, sender) = stream.into_split();
+    let sender = Arc::new(sender);
+    let locking = || node.lock_connections.enter(origin.peer, &sender);
+    let _locking = (port == Port::Nlm).then(locking);
     let mut connection = Connection {
         mailbox: Arc::new(Mailbox::default()),
         reader: RecordReader::new(record_bytes_max),
@@ -130,7 +131,7 @@ async fn serve(
         port,
         origin,
         receiver,
-        sender: Arc::new(sender),
+        sender,
         node,
     };
     tokio::select! {
