@@ -82,7 +82,8 @@ impl LockTable {
             .map(Record)
     }
 
-    /// Puts a row back; rows come in the order of [`LockTable::records`].
+    /// Puts a row back; rows come in the order of [`LockTable::records`], and
+    /// [`LockTable::restored`] after the last one.
     ///
     /// # Errors
     /// The row refers to a host, owner or file that no earlier row holds, or its lock conflicts
@@ -149,6 +150,16 @@ impl LockTable {
             }
         }
         Ok(())
+    }
+
+    /// Makes a table that can be used of the rows that were put back.
+    ///
+    /// # Errors
+    /// A host, owner or file came twice.
+    pub fn restored(&mut self) -> Result<(), Inconsistent> {
+        let unique = [self.hosts.index(), self.owners.index(), self.files.index()];
+        let is_table = unique.into_iter().all(|unique| unique);
+        is_table.then_some(()).ok_or(Inconsistent)
     }
 }
 
@@ -218,5 +229,8 @@ mod tests {
         assert_eq!(table.restore(with_number(NUMBERS_MAX)), Err(Inconsistent));
         assert_eq!(table, LockTable::default());
         assert_eq!(table.restore(with_number(0)), Ok(()));
+        assert_eq!(table.restored(), Ok(()));
+        assert_eq!(table.restore(with_number(1)), Ok(()));
+        assert_eq!(table.restored(), Err(Inconsistent));
     }
 }

@@ -159,6 +159,7 @@ pub(super) fn check(table: &LockTable) {
     for record in table.records() {
         copy.restore(record).unwrap();
     }
+    copy.restored().unwrap();
     assert_eq!(copy, *table, "a snapshot restores the table");
     assert_eq!(copy.idle_hosts, table.idle_hosts);
     assert_eq!(copy.blocked_of, table.blocked_of);

@@ -305,6 +305,7 @@ impl ClusterState {
         while let Some(record) = read_row::<Record>(input, &mut buffer)? {
             table.restore(record).map_err(|_| damaged())?;
         }
+        table.restored().map_err(|_| damaged())?;
         Ok(Self { service, table })
     }
 }
