@@ -13,6 +13,7 @@
 //! If the process dies: before the write, nobody was told; within it, the frame is recognised as
 //! unfinished and cleared at the next start; after it, the entries are there, told or not.
 
+use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -154,6 +155,11 @@ pub(super) fn carry_out(writer: &Mutex<Writer>, group: &mut Vec<Job>, shared: &S
     for job in group.drain(..) {
         job.done.run(result.clone());
     }
+    // One at a time, and after everybody was told: a snapshot makes a whole log needless at once.
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = writer.remove_one() {
+        shared.fail(&error);
+    }
 }
 
 /// The log's writing end.
@@ -163,6 +169,9 @@ pub(super) struct Writer {
     place: Place,
     past: Past,
     options: Options,
+    /// Files that hold only what is purged. What is left of them when the process ends is removed
+    /// by a later one.
+    needless: VecDeque<PathBuf>,
     /// Reused from frame to frame.
     memory: Vec<u8>,
 }
@@ -175,6 +184,7 @@ impl Writer {
             place,
             past,
             options,
+            needless: VecDeque::new(),
             memory: Vec::new(),
         }
     }
@@ -212,7 +222,8 @@ impl Writer {
         place.end += frame.len() as u64;
         place.sequence += 1;
         self.memory = frame;
-        self.publish(offset, group, shared)
+        self.publish(offset, group, shared);
+        Ok(())
     }
 
     /// Begins a new file with room for a frame of `frame_bytes`.
@@ -248,11 +259,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells the index what the frame at `offset` holds, and removes files that are needless now.
-    fn publish(&mut self, offset: u64, group: &[Job], shared: &Shared) -> Result<(), StoreError> {
+    /// Tells the index what the frame at `offset` holds.
+    fn publish(&mut self, offset: u64, group: &[Job], shared: &Shared) {
         let end = self.place.end;
-        let needless = shared.index(|index| {
-            let mut needless = Vec::new();
+        shared.index(|index| {
             if let Some(segment) = index.segments.back_mut() {
                 segment.end = end;
             }
@@ -268,17 +278,19 @@ impl Writer {
                         self.past.last = *last;
                     }
                     Change::Purged(upto) => {
-                        needless.extend(index.purge(upto.index));
+                        self.needless.extend(index.purge(upto.index));
                         self.past.purge(*upto);
                     }
                 }
             }
-            needless
         });
-        for path in needless {
-            std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-        }
-        Ok(())
+    }
+
+    fn remove_one(&mut self) -> Result<(), StoreError> {
+        let Some(path) = self.needless.pop_front() else {
+            return Ok(());
+        };
+        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))
     }
 }
 
