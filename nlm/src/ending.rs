@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::host::{CallDigest, Settled, Tombstone};
+use crate::keys::{FileKey, FileNo, HostNo, OwnerNo, Stamp};
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
-use crate::table::{FileKey, FileNo, HostNo, LockTable, OwnerNo, Stamp};
+use crate::table::LockTable;
 
 /// How much ended at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -7,8 +7,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::host::{HostKey, HostRecord};
+use crate::keys::{FileKey, FileNo, HostNo, LockOwner, OwnerKey, OwnerNo};
 use crate::limits::Limit;
-use crate::table::{FileKey, FileNo, HostNo, LockOwner, LockTable, OwnerKey, OwnerNo};
+use crate::table::LockTable;
 use crate::waiting::BlockedNo;
 
 impl LockTable {

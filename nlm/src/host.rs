@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keys::{FileKey, LockOwner};
 use crate::range::ByteRange;
-use crate::suspicion::Doubt;
-use crate::table::{FileKey, LockOwner};
 
 /// What tells hosts apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -65,6 +64,15 @@ impl Tombstone {
     pub(crate) fn is_on(&self, file: &FileKey, owner: &LockOwner, range: ByteRange) -> bool {
         self.range.overlaps(range) && self.owner == *owner && self.file == *file
     }
+}
+
+/// A notice that was not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Doubt {
+    /// The state that it told: locks taken under it are of the new life in any case.
+    pub(crate) state: i32,
+    /// When it came, in seconds since 1970.
+    pub(crate) since: u32,
 }
 
 /// What is known of a host.

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use crate::host::HostKey;
+use crate::keys::{FileKey, FileNo, LockOwner, OwnerNo};
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
 use crate::suspicion::Suspicion;
-use crate::table::{FileKey, FileNo, LockOwner, LockRequest, LockTable, OwnerNo};
+use crate::table::{LockRequest, LockTable};
 
 /// What names a held range for as long as it is held in this form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,9 +14,9 @@ use std::num::NonZeroU64;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
+use crate::keys::{FileNo, OwnerNo};
 use crate::range::ByteRange;
 use crate::spans::{Span, Spans};
-use crate::table::{FileNo, OwnerNo};
 
 /// The number of a grant that its host has not confirmed yet.
 pub type GrantId = NonZeroU64;

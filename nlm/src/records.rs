@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{HostKey, HostRecord};
+use crate::keys::{FileKey, FileNo, HostNo, OwnerKey, OwnerNo};
 use crate::limits::Limits;
 use crate::range_set::{GrantId, HeldRange};
 use crate::share::Share;
 use crate::suspicion::Suspicions;
-use crate::table::{FileKey, FileNo, HostNo, LockTable, OwnerKey, OwnerNo};
+use crate::table::LockTable;
 use crate::waiting::{Blocked, BlockedNo, Grant};
 
 /// One row of the table.
@@ -168,9 +169,9 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
+    use crate::keys::LockOwner;
     use crate::range::ByteRange;
     use crate::range_set::Held;
-    use crate::table::LockOwner;
 
     #[test]
     fn ranges_in_any_order_are_put_back_and_a_conflict_is_refused() {

@@ -6,7 +6,8 @@
 
 use std::net::IpAddr;
 
-use crate::table::{FileKey, LockTable};
+use crate::keys::FileKey;
+use crate::table::LockTable;
 
 impl LockTable {
     /// Refuses the writes of a host to a file, or to all if none is named. Returns false if there

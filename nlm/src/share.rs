@@ -9,8 +9,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{CallDigest, HostKey, Settled};
+use crate::keys::{FileKey, FileNo, HostNo, LockOwner, OwnerNo, Stamp};
 use crate::limits::Limit;
-use crate::table::{FileKey, FileNo, HostNo, LockOutcome, LockOwner, LockTable, OwnerNo, Stamp};
+use crate::table::{LockOutcome, LockTable};
 
 /// What an owner does with a file, and what it denies others: bit 0 reading, bit 1 writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

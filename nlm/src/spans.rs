@@ -14,8 +14,8 @@ use std::cmp::Ordering;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use crate::keys::OwnerNo;
 use crate::range::ByteRange;
-use crate::table::OwnerNo;
 
 /// A range of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,9 +7,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Doubt;
+use crate::keys::{FileNo, HostNo, LockOwner, OwnerNo, Stamp};
 use crate::range::ByteRange;
 use crate::range_set::{Held, HeldRange};
-use crate::table::{FileNo, HostNo, LockOwner, LockTable, OwnerNo, Stamp};
+use crate::table::LockTable;
 
 /// Why a lock is suspect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,15 +39,6 @@ pub struct Suspicions {
     pub other_address: u64,
     /// See [`Suspicion::DoubtfulNotice`].
     pub doubtful_notice: u64,
-}
-
-/// A notice that was not believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Doubt {
-    /// The state that it told: locks taken under it are of the new life in any case.
-    state: i32,
-    /// When it came, in seconds since 1970.
-    since: u32,
 }
 
 impl LockTable {
@@ -135,7 +128,7 @@ impl LockTable {
         let record = self.hosts.value(self.host_of(owner)?.0)?;
         if held.suspect {
             Some(Suspicion::OtherAddress)
-        } else if let Some(doubt) = record.doubt.filter(|doubt| doubt.is_about(held)) {
+        } else if let Some(doubt) = record.doubt.filter(|doubt| is_about(*doubt, held)) {
             Some(Suspicion::DoubtfulNotice { since: doubt.since })
         } else if is_later_life(record.nsm_state, held.nsm_state) {
             Some(Suspicion::OlderLife)
@@ -145,10 +138,8 @@ impl LockTable {
     }
 }
 
-impl Doubt {
-    const fn is_about(self, held: &Held) -> bool {
-        held.nsm_state != self.state && held.since <= self.since
-    }
+const fn is_about(doubt: Doubt, held: &Held) -> bool {
+    held.nsm_state != doubt.state && held.since <= doubt.since
 }
 
 /// Whether a state number tells of a later life than another one. Never 0, which says nothing, and

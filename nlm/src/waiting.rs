@@ -20,12 +20,11 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{CallDigest, HostKey, Settled};
+use crate::keys::{FileKey, FileNo, HostNo, LockOwner, OwnerNo, Stamp};
 use crate::limits::Limit;
 use crate::range::ByteRange;
 use crate::range_set::{GrantId, Held};
-use crate::table::{
-    FileKey, FileNo, HostNo, LockOutcome, LockOwner, LockRequest, LockTable, OwnerNo, Stamp,
-};
+use crate::table::{LockOutcome, LockRequest, LockTable};
 use crate::wire_v3::NlmVersion;
 
 /// The number of a blocked request: its place in line.

@@ -26,10 +26,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::limits::Limits;
 use havenfs_nlm::listing::LockId;
 use havenfs_nlm::suspicion::Suspicions;
-use havenfs_nlm::table::{FileKey, LockOutcome, LockTable};
+use havenfs_nlm::table::{LockOutcome, LockTable};
 use havenfs_nsm::notifier::{Progress, Target};
 use havenfs_nsm::nsm_state::NsmState;
 use havenfs_rpc::record::{begin_record, end_record};
@@ -52,7 +53,7 @@ use crate::call::Proposal;
 use crate::cluster::state::Activation;
 use crate::cluster::{ClusterState, Command, Outcome};
 use crate::config::{Announce, Settings};
-use crate::fault;
+use crate::fault::{Fault, is_planted};
 pub use crate::host_calls::Callee;
 use crate::host_calls::HostCalls;
 use crate::net::mailbox::Sink;
@@ -298,7 +299,7 @@ impl LockService {
         let Proposal { command, answer } = proposal;
         let locks = Arc::clone(self);
         let since = Instant::now();
-        let forgotten = fault::forget_grant().then(|| command.clone());
+        let forgotten = is_planted(Fault::ForgetGrant).then(|| command.clone());
         self.proposer.propose(command, move |outcome| {
             let Ok(outcome) = outcome else {
                 locks.counters.changes_unknown.add(1);

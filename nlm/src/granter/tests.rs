@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::host::HostKey;
-use crate::table::LockOwner;
+use crate::keys::LockOwner;
 use crate::waiting::Callback;
 use crate::wire_v3::NlmVersion;
 

@@ -10,6 +10,7 @@ use super::credential::{self, Caller};
 use super::file::File;
 use super::files::Files;
 use super::{Failure, Mode};
+use crate::fault::{Fault, is_planted};
 
 /// The largest offset that the kernel's signed file offsets allow, in bytes.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
@@ -208,7 +209,7 @@ pub fn sync_pending(files: &Files, file: &File) -> Result<(), Failure> {
 /// Brings a file or directory to disk: the one place where that is done. After a failure the write
 /// verifier is another.
 pub fn sync_file(files: &Files, file: &File, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    if crate::fault::no_sync() {
+    if is_planted(Fault::NoSync) {
         return Ok(());
     }
     fsync(fd).inspect_err(|errno| files.note_sync_failed(file, *errno))

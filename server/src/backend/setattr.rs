@@ -19,6 +19,7 @@ use super::file::File;
 use super::files::Files;
 use super::sys;
 use super::{Failure, Mode};
+use crate::fault::{Fault, is_planted};
 
 /// What a time becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +196,7 @@ pub fn sync_attributes(files: &Files, file: &File) -> Result<(), Failure> {
             file.sync_always(|| data::sync_file(files, file, fd.as_fd()))?;
         }
         // What can't be opened for data has no sync of its own.
-        _ if crate::fault::no_sync() => {}
+        _ if is_planted(Fault::NoSync) => {}
         _ => rustix::fs::syncfs(file.volume.root())
             .inspect_err(|errno| files.note_sync_failed(file, *errno))?,
     }

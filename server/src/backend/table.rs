@@ -36,6 +36,7 @@ use super::Failure;
 use super::file::File;
 use super::sys::KernelHandle;
 use super::volume::Volume;
+use crate::fault::{Fault, is_planted};
 use crate::random::random_u64;
 use crate::state::replace_file;
 
@@ -294,7 +295,7 @@ impl HandleTable {
     /// Brings the entries to disk.
     pub fn sync(&self) -> Result<(), Failure> {
         let log = match &self.lock().log {
-            Some(log) if !crate::fault::no_sync() => log.try_clone().map_err(to_errno)?,
+            Some(log) if !is_planted(Fault::NoSync) => log.try_clone().map_err(to_errno)?,
             _ => return Ok(()),
         };
         Ok(log.sync_data().map_err(to_errno)?)

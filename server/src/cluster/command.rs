@@ -8,11 +8,12 @@ use std::net::IpAddr;
 
 use havenfs_nlm::ending::Freed;
 use havenfs_nlm::host::{CallDigest, HostKey};
+use havenfs_nlm::keys::{FileKey, LockOwner};
 use havenfs_nlm::limits::Limits;
 use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::range_set::GrantId;
 use havenfs_nlm::share::ShareRequest;
-use havenfs_nlm::table::{FileKey, LockOutcome, LockOwner, LockRequest};
+use havenfs_nlm::table::{LockOutcome, LockRequest};
 use serde::{Deserialize, Serialize};
 
 use super::state::Activation;

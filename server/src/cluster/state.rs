@@ -18,8 +18,9 @@
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 
+use havenfs_nlm::keys::Stamp;
 use havenfs_nlm::records::Record;
-use havenfs_nlm::table::{LockTable, Stamp};
+use havenfs_nlm::table::LockTable;
 use havenfs_nsm::inbound;
 use havenfs_nsm::nsm_state::NsmState;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

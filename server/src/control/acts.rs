@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use havenfs_nlm::ending::Freed;
-use havenfs_nlm::table::FileKey;
+use havenfs_nlm::keys::FileKey;
 use serde_json::{Value, json};
 
 use super::locks::View;

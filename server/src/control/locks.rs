@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::listing::{HeldEntry, HostEntry, LockEntry, LockId};
 use havenfs_nlm::suspicion::Suspicion;
-use havenfs_nlm::table::{FileKey, LockTable};
+use havenfs_nlm::table::LockTable;
 use havenfs_nsm::notifier::{Progress, Target};
 use serde_json::{Value, json};
 

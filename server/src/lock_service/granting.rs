@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{LockService, unix_seconds};
 use crate::cluster::Command;
-use crate::fault;
+use crate::fault::{Fault, is_planted};
 use crate::host_calls::{CallError, Callee, EncodedArgs, HostCalls};
 use crate::random::random_u64;
 
@@ -68,7 +68,7 @@ pub(super) async fn run(
                     propose(&locks, Command::ConfirmGrant { epoch, grant });
                 }
                 Output::Refuse { id, release } => {
-                    let release = release || fault::release_on_lost_granted_res();
+                    let release = release || is_planted(Fault::ReleaseOnLostGrantedRes);
                     tracing::info!(grant = %id, release, "a host does not want its lock");
                     locks.counters.grants_refused.add(1);
                     let refuse = Command::RefuseGrant {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use havenfs_nlm::ending::Freed;
+use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::listing::LockId;
-use havenfs_nlm::table::{FileKey, LockTable};
+use havenfs_nlm::table::LockTable;
 use havenfs_nsm::notifier::Target;
 use tokio::time::{Instant, sleep};
 

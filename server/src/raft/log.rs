@@ -27,7 +27,7 @@ use super::recover::{self, next_index};
 use super::segment::put_record;
 use super::types::{Entry, LogId, Types, Vote};
 use super::wal::{self, Change, Done, Job, Options, Writer};
-use crate::fault;
+use crate::fault::{Fault, is_planted};
 
 /// How many bytes of encoded entries stay in memory.
 const CACHE_BYTES_MAX: usize = 2 << 20;
@@ -336,7 +336,7 @@ impl RaftLogStorage<Types> for Log {
             done: Done::Flushed(callback),
         };
         // Who is to answer before the write can't write.
-        if self.is_alone() && !fault::answer_before_commit() {
+        if self.is_alone() && !is_planted(Fault::AnswerBeforeCommit) {
             wal::carry_out(&self.writer, &mut vec![job], &self.shared);
             return Ok(());
         }

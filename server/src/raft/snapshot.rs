@@ -18,7 +18,7 @@ use super::error::StoreError;
 use super::recover::sync_folder;
 use super::types::SnapshotMeta;
 use crate::cluster::ClusterState;
-use crate::fault;
+use crate::fault::{Fault, is_planted};
 
 const MAGIC: [u8; 8] = *b"havensnp";
 /// Version 1 had the numbers that the lock table gave last; version 2 no marks of suspect locks.
@@ -64,7 +64,7 @@ pub(super) fn write(
         let _ = std::fs::remove_file(&beside);
         StoreError::io("write", &beside)(error)
     })?;
-    if !fault::no_log_sync() {
+    if !is_planted(Fault::NoLogSync) {
         file.sync_all().map_err(StoreError::io("sync", &beside))?;
     }
     std::fs::rename(&beside, path(dir)).map_err(StoreError::io("rename", &beside))?;
@@ -204,7 +204,7 @@ impl Write for Unsynced<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes > UNSYNCED_BYTES_MAX {
             self.bytes = 0;
-            if !fault::no_log_sync() {
+            if !is_planted(Fault::NoLogSync) {
                 self.file.sync_data()?;
             }
         }

@@ -29,7 +29,7 @@ use super::log::Shared;
 use super::recover::{self, Place, next_index};
 use super::segment::{FrameBuilder, HEADER_BYTES, Header, put_record};
 use super::types::{LogId, Types, Vote};
-use crate::fault;
+use crate::fault::{Fault, is_planted};
 
 /// What is reserved for a log file.
 const SEGMENT_BYTES: u64 = 2 << 20;
@@ -140,7 +140,7 @@ pub(super) fn run(writer: &Mutex<Writer>, mut jobs: mpsc::Receiver<Job>, shared:
 /// Makes a group of changes durable with one write and one sync, and tells those who wait. Leaves
 /// the group empty. Waits for the disk.
 pub(super) fn carry_out(writer: &Mutex<Writer>, group: &mut Vec<Job>, shared: &Shared) {
-    if fault::answer_before_commit() {
+    if is_planted(Fault::AnswerBeforeCommit) {
         answer_early(group);
     }
     let result = if let Some(error) = shared.failure() {
@@ -212,7 +212,7 @@ impl Writer {
             .map_err(StoreError::io("write", &place.path))?;
         #[cfg(test)]
         self.options.planted.check_sync(&place.path)?;
-        if !fault::no_log_sync() {
+        if !is_planted(Fault::NoLogSync) {
             place
                 .file
                 .sync_data()

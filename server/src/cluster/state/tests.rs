@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 
 use havenfs_nlm::host::{CallDigest, HostKey};
+use havenfs_nlm::keys::{FileKey, LockOwner};
 use havenfs_nlm::range::ByteRange;
-use havenfs_nlm::table::{FileKey, LockOutcome, LockOwner, LockRequest};
+use havenfs_nlm::table::{LockOutcome, LockRequest};
 
 use super::*;
 

@@ -5,8 +5,8 @@
 //! may neither read the file nor owns it NLM4_DENIED, as with the Linux kernel's server, unless the
 //! export says `no_auth_nlm`.
 
+use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::range::TooFar;
-use havenfs_nlm::table::FileKey;
 use havenfs_nlm::wire::Nlm4Stats;
 
 use super::NlmCall;

@@ -17,10 +17,11 @@ mod results;
 
 use havenfs_nlm::granter::GrantCookie;
 use havenfs_nlm::host::{CallDigest, HostKey};
+use havenfs_nlm::keys::{FileKey, LockOwner};
 use havenfs_nlm::listing::LockId;
 use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::share::{ShareModes, ShareRequest};
-use havenfs_nlm::table::{FileKey, LockOwner, LockRequest, LockTable};
+use havenfs_nlm::table::{LockRequest, LockTable};
 use havenfs_nlm::waiting::Callback;
 use havenfs_nlm::wire::{
     Nlm4CancArgs, Nlm4Lock, Nlm4LockArgs, Nlm4Notify, Nlm4Res, Nlm4ShareArgs, Nlm4Stats,
