@@ -90,7 +90,7 @@ impl LockTable {
     }
 
     /// The hosts behind an address that a notice means, and that have not announced its state
-    /// before.
+    /// before, nor was that doubted.
     pub(crate) fn announcing(
         &self,
         address: IpAddr,
@@ -103,7 +103,7 @@ impl LockTable {
         let names = meant(&names);
         hosts.retain(|host| {
             let record = self.hosts.value(host.0);
-            record.is_some_and(|record| !record.has_announced(state))
+            record.is_some_and(|record| !record.has_announced(state) && !record.doubts(state))
                 && name_of(host).is_some_and(|name| names.iter().any(|meant| *meant == name))
         });
         hosts

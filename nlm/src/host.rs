@@ -107,6 +107,11 @@ impl HostRecord {
         state != 0 && self.reboots.contains(&state)
     }
 
+    /// Whether a notice with this state number was not believed.
+    pub(crate) fn doubts(&self, state: i32) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.state == state)
+    }
+
     /// Notes that it begins a new life: what was remembered of the old one is of no use.
     pub(crate) fn reboot(&mut self, state: i32) {
         self.repeats = Arc::default();

@@ -104,9 +104,13 @@ impl<K: Ord + Clone, V: Clone> Numbered<K, V> {
     }
 
     /// Enters a key with its number, from a snapshot. It is found by its key only after
-    /// [`Numbered::index`].
-    pub(crate) fn restore(&mut self, number: u32, key: K, value: V) {
-        self.put(number, Arc::new(key), value);
+    /// [`Numbered::index`]. False if the number is taken.
+    pub(crate) fn restore(&mut self, number: u32, key: K, value: V) -> bool {
+        let is_free = self.key(number).is_none();
+        if is_free {
+            self.put(number, Arc::new(key), value);
+        }
+        is_free
     }
 
     /// Makes all keys that were restored known, in their order: a million of them in the order of
@@ -154,7 +158,7 @@ mod tests {
         }
         let mut read = Numbered::default();
         for (number, key, ()) in numbered.iter() {
-            read.restore(number, *key, ());
+            assert!(read.restore(number, *key, ()));
         }
         assert!(read.index());
         assert!(read == numbered);
@@ -165,7 +169,8 @@ mod tests {
                 assert_eq!(numbered.key(number), Some(&key));
             }
         }
-        read.restore(7, 'd', ());
+        assert!(!read.restore(0, 'x', ()), "it is taken");
+        assert!(read.restore(7, 'd', ()));
         assert!(!read.index(), "it has two numbers");
     }
 }

@@ -112,23 +112,30 @@ impl LockTable {
                 self.refused.insert((address, file));
             }
             Row::Host(number, key, record) => {
-                if record.is_idle() {
-                    self.idle_hosts.insert((record.used, HostNo(number)));
-                }
+                let idle = record.is_idle().then_some((record.used, HostNo(number)));
                 let bytes = key.caller_name.len() as u32;
                 let record = HostRecord {
                     name_bytes: 0,
                     ..record
                 };
-                self.hosts.restore(number, key, record);
+                if !self.hosts.restore(number, key, record) {
+                    return Err(Inconsistent);
+                }
                 self.count_name(HostNo(number), bytes);
+                self.idle_hosts.extend(idle);
             }
             Row::Owner(number, key) => {
                 self.hosts.key(key.host.0).ok_or(Inconsistent)?;
                 self.count_name(key.host, key.owner.oh.len() as u32);
-                self.owners.restore(number, key, ());
+                if !self.owners.restore(number, key, ()) {
+                    return Err(Inconsistent);
+                }
             }
-            Row::File(number, key) => self.files.restore(number, key, ()),
+            Row::File(number, key) => {
+                if !self.files.restore(number, key, ()) {
+                    return Err(Inconsistent);
+                }
+            }
             Row::Held(held) => {
                 known(held.owner, held.file)?;
                 if !self.ranges.restore(&held) {

@@ -45,7 +45,8 @@ impl LockTable {
     /// A notice of a reboot that is not believed ([`Suspicion::DoubtfulNotice`]); `meant` as in
     /// [`LockTable::rebooted`]. Returns of how many hosts all older locks are suspect now.
     ///
-    /// The state that it tells is not remembered as announced: the host's own notice may follow.
+    /// It stays so for this very state: copies of the notice come for a quarter of an hour, and
+    /// that the connection is gone by then proves nothing. A host that reboots raises its state.
     pub fn doubt(
         &mut self,
         address: IpAddr,
@@ -59,13 +60,9 @@ impl LockTable {
             record.is_some_and(|record| !record.is_idle())
         });
         for host in &hosts {
-            let before = self.hosts.value(host.0).and_then(|record| record.doubt);
-            // It comes again and again until it is believed.
-            if before.is_none_or(|before| before.state != state) {
-                self.suspicions.doubtful_notice += 1;
-                let since = stamp.now;
-                self.update_host(*host, |record| record.doubt = Some(Doubt { state, since }));
-            }
+            self.suspicions.doubtful_notice += 1;
+            let since = stamp.now;
+            self.update_host(*host, |record| record.doubt = Some(Doubt { state, since }));
         }
         hosts.len()
     }

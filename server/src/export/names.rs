@@ -11,6 +11,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -25,6 +26,8 @@ pub struct Names {
     reverse: BackgroundCache<IpAddr, String>,
     /// The names in notices of reboots, apart from those that the exports need.
     noticed: BackgroundCache<String, IpAddr>,
+    /// Threads that wait for one of those.
+    waiting: AtomicUsize,
     changes: Arc<watch::Sender<u64>>,
 }
 
@@ -79,6 +82,7 @@ impl Names {
             forward,
             reverse,
             noticed,
+            waiting: AtomicUsize::new(0),
             changes,
         }
     }
@@ -123,8 +127,13 @@ impl Names {
         Some(both.iter().all(|address| addresses.contains(address)))
     }
 
-    /// The same; blocks the thread for a moment if need be.
+    /// The same; blocks the thread for a moment if need be, and if not too many wait already.
     pub fn wait_for_addresses(&self, name: &str, both: [IpAddr; 2]) -> Option<bool> {
+        let before = self.waiting.fetch_add(1, Ordering::AcqRel);
+        let _waiting = Waiting(&self.waiting);
+        if before >= WAITING_MAX {
+            return None;
+        }
         let deadline = Instant::now() + WAIT_MAX;
         loop {
             let known = self.has_addresses(name, both);
@@ -143,6 +152,15 @@ impl Names {
     /// Returns the confirmed names of a peer; `None` if they are not known yet.
     pub(super) fn names_of(&self, peer: IpAddr) -> Option<Arc<[String]>> {
         self.reverse.get(&peer)
+    }
+}
+
+/// A thread that waits, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -236,6 +254,7 @@ const NOTICED: Lifetime = Lifetime {
 const FORWARD_WORKERS: usize = 2;
 const NOTICED_WORKERS: usize = 1;
 const REVERSE_WORKERS: usize = 4;
+const WAITING_MAX: usize = 2;
 const WAIT_MAX: Duration = Duration::from_millis(500);
 const WAIT_STEP: Duration = Duration::from_millis(10);
 /// Addresses of a name, and names of an address, that are looked at.

@@ -5,15 +5,15 @@
 //! knows nothing of its old connections, and resets them when it is asked. So before a notice is
 //! believed, the connections over which that very host (by `caller_name`) has locked are probed
 //! with TCP's keep-alive: an answer says that the host lives on. A reset, or silence for
-//! `ANSWER_TIME_MAX`, says nothing against the notice. Nor does a connection whose first LOCK told
-//! the very state that the notice tells: it is of the new life, and came first. What is told later
-//! proves nothing, since a status monitor that is started anew raises the number of a host that
-//! lives. A host that tells no state in LOCK can't be judged so, and is believed.
+//! `ANSWER_TIME_MAX`, says nothing against the notice. Nor does a connection over which all LOCKs
+//! told the very state that the notice tells: it is of the new life, and came first. If they told
+//! several states the host lived through the change, as when its status monitor is started anew. A
+//! host that tells no state in LOCK can't be judged so, and is believed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,8 @@ use crate::backend::sys;
 #[derive(Debug, Default)]
 pub struct LockConnections {
     open: Mutex<Open>,
-    waiting: AtomicUsize,
+    /// Hosts that are being asked.
+    probing: Mutex<BTreeSet<IpAddr>>,
 }
 
 #[derive(Debug, Default)]
@@ -40,10 +41,19 @@ struct Open {
 struct Entry {
     /// Gone with the connection's task.
     socket: Weak<OwnedWriteHalf>,
-    /// What the host called itself in LOCKs that came over it, and the first NSM state it told.
-    lives: Vec<(Box<[u8]>, i32)>,
+    /// Whom the LOCKs were from that came over it.
+    lives: Vec<Life>,
     /// How many probes use its keep-alive.
     asking: usize,
+}
+
+/// A host as its LOCKs on one connection show it.
+#[derive(Debug)]
+struct Life {
+    /// What it called itself.
+    caller_name: Box<[u8]>,
+    /// The one NSM state that it told; none if it told several.
+    state: Option<i32>,
 }
 
 /// A connection's place in the list, for as long as it is open.
@@ -59,13 +69,12 @@ impl Drop for Entered {
     }
 }
 
-/// See [`LockConnections::permit`].
-#[derive(Debug)]
-pub struct Permit<'a>(&'a AtomicUsize);
+/// A host that is being asked, until it is dropped.
+struct Probing<'a>(&'a LockConnections, IpAddr);
 
-impl Drop for Permit<'_> {
+impl Drop for Probing<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.probing().remove(&self.1);
     }
 }
 
@@ -76,7 +85,7 @@ pub enum Sign {
     Lives,
     /// No connection of the host is left, or none answers.
     None,
-    /// Too many are being asked already.
+    /// It is being asked already, or too many others are.
     Busy,
 }
 
@@ -107,9 +116,15 @@ impl LockConnections {
         }
         let mut open = self.open();
         for (_, entry) in open.by_peer.range_mut((peer, 0)..=(peer, u64::MAX)) {
-            let is_known = entry.lives.iter().any(|(name, _)| **name == *caller_name);
-            if !is_known && entry.lives.len() < NAMES_MAX {
-                entry.lives.push((caller_name.into(), state));
+            let room = entry.lives.len() < NAMES_MAX;
+            let mut lives = entry.lives.iter_mut();
+            if let Some(life) = lives.find(|life| *life.caller_name == *caller_name) {
+                life.state = life.state.filter(|told| *told == state);
+            } else if room {
+                entry.lives.push(Life {
+                    caller_name: caller_name.into(),
+                    state: Some(state),
+                });
             }
         }
     }
@@ -128,7 +143,7 @@ impl LockConnections {
         if asked.is_empty() {
             return Sign::None;
         }
-        let Some(_permit) = self.permit() else {
+        let Some(_probing) = self.begin(address) else {
             return Sign::Busy;
         };
         let mut asked: Vec<_> = asked
@@ -141,7 +156,9 @@ impl LockConnections {
             asked.retain(|(key, before)| {
                 // What is gone from the list was reset or closed.
                 let heard = self.with(*key, |entry| entry.heard_at()).flatten();
-                lives |= heard.is_some_and(|heard| heard > *before + CLOCK_STEP);
+                lives |= heard
+                    .as_ref()
+                    .is_some_and(|heard| heard.start > *before + CLOCK_STEP);
                 heard.is_some()
             });
             if lives {
@@ -158,10 +175,16 @@ impl LockConnections {
         sign
     }
 
-    /// The right to let a worker thread wait for what becomes of a notice; none while too many do.
-    pub fn permit(&self) -> Option<Permit<'_>> {
-        let permit = Permit(&self.waiting);
-        (self.waiting.fetch_add(1, Ordering::AcqRel) < WAITING_MAX).then_some(permit)
+    /// Begins to ask a host, if it is not being asked already and not too many others are.
+    fn begin(&self, address: IpAddr) -> Option<Probing<'_>> {
+        let mut probing = self.probing();
+        let may = probing.len() < PROBING_MAX && probing.insert(address);
+        drop(probing);
+        may.then(|| Probing(self, address))
+    }
+
+    fn probing(&self) -> MutexGuard<'_, BTreeSet<IpAddr>> {
+        self.probing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keys_of(&self, address: IpAddr, names: &[Vec<u8>], state: i32) -> Vec<(SocketAddr, u64)> {
@@ -169,10 +192,10 @@ impl LockConnections {
         let last = (SocketAddr::new(address, u16::MAX), u64::MAX);
         let open = self.open();
         let of_host = open.by_peer.range(first..=last).filter(|(_, entry)| {
-            entry
-                .lives
-                .iter()
-                .any(|(name, told)| *told != state && names.iter().any(|wanted| **wanted == **name))
+            entry.lives.iter().any(|life| {
+                life.state != Some(state)
+                    && names.iter().any(|wanted| **wanted == *life.caller_name)
+            })
         });
         of_host.map(|(key, _)| *key).collect()
     }
@@ -190,7 +213,7 @@ impl Entry {
     /// Has the kernel ask the other end at once, or as soon as it was silent for a second. Returns
     /// when it was heard last; none if the connection is over.
     fn ask(&mut self) -> Option<Instant> {
-        let heard = self.heard_at()?;
+        let heard = self.heard_at()?.end;
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(1))
             .with_interval(Duration::from_secs(1));
@@ -208,10 +231,12 @@ impl Entry {
         }
     }
 
-    /// When the other end was heard last; none if the connection is over.
-    fn heard_at(&self) -> Option<Instant> {
+    /// Between when and when the other end was heard last: a thread may stand still between its
+    /// looks at the clock and at the socket. None if the connection is over.
+    fn heard_at(&self) -> Option<Range<Instant>> {
+        let before = Instant::now();
         let ago = self.on_socket(|socket| sys::tcp_heard(socket.as_fd()).ok()?)??;
-        Instant::now().checked_sub(ago)
+        Some(before.checked_sub(ago)?..Instant::now().checked_sub(ago)?)
     }
 
     fn on_socket<T>(&self, use_it: impl FnOnce(SockRef<'_>) -> T) -> Option<T> {
@@ -226,8 +251,8 @@ const ANSWER_TIME_MAX: Duration = Duration::from_millis(2500);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The kernel's clock is coarse: what it says of one moment differs by so much.
 const CLOCK_STEP: Duration = Duration::from_millis(12);
-/// How many notices are looked into at a time: each takes one of the worker threads.
-const WAITING_MAX: usize = 2;
+/// How many hosts are asked at a time: each takes one of the worker threads.
+const PROBING_MAX: usize = 4;
 /// Names of one connection: several hosts may be behind a machine that translates addresses.
 const NAMES_MAX: usize = 4;
 
@@ -276,7 +301,9 @@ mod tests {
         assert_eq!(probe(peer.ip(), "c1", 5), Sign::None, "it is of that life");
         // Its monitor was started anew; the machine was not.
         list.locked(peer, b"c1", 7);
-        assert_eq!(probe(peer.ip(), "c1", 7), Sign::Lives);
+        for state in [5, 7] {
+            assert_eq!(probe(peer.ip(), "c1", state), Sign::Lives);
+        }
         // The other end is gone, and says so.
         SockRef::from(&there)
             .set_linger(Some(Duration::ZERO))

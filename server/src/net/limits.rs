@@ -41,6 +41,8 @@ pub const REPLY_TIME_MAX: Duration = Duration::from_secs(30);
 pub const REPLY_BYTES_MIN: usize = 256 * 1024;
 /// How long a connection may be silent. Linux clients close theirs after 5 minutes.
 pub const IDLE_TIME_MAX: Duration = Duration::from_mins(15);
+/// A reply up to this size is copied together with others; a larger one is sent from its place.
+pub const COPY_BYTES_MAX: usize = 8 * 1024;
 /// Replies are sent at the latest when so many bytes have gathered.
 pub const FLUSH_BYTES: usize = 256 * 1024;
 

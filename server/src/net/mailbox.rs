@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
-use super::limits::Reservation;
+use super::limits::{COPY_BYTES_MAX, Reservation};
 use crate::pool::Tell;
 
 /// A finished reply, with its record mark in front.
@@ -107,6 +107,7 @@ impl Mailbox {
             to,
             reserved,
             reservation: Some(reservation),
+            counted: false,
         }
     }
 }
@@ -118,6 +119,8 @@ pub struct Sink {
     to: Option<(SocketAddr, IpAddr)>,
     reserved: usize,
     reservation: Option<Reservation>,
+    /// Whether the call was counted down already.
+    counted: bool,
 }
 
 impl Sink {
@@ -138,13 +141,17 @@ impl Sink {
 
     /// Sends the reply if the socket is lent and takes it, or else as [`Sink::send`]. Never waits.
     pub fn send_at_once(mut self, mut bytes: Vec<u8>) -> Option<Arc<dyn Tell>> {
-        let mut replies = self.mailbox.replies();
+        let mailbox = Arc::clone(&self.mailbox);
+        let mut replies = mailbox.replies();
         let lent = replies.socket.upgrade();
-        if let Some(socket) = lent.filter(|_| replies.finished.is_empty()) {
+        let may_send = replies.finished.is_empty() && bytes.len() <= COPY_BYTES_MAX;
+        if let Some(socket) = lent.filter(|_| may_send) {
             // The task sends the rest, and comes upon the error if there is one.
             let sent = socket.try_write(&bytes).unwrap_or(0);
             if sent == bytes.len() {
                 self.reservation = None;
+                // Nobody is told: the task must see it when it takes the socket back.
+                self.count_down();
                 return None;
             }
             bytes.drain(..sent);
@@ -167,12 +174,19 @@ impl Tell for Mailbox {
     }
 }
 
+impl Sink {
+    fn count_down(&mut self) {
+        if !std::mem::replace(&mut self.counted, true) {
+            let mailbox = &self.mailbox;
+            mailbox.outstanding.fetch_sub(1, Ordering::AcqRel);
+            mailbox.reserved.fetch_sub(self.reserved, Ordering::AcqRel);
+        }
+    }
+}
+
 impl Drop for Sink {
     fn drop(&mut self) {
-        self.mailbox.outstanding.fetch_sub(1, Ordering::AcqRel);
-        self.mailbox
-            .reserved
-            .fetch_sub(self.reserved, Ordering::AcqRel);
+        self.count_down();
         // Not sent: nobody else will tell the task that one call less is outstanding.
         if self.reservation.is_some() {
             self.mailbox.tell();
@@ -221,18 +235,26 @@ mod tests {
         assert_eq!((mailbox.outstanding(), mailbox.reserved()), (0, 0));
 
         // What does not fit is left for the task, to the byte.
-        let long = vec![b'5'; 16 << 20];
+        let long = vec![b'5'; COPY_BYTES_MAX];
+        let (mut sent, mut rest) = (Vec::new(), Vec::new());
+        while rest.is_empty() {
+            mailbox.lend(&sender);
+            let told = sink().send_at_once(long.clone());
+            rest = finished().concat();
+            assert_eq!(told.is_some(), !rest.is_empty());
+            sent.extend_from_slice(&long[..long.len() - rest.len()]);
+        }
+        // What the task would send in another order is left to it whole.
         mailbox.lend(&sender);
-        assert!(sink().send_at_once(long.clone()).is_some());
-        let rest = finished().concat();
-        assert!(rest.len() < long.len());
+        let longer = vec![b'5'; COPY_BYTES_MAX + 1];
+        assert!(sink().send_at_once(longer.clone()).is_some());
+        assert_eq!(finished(), [longer]);
         // A connection that has ended.
         mailbox.lend(&sender);
         drop(sender);
         assert!(sink().send_at_once(b"6".to_vec()).is_some());
         let mut received = Vec::new();
         peer.read_to_end(&mut received).await.unwrap();
-        let sent = [b"3", &long[..long.len() - rest.len()]].concat();
-        assert_eq!(received, sent);
+        assert_eq!(received, [b"3", &sent[..]].concat());
     }
 }

@@ -22,9 +22,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::intake::Intake;
 use super::limits::{
-    BUFFERS_KEPT_MAX, BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX, FLUSH_BYTES,
-    IDLE_TIME_MAX, NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX, REPLY_BYTES_MIN, REPLY_TIME_MAX,
-    Reservation, SIDE_RECORD_BYTES_MAX, Share, TooMany,
+    BUFFERS_KEPT_MAX, BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX,
+    COPY_BYTES_MAX, FLUSH_BYTES, IDLE_TIME_MAX, NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX,
+    REPLY_BYTES_MIN, REPLY_TIME_MAX, Reservation, SIDE_RECORD_BYTES_MAX, Share, TooMany,
 };
 use super::mailbox::{Mailbox, Reply};
 use super::runtimes::Runtimes;
@@ -37,8 +37,6 @@ use crate::pool::Job;
 const GATHERED_BYTES_KEPT: usize = 64 * 1024;
 /// How many replies one system call sends.
 const SEGMENTS_MAX: usize = 64;
-/// A reply up to this size is copied together with others; a larger one is sent from its place.
-const COPY_BYTES_MAX: usize = 8 * 1024;
 /// How long a peer may take to see the end of a connection.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often a connection looks at its times.
@@ -411,7 +409,10 @@ impl Connection {
             if complete {
                 break;
             }
-            self.mailbox.changed().await;
+            // The last reply may have been sent by whoever had it, who tells nobody.
+            if self.mailbox.outstanding() > 0 {
+                self.mailbox.changed().await;
+            }
         }
         // To close a socket with unread bytes in it resets the connection, which takes the answers
         // away that the peer has not read yet: so read on until the peer has seen the end.

@@ -161,8 +161,6 @@ fn notify(
                 locks.pass_on(&mon_name, host, state);
             }
             Outcome::Freed(_) => counters.notices_ignored.add(1),
-            // No answer: a host that did reboot says so again, until its old connection is gone.
-            Outcome::Suspected(_) => return false,
             _ => {}
         }
         reply(outcome, writer)
@@ -195,10 +193,7 @@ fn known_as(
     };
     let has_both = match node.names.has_addresses(&name, [known, from]) {
         None if request.mode == Mode::Inline => return Err(Refusal::Wait),
-        None => {
-            let permit = node.lock_connections.permit();
-            permit.and_then(|_permit| node.names.wait_for_addresses(&name, [known, from]))
-        }
+        None => node.names.wait_for_addresses(&name, [known, from]),
         told => told,
     };
     match has_both {

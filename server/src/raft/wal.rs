@@ -14,6 +14,7 @@
 //! unfinished and cleared at the next start; after it, the entries are there, told or not.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -155,6 +156,9 @@ pub(super) fn carry_out(writer: &Mutex<Writer>, group: &mut Vec<Job>, shared: &S
     for job in group.drain(..) {
         job.done.run(result.clone());
     }
+    if result.is_err() {
+        return;
+    }
     // One at a time, and after everybody was told: a snapshot makes a whole log needless at once.
     let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(error) = writer.remove_one() {
@@ -290,7 +294,11 @@ impl Writer {
         let Some(path) = self.needless.pop_front() else {
             return Ok(());
         };
-        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))
+        match std::fs::remove_file(&path) {
+            // Somebody else has removed it: nothing is lost by that.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(StoreError::io("remove", &path)),
+        }
     }
 }
 

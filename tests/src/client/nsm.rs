@@ -120,13 +120,6 @@ impl Nsm {
         Ok(())
     }
 
-    /// SM_NOTIFY that gets no answer; does not wait for one.
-    pub fn notify_in_vain(&mut self, mon_name: &[u8], state: i32) -> Result<()> {
-        let header = Header::new(program::NSM, 1, procedure::SM_NOTIFY, &self.cred);
-        let message = header.message(rpc::next_xid(), &notify_args(mon_name, state));
-        self.peer.send(&message)
-    }
-
     /// SM_NOTIFY: the host `mon_name` has the new `state`.
     pub fn notify(&mut self, mon_name: &[u8], state: i32) -> Result<()> {
         let args = notify_args(mon_name, state);
