@@ -143,10 +143,11 @@ impl LockService {
     /// locks may be missing.
     pub async fn activate(&self, recover: bool) -> Result<(), Unavailable> {
         if self.state().epoch() == 0 && !recover {
-            tracing::warn!(
-                "the store of locks is new, and nobody is taken to hold any; if this service ran \
-                 before and its state directory was lost, stop it now and start it once with \
-                 --recover, so that clients can reclaim their locks before others take them"
+            // An empty folder can't know whether it is new or lost.
+            tracing::info!(
+                "the store of locks is new, so nobody holds any; if this service ran before and \
+                 its state directory was lost, stop it and start it once with --recover, so that \
+                 clients can reclaim their locks before others take them"
             );
         }
         let command = Command::Activate(activation(recover));

@@ -144,6 +144,9 @@ pub(super) async fn expire(node: &Arc<Node>, words: &str) -> Result<Value, Value
 }
 
 fn ended(address: IpAddr, freed: &Freed) -> String {
+    if freed.locks + freed.shares + freed.requests == 0 {
+        return format!("{address} had nothing there that could end");
+    }
     format!(
         "{} locks, {} shares and {} waiting requests of {address} ended; its programs may still \
          believe to have them, and can't reclaim them",

@@ -114,6 +114,9 @@ fn cell(row: &Value, name: &str) -> String {
         let seconds = row.get("age_seconds").and_then(Value::as_u64);
         return seconds.map_or_else(|| "-".to_owned(), age);
     }
+    if name == "path" && row.get(name) == Some(&Value::Null) {
+        return "all files".to_owned();
+    }
     row.get(name).map_or_else(String::new, text)
 }
 
