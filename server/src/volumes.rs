@@ -169,8 +169,28 @@ pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
     // The new volume takes the place of the old one in one step: no handle is stale in between.
     open_exports(node, &changed)?;
     let count = table.exports().len();
-    tracing::info!(exports = count, "export lists reloaded");
-    Ok(format!("{count} exports in force"))
+    let hidden = locks_without_export(node, &table);
+    tracing::info!(exports = count, hidden, "export lists reloaded");
+    let hidden = match hidden {
+        0 => String::new(),
+        hidden => format!("; {hidden} locks are on files that no export shows, and stay"),
+    };
+    Ok(format!("{count} exports in force{hidden}"))
+}
+
+/// How many locks there are on file systems that no export of the table shows.
+fn locks_without_export(node: &Node, table: &ExportTable) -> usize {
+    let Some(locks) = node.locks.get() else {
+        return 0;
+    };
+    let shown = node.files.file_systems_of(|id| table.by_id(id).is_some());
+    let state = locks.state().table().clone();
+    let numbers = state
+        .held_entries()
+        .filter_map(|held| held.lock.file.0.first_chunk().copied());
+    numbers
+        .filter(|number| !shown.contains(&u32::from_be_bytes(*number)))
+        .count()
 }
 
 /// Opens the volumes of one export: its root, and what is known to be mounted inside.

@@ -5,7 +5,7 @@
 //! kernel sees anything of them. No call walks a path that a client gave: names are looked up one
 //! by one, and symbolic links are never followed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::hash::Hasher as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -182,6 +182,16 @@ impl Files {
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         numbers.get(&(export_id, fs_id)).copied()
+    }
+
+    /// The numbers of the file systems behind the exports that are meant.
+    pub fn file_systems_of(&self, is_meant: impl Fn(u32) -> bool) -> HashSet<u32> {
+        let numbers = self
+            .file_systems
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let meant = numbers.iter().filter(|((id, _), _)| is_meant(*id));
+        meant.map(|(_, number)| *number).collect()
     }
 
     /// Notes the number of the file system behind a volume.

@@ -3,13 +3,14 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use havenfs_tests::client::nfs::{FILE_SYNC, How, answer};
 use havenfs_tests::client::nlm::{Lock, stat};
 use havenfs_tests::client::peer::Transport;
 use havenfs_tests::client::{Cred, Nfs, Peer, Sattr};
-use havenfs_tests::server::V4;
+use havenfs_tests::server::{Site, V4};
 use nfs3_types::nfs3::nfsstat3;
 
 use crate::locking::{A, B, Scene, look_up};
@@ -183,6 +184,34 @@ fn requests_that_can_be_misread_are_refused() -> Result<()> {
     let answer = scene.site.ask(&format!("break 127.0.0.11 {shown}"))?;
     ensure!(answer["error"].is_string(), "{answer}");
     ensure!(scene.site.ask("status")?["locking"]["locks"] == 2);
+    Ok(())
+}
+
+/// The locks stay, come off as ever, and are counted.
+#[test]
+fn needs_root_an_export_with_locks_is_taken_away() -> Result<()> {
+    let site = Site::new()?;
+    let other = site.path().join("other");
+    fs::create_dir(&other)?;
+    let site = site.with_mounts("mount -t tmpfs -o mode=777 none other; echo x > other/file");
+    let list = site.path().join("list");
+    let line = |path: &Path| format!("{} *({OPEN})\n", path.display());
+    fs::write(&list, line(&site.export()) + &line(&other))?;
+    let server = site.serve_exports(&[], &["--exports-file", &list.display().to_string()])?;
+    let root = server.handle(&other)?;
+    let fh = server.nfs(Cred::root())?.find(&root, b"file")?;
+    let mut a = server.nlm(A)?;
+    ensure!(a.lock(&Lock::new(&fh, "a", 1))? == stat::GRANTED);
+    fs::write(&list, line(&site.export()))?;
+    let told = site.ask("reload")?;
+    let told = told["done"].as_str().unwrap_or_default();
+    ensure!(
+        told.contains("; 1 locks are on files that no export shows"),
+        "{told}"
+    );
+    ensure!(site.ask("status")?["locking"]["locks"] == 1);
+    ensure!(a.unlock(&Lock::new(&fh, "a", 1))? == stat::GRANTED);
+    ensure!(site.ask("status")?["locking"]["locks"] == 0);
     Ok(())
 }
 
