@@ -201,7 +201,8 @@ impl LockTable {
         }
         self.grant_in(ranges, stamp);
         // Also what was unlocked while nobody could be served.
-        let files: Vec<FileNo> = self.blocked.keys().map(|(file, _)| *file).collect();
+        let mut files: Vec<FileNo> = self.blocked.keys().map(|(file, _)| *file).collect();
+        files.dedup();
         for file in files {
             self.grant_waiters(file, ByteRange::ALL, stamp);
         }
