@@ -57,16 +57,27 @@ impl LockTable {
         state: i32,
         meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
     ) -> Vec<Vec<u8>> {
-        let hosts = self.announcing(address, state, meant).into_iter();
+        let hosts = self.losers(address, state, meant).into_iter();
         let mut names: Vec<Vec<u8>> = hosts
-            .filter(|host| {
-                let record = self.hosts.value(host.0);
-                record.is_some_and(|record| !record.is_idle())
-            })
             .filter_map(|host| Some(self.hosts.key(host.0)?.caller_name.to_vec()))
             .collect();
         names.dedup();
         names
+    }
+
+    /// The hosts whose names [`LockTable::losing`] tells.
+    pub(crate) fn losers(
+        &self,
+        address: IpAddr,
+        state: i32,
+        meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
+    ) -> Vec<HostNo> {
+        let mut hosts = self.announcing(address, state, meant);
+        hosts.retain(|host| {
+            let record = self.hosts.value(host.0);
+            record.is_some_and(|record| !record.is_idle())
+        });
+        hosts
     }
 
     /// The address and the name of the one host that has something, is not behind `address` and
@@ -91,7 +102,7 @@ impl LockTable {
 
     /// The hosts behind an address that a notice means, and that have not announced its state
     /// before, nor was that doubted.
-    pub(crate) fn announcing(
+    fn announcing(
         &self,
         address: IpAddr,
         state: i32,

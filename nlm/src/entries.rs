@@ -30,15 +30,9 @@ impl LockTable {
             self.forget_host(self.idle_hosts.get_min().copied().ok_or(limit)?);
         }
         let bytes = host.caller_name.len() as u32;
-        if self.name_bytes + u64::from(bytes) > u64::from(self.limits.get(Limit::NameBytes)) {
-            return Err(Limit::NameBytes);
-        }
-        self.name_bytes += u64::from(bytes);
-        let record = || HostRecord {
-            name_bytes: bytes,
-            ..HostRecord::default()
-        };
-        let number = HostNo(self.hosts.enter(host, record));
+        self.must_have_room(bytes)?;
+        let number = HostNo(self.hosts.enter(host, HostRecord::default));
+        self.count_name(number, bytes);
         self.idle_hosts.insert((0, number));
         Ok(number)
     }
@@ -61,15 +55,19 @@ impl LockTable {
         if of_host.saturating_add(bytes) > self.limits.get(Limit::NameBytesPerHost) {
             return Err(Limit::NameBytesPerHost);
         }
-        if self.name_bytes + u64::from(bytes) > u64::from(self.limits.get(Limit::NameBytes)) {
-            return Err(Limit::NameBytes);
-        }
+        self.must_have_room(bytes)?;
         let number = OwnerNo(self.owners.enter(&key, || ()));
         self.count_name(host, bytes);
         Ok(number)
     }
 
-    /// Counts the name of an owner of a host.
+    fn must_have_room(&self, bytes: u32) -> Result<(), Limit> {
+        let limit = Limit::NameBytes;
+        let fits = self.name_bytes + u64::from(bytes) <= u64::from(self.limits.get(limit));
+        fits.then_some(()).ok_or(limit)
+    }
+
+    /// Counts the name of a host, or of an owner of it.
     pub(crate) fn count_name(&mut self, host: HostNo, bytes: u32) {
         self.name_bytes += u64::from(bytes);
         if let Some(record) = self.hosts.value_mut(host.0) {

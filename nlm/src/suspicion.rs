@@ -54,11 +54,7 @@ impl LockTable {
         meant: impl FnOnce(&[&[u8]]) -> Vec<Vec<u8>>,
         stamp: Stamp,
     ) -> usize {
-        let mut hosts = self.announcing(address, state, meant);
-        hosts.retain(|host| {
-            let record = self.hosts.value(host.0);
-            record.is_some_and(|record| !record.is_idle())
-        });
+        let hosts = self.losers(address, state, meant);
         for host in &hosts {
             self.suspicions.doubtful_notice += 1;
             let since = stamp.now;

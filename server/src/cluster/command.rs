@@ -45,18 +45,7 @@ pub enum Command {
         now: u32,
     },
     /// SM_NOTIFY: a host is in another life than before.
-    Rebooted {
-        /// The epoch in which the notice came.
-        epoch: u32,
-        /// Where it came from.
-        address: IpAddr,
-        /// The host's name, as the notice says it.
-        mon_name: Box<[u8]>,
-        /// The host's new state.
-        state: i32,
-        /// The proposer's clock, in seconds since 1970.
-        now: u32,
-    },
+    Rebooted(Notice),
     /// NLM_FREE_ALL: a host gives back all that it has.
     FreeAll {
         /// The epoch in which the call came.
@@ -96,18 +85,7 @@ pub enum Command {
         limits: Limits,
     },
     /// SM_NOTIFY that is not believed: the locks that it would end are suspect.
-    DoubtfulNotice {
-        /// The epoch in which the notice came.
-        epoch: u32,
-        /// Where it came from.
-        address: IpAddr,
-        /// The host's name, as the notice says it.
-        mon_name: Box<[u8]>,
-        /// The state that it tells.
-        state: i32,
-        /// The proposer's clock, in seconds since 1970.
-        now: u32,
-    },
+    DoubtfulNotice(Notice),
     /// An administrator says that a host is gone for good.
     Expire {
         /// The epoch in which it was said.
@@ -145,17 +123,32 @@ impl Command {
             Self::Call(LockCall { epoch, .. })
             | Self::ConfirmGrant { epoch, .. }
             | Self::RefuseGrant { epoch, .. }
-            | Self::Rebooted { epoch, .. }
+            | Self::Rebooted(Notice { epoch, .. })
             | Self::FreeAll { epoch, .. }
             | Self::Break { epoch, .. }
             | Self::SetLimits { epoch, .. }
-            | Self::DoubtfulNotice { epoch, .. }
+            | Self::DoubtfulNotice(Notice { epoch, .. })
             | Self::Expire { epoch, .. }
             | Self::RefuseWrites { epoch, .. }
             | Self::RaiseNsmState { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }
+}
+
+/// A notice that a host has rebooted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The epoch in which it came.
+    pub epoch: u32,
+    /// The host's address.
+    pub address: IpAddr,
+    /// The host's name, as the notice says it.
+    pub mon_name: Box<[u8]>,
+    /// The host's new state.
+    pub state: i32,
+    /// The proposer's clock, in seconds since 1970.
+    pub now: u32,
 }
 
 /// A call of NLM that changes locks.
@@ -308,6 +301,20 @@ mod tests {
         for (number, command) in numbered {
             assert_eq!(command.encode()[..2], [VERSION, number], "{command:?}");
         }
+    }
+
+    #[test]
+    fn a_notice_is_written_field_by_field() {
+        let notice = Command::Rebooted(Notice {
+            epoch: 1,
+            address: IpAddr::from([10, 0, 0, 7]),
+            mon_name: b"a".as_slice().into(),
+            state: 5,
+            now: 2,
+        });
+        // Version, command; epoch, kind of address and address, length and name, state, clock.
+        let bytes = [VERSION, 4, 1, 0, 10, 0, 0, 7, 1, b'a', 10, 2];
+        assert_eq!(notice.encode(), bytes);
     }
 
     #[test]

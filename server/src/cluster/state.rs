@@ -105,27 +105,15 @@ impl ClusterState {
                 self.table.refuse(*grant, *release, self.stamp(*now));
                 Outcome::Done
             }
-            Command::Rebooted {
-                address,
-                mon_name,
-                state,
-                now,
-                ..
-            } => {
-                let stamp = self.stamp(*now);
-                let meant = |names: &[&[u8]]| meant(mon_name, names);
-                Outcome::Freed(self.table.rebooted(*address, *state, meant, stamp))
+            Command::Rebooted(notice) => {
+                let meant = |names: &[&[u8]]| meant(&notice.mon_name, names);
+                let (address, stamp) = (notice.address, self.stamp(notice.now));
+                Outcome::Freed(self.table.rebooted(address, notice.state, meant, stamp))
             }
-            Command::DoubtfulNotice {
-                address,
-                mon_name,
-                state,
-                now,
-                ..
-            } => {
-                let stamp = self.stamp(*now);
-                let meant = |names: &[&[u8]]| meant(mon_name, names);
-                Outcome::Suspected(self.table.doubt(*address, *state, meant, stamp))
+            Command::DoubtfulNotice(notice) => {
+                let meant = |names: &[&[u8]]| meant(&notice.mon_name, names);
+                let (address, stamp) = (notice.address, self.stamp(notice.now));
+                Outcome::Suspected(self.table.doubt(address, notice.state, meant, stamp))
             }
             Command::FreeAll {
                 address,

@@ -149,39 +149,41 @@ fn list<T>(entries: impl Iterator<Item = T>, show: impl FnMut(T) -> Value) -> Va
     json!({ "entries": shown, "not_shown": entries.count() })
 }
 
+/// What `make` lists; nothing while locks are not served yet.
+fn listed(node: &Node, make: impl FnOnce(&View<'_>) -> Value) -> Value {
+    let nothing = || list(std::iter::empty(), |value| value);
+    View::of(node).map_or_else(nothing, |view| make(&view))
+}
+
 /// All locks that are held.
 pub fn held(node: &Node) -> Value {
-    let Some(view) = View::of(node) else {
-        return list(std::iter::empty(), |value| value);
-    };
-    list(view.table.held_entries(), |held| view.held(&held))
+    listed(node, |view| {
+        list(view.table.held_entries(), |held| view.held(&held))
+    })
 }
 
 /// All requests that wait.
 pub fn waiting(node: &Node) -> Value {
-    let Some(view) = View::of(node) else {
-        return list(std::iter::empty(), |value| value);
-    };
-    list(view.table.waiting_entries(), |waits| view.lock(&waits))
+    listed(node, |view| {
+        list(view.table.waiting_entries(), |waits| view.lock(&waits))
+    })
 }
 
 /// All hosts.
 pub fn hosts(node: &Node) -> Value {
-    let Some(view) = View::of(node) else {
-        return list(std::iter::empty(), |value| value);
-    };
-    let told = view.locks.announcements();
-    list(view.table.host_entries(), |host| host_entry(&host, &told))
+    listed(node, |view| {
+        let told = view.locks.announcements();
+        list(view.table.host_entries(), |host| host_entry(&host, &told))
+    })
 }
 
 /// All refusals of writes.
 pub fn refused(node: &Node) -> Value {
-    let Some(view) = View::of(node) else {
-        return list(std::iter::empty(), |value| value);
-    };
-    list(view.table.refused_writers(), |(address, file)| {
-        let path = file.as_ref().map(|file| view.path(file));
-        json!({ "host": address.to_string(), "path": path })
+    listed(node, |view| {
+        list(view.table.refused_writers(), |(address, file)| {
+            let path = file.as_ref().map(|file| view.path(file));
+            json!({ "host": address.to_string(), "path": path })
+        })
     })
 }
 

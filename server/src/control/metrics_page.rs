@@ -79,11 +79,7 @@ pub fn page(node: &Node) -> String {
             node.reply_cache.len(),
         ),
     ] {
-        // Writing to a string can\'t fail.
-        let _ = write!(
-            text,
-            "# HELP havenfs_{name} {help}\n# TYPE havenfs_{name} gauge\nhavenfs_{name} {value}\n"
-        );
+        put_gauge(&mut text, name, help, value as u64);
     }
     if let Some(locks) = node.locks.get() {
         text.push_str(&locks.counters().render());
@@ -175,10 +171,14 @@ fn put_locks(text: &mut String, locks: &LockService) {
     ];
     drop(state);
     for (name, help, value) in gauges {
-        // Writing to a string can't fail.
-        let _ = write!(
-            text,
-            "# HELP havenfs_{name} {help}\n# TYPE havenfs_{name} gauge\nhavenfs_{name} {value}\n"
-        );
+        put_gauge(text, name, help, value);
     }
+}
+
+fn put_gauge(text: &mut String, name: &str, help: &str, value: u64) {
+    // Writing to a string can't fail.
+    let _ = write!(
+        text,
+        "# HELP havenfs_{name} {help}\n# TYPE havenfs_{name} gauge\nhavenfs_{name} {value}\n"
+    );
 }

@@ -25,6 +25,7 @@ use havenfs_rpc::xdr::{Writer, decode_all};
 
 use super::nlm::void_after;
 use crate::call::{Mode, Proposal, Refusal, Request};
+use crate::cluster::command::Notice;
 use crate::cluster::{Command, Outcome};
 use crate::lock_service::{LockService, Sign, unix_seconds};
 use crate::node::Node;
@@ -121,22 +122,17 @@ fn notify(
         (true, Mode::Inline) => return Err(Refusal::Wait),
         (true, Mode::Worker) => connections.probe(host, &losing, state),
     };
-    let (mon_name, now) = (Box::<[u8]>::from(args.mon_name), unix_seconds());
+    let mon_name = Box::<[u8]>::from(args.mon_name);
+    let notice = Notice {
+        epoch,
+        address: host,
+        mon_name: mon_name.clone(),
+        state,
+        now: unix_seconds(),
+    };
     let command = match sign {
-        Sign::None => Command::Rebooted {
-            epoch,
-            address: host,
-            mon_name: mon_name.clone(),
-            state,
-            now,
-        },
-        Sign::Lives => Command::DoubtfulNotice {
-            epoch,
-            address: host,
-            mon_name: mon_name.clone(),
-            state,
-            now,
-        },
+        Sign::None => Command::Rebooted(notice),
+        Sign::Lives => Command::DoubtfulNotice(notice),
         // It comes again.
         Sign::Busy => return Err(Refusal::Silence),
     };

@@ -9,6 +9,7 @@ use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::table::{LockOutcome, LockRequest};
 
 use super::*;
+use crate::cluster::command::Notice;
 
 fn activate(unix_seconds: u64) -> Command {
     Command::Activate(Activation {
@@ -210,23 +211,17 @@ fn a_doubtful_notice_marks_and_a_believed_one_ends() {
     let mut state = locked();
     let notice = |doubtful, state| {
         let (epoch, address, now) = (1, HOST, 6);
-        let mon_name = b"any".as_slice().into();
+        let notice = Notice {
+            epoch,
+            address,
+            mon_name: b"any".as_slice().into(),
+            state,
+            now,
+        };
         if doubtful {
-            Command::DoubtfulNotice {
-                epoch,
-                address,
-                mon_name,
-                state,
-                now,
-            }
+            Command::DoubtfulNotice(notice)
         } else {
-            Command::Rebooted {
-                epoch,
-                address,
-                mon_name,
-                state,
-                now,
-            }
+            Command::Rebooted(notice)
         }
     };
     assert_eq!(state.losing(HOST, b"any", 5), [b"host".to_vec()]);
