@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use havenfs::cluster::{Command, Outcome};
+use havenfs::cluster::{Command, Outcome, ServiceCommand, ServiceId};
 use havenfs::raft::Store;
 use havenfs_nlm::wire::{Nlm4Lock, Nlm4LockArgs, Nlm4TestArgs, Nlm4UnlockArgs, procedure};
 use havenfs_rpc::program::NLM;
@@ -186,16 +186,17 @@ pub(crate) fn commits(directory: &Path, length: Duration) -> anyhow::Result<Figu
 }
 
 /// Proposes one change after the other to a store of our own beside that of the server, each when
-/// the outcome of the one before is there. The change does nothing: it is of another epoch.
+/// the outcome of the one before is there. The change does nothing: it is of a service that is not there.
 pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Result<Figures> {
     let directory = directory.join("store-of-its-own");
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let store = runtime.block_on(Store::open(&directory))?;
     let proposer = store.proposer();
-    let change = Command::EndGrace {
+    let change = ServiceCommand::EndGrace {
         epoch: u32::MAX,
         now: 0,
     };
+    let change = Command::Service(ServiceId::FIRST, change);
     let mut times = Vec::new();
     let own_before = cpu::own_thread_ns();
     let began = Instant::now();
@@ -203,7 +204,7 @@ pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Resul
         let before = Instant::now();
         let outcome = runtime.block_on(proposer.ask(change.clone()))?;
         times.push(before.elapsed());
-        ensure!(outcome == Outcome::EarlierEpoch, "the store is not new");
+        ensure!(outcome == Outcome::NoSuchService, "the store is not new");
     }
     let seconds = began.elapsed().as_secs_f64();
     runtime.block_on(store.close());

@@ -6,7 +6,7 @@ use havenfs_rpc::auth::{AuthStat, Credential};
 use havenfs_rpc::xdr::{Writer, XdrError};
 
 pub use crate::backend::Mode;
-use crate::cluster::{Command, Outcome};
+use crate::cluster::{Outcome, ServiceCommand};
 
 /// How a message arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,7 +118,7 @@ impl From<XdrError> for Refusal {
 /// A change of the replicated state that a call asks for, and how it is answered.
 pub struct Proposal {
     /// The change.
-    pub command: Command,
+    pub command: ServiceCommand,
     /// Appends the reply, with its header, once the change is on disk and carried out; false if
     /// the call gets none.
     pub answer: Answer,

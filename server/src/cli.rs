@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use havenfs::config::{self, Announce, File, Settings};
+use havenfs::config::cluster::NodeConfig;
+use havenfs::config::{self, Announce, File};
 use havenfs::doctor::{self, Severity};
+use havenfs::fault::{self, Fault};
 use havenfs::mount_help::{self, Served};
 use havenfs::{export, serve};
 use serde_json::Value;
@@ -142,6 +144,9 @@ struct ServeArgs {
     /// so only what they reclaim is granted until grace is over
     #[arg(long)]
     recover: bool,
+    /// Break a promise on purpose, for whoever wants to see that it would be noticed
+    #[arg(long, value_name = "FAULT", hide = true)]
+    plant: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -319,11 +324,20 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    Ok(serve::run(&settings(args)?)?)
+    match args
+        .plant
+        .as_deref()
+        .map(|name| (name, Fault::from_name(name)))
+    {
+        Some((_, Some(fault))) => fault::plant(fault),
+        Some((name, None)) => anyhow::bail!("no fault is called `{name}`"),
+        None => fault::plant_from_environment(),
+    }
+    Ok(serve::run(&configuration(args)?)?)
 }
 
-/// The settings that the command line and the configuration file make together.
-fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
+/// What the command line and the configuration file make together.
+fn configuration(args: ServeArgs) -> anyhow::Result<NodeConfig> {
     let file = args
         .config
         .as_deref()
@@ -345,10 +359,10 @@ fn settings(args: ServeArgs) -> anyhow::Result<Settings> {
         service_names: (!args.service_name.is_empty()).then_some(args.service_name),
         announce: args.announce,
         grace_seconds: args.grace,
-        lock_limits: None,
         recover: args.recover,
+        ..File::default()
     };
-    Ok(config::merge(line, file)?)
+    Ok(config::cluster::plan(line, file)?)
 }
 
 fn run_locks(command: LocksCommand) -> anyhow::Result<()> {
@@ -420,7 +434,7 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
 }
 
 fn run_doctor(args: ServeArgs, json: bool) -> anyhow::Result<ExitCode> {
-    let report = doctor::run(&settings(args)?);
+    let report = doctor::run(&configuration(args)?.settings);
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

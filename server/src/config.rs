@@ -3,6 +3,7 @@
 //! The command line wins over the file, the file over the defaults. Unknown keys are refused with
 //! their line.
 
+pub mod cluster;
 mod lock_limits;
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use havenfs_nsm::nsm_name;
 use havenfs_rpc::program;
 use serde::Deserialize;
 
+use self::cluster::{ClusterFile, ServiceFile};
 use self::lock_limits::LockLimits;
 use crate::export::Sources;
 use crate::register::PortmapMode;
@@ -48,6 +50,9 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// The control socket.
     pub control: PathBuf,
+    /// The port on which the portmapper of a host is asked for the ports of its lock manager and
+    /// its status monitor.
+    pub host_portmap_port: u16,
     /// What hosts know this service as: they hear of a restart under each of these names.
     pub service_names: Vec<String>,
     /// Which hosts hear of a restart.
@@ -119,6 +124,15 @@ pub struct File {
     pub grace_seconds: Option<u64>,
     /// See [`Settings::lock_limits`].
     pub lock_limits: Option<LockLimits>,
+    /// See [`Settings::host_portmap_port`].
+    pub host_portmap_port: Option<u16>,
+    /// Which member of the cluster this node is.
+    pub node: Option<String>,
+    /// See [`cluster`].
+    pub cluster: Option<ClusterFile>,
+    /// See [`cluster`].
+    #[serde(default)]
+    pub service: Vec<ServiceFile>,
     /// See [`Settings::recover`]; on the command line only, since it is said once.
     #[serde(skip)]
     pub recover: bool,
@@ -251,6 +265,11 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
         portmap,
         portmap_port: port(line.portmap_port, file.portmap_port, program::PORTMAP_PORT),
         nfs_udp: line.nfs_udp.or(file.nfs_udp).unwrap_or(false),
+        host_portmap_port: port(
+            line.host_portmap_port,
+            file.host_portmap_port,
+            program::PORTMAP_PORT,
+        ),
         metrics,
         control: line
             .control

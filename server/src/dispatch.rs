@@ -48,6 +48,28 @@ pub fn serve(
     clock: &mut Instant,
     out: &mut Vec<u8>,
 ) -> Served {
+    // Before its effect, and once more before its reply: see `gate`.
+    if !node.gate.is_open() {
+        return Served::Silent;
+    }
+    let start = out.len();
+    let served = serve_open(node, port, origin, mode, call, clock, out);
+    if !node.gate.is_open() {
+        out.truncate(start);
+        return Served::Silent;
+    }
+    served
+}
+
+fn serve_open(
+    node: &Node,
+    port: Port,
+    origin: &Origin,
+    mode: Mode,
+    call: &Call<'_>,
+    clock: &mut Instant,
+    out: &mut Vec<u8>,
+) -> Served {
     let mut writer = Writer::new(out);
     let xid = call.xid;
     let Some((low, high)) = versions(port, call.program) else {

@@ -4,10 +4,13 @@
 //! A call is accepted under the epoch in force; a change that is proposed under an older one does
 //! nothing, so what was accepted before a takeover can't take effect after it.
 //!
+//! There is one for each epoch that this node serves; its [gate](crate::gate) says whether it still
+//! does.
+//!
 //! ```text
-//!   activate: epoch + 1, next NSM state -----> begin: grants are delivered,
-//!   (before anything listens)                         hosts are told of the restart,
-//!                                                     grace runs, if locks may be missing
+//!   the service is assigned ------> open ------------> begin: grants are delivered,
+//!   to this node: epoch + 1,        (before anything          hosts are told of the restart,
+//!   next NSM state                   listens)                 grace runs, if locks may be missing
 //! ```
 
 mod announcing;
@@ -22,8 +25,9 @@ mod reclaims;
 mod result_calls;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use havenfs_nlm::keys::FileKey;
@@ -50,26 +54,26 @@ pub use self::operator::Verified;
 pub use self::reclaims::Reclaims;
 pub use self::result_calls::{ResultCall, ResultCalls};
 use crate::call::Proposal;
-use crate::cluster::state::Activation;
-use crate::cluster::{ClusterState, Command, Outcome};
+use crate::cluster::{ClusterState, Command, Outcome, ServiceCommand, ServiceId, ServiceState};
 use crate::config::{Announce, Settings};
 use crate::fault::{Fault, is_planted};
+use crate::gate::Gate;
 pub use crate::host_calls::Callee;
 use crate::host_calls::HostCalls;
 use crate::net::mailbox::Sink;
 use crate::raft::{Proposer, Unavailable};
-use crate::random::random_u64;
 
 /// The locks of the service.
 #[derive(Debug)]
 pub struct LockService {
     state: Arc<RwLock<ClusterState>>,
     proposer: Proposer,
+    service: ServiceId,
+    /// Until when this node serves, in one epoch.
+    gate: Arc<Gate>,
     calls: Arc<HostCalls>,
     /// Where tasks are started.
     control: Handle,
-    /// The epoch in which this node serves; 0 before it does.
-    epoch: AtomicU32,
     lanes: Lanes,
     /// Told when the table has new grants.
     granted: Notify,
@@ -107,10 +111,28 @@ impl Drop for Serving {
     }
 }
 
+/// The replicated state of the service, for as long as this is held.
+pub struct ServiceRead<'a> {
+    state: RwLockReadGuard<'a, ClusterState>,
+    service: ServiceId,
+}
+
+impl Deref for ServiceRead<'_> {
+    type Target = ServiceState;
+
+    fn deref(&self) -> &ServiceState {
+        static NOTHING: LazyLock<ServiceState> = LazyLock::new(ServiceState::default);
+        // It is there: a service is never removed, and this one was assigned.
+        self.state.service(self.service).unwrap_or(&NOTHING)
+    }
+}
+
 impl LockService {
-    /// Makes the service of a node that does not serve yet. Must run on the control runtime.
+    /// The locks of a service in the epoch of `gate`. Must run on the control runtime.
     pub fn new(
         settings: &Settings,
+        service: ServiceId,
+        gate: Arc<Gate>,
         state: Arc<RwLock<ClusterState>>,
         proposer: Proposer,
         calls: Arc<HostCalls>,
@@ -118,8 +140,9 @@ impl LockService {
         Self {
             state,
             proposer,
+            service,
+            gate,
             control: Handle::current(),
-            epoch: AtomicU32::new(0),
             lanes: Lanes::default(),
             granted: Notify::new(),
             last_grant: AtomicU64::new(0),
@@ -139,32 +162,15 @@ impl LockService {
         }
     }
 
-    /// Begins to serve in a new epoch, in which all that was locked before still is. `recover`:
-    /// locks may be missing.
-    pub async fn activate(&self, recover: bool) -> Result<(), Unavailable> {
-        if self.state().epoch() == 0 && !recover {
-            // An empty folder can't know whether it is new or lost.
-            tracing::info!(
-                "the store of locks is new, so nobody holds any; if this service ran before and \
-                 its state directory was lost, stop it and start it once with --recover, so that \
-                 clients can reclaim their locks before others take them"
-            );
-        }
-        let command = Command::Activate(activation(recover));
-        self.proposer.ask(command).await?;
-        let (epoch, limits) = (self.state().epoch(), self.limits);
+    /// Makes ready to take calls in an epoch in which all that was locked before still is.
+    pub async fn open(&self) -> Result<(), Unavailable> {
+        let (epoch, limits) = (self.gate.epoch(), self.limits);
         if *self.state().table().limits() != limits {
-            let command = Command::SetLimits { epoch, limits };
-            self.proposer.ask(command).await?;
+            self.ask(ServiceCommand::SetLimits { epoch, limits })
+                .await?;
         }
-        self.take_over();
-        Ok(())
-    }
-
-    /// Takes calls under the epoch that was just begun.
-    fn take_over(&self) {
         let state = self.state();
-        let (epoch, nsm_state) = (state.epoch(), state.nsm_state().0);
+        let nsm_state = state.nsm_state().0;
         tracing::info!(
             epoch,
             nsm_state,
@@ -176,15 +182,31 @@ impl LockService {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = state.table().suspicions();
         drop(state);
-        self.reclaims.clear();
         self.look_for_refusals();
-        self.epoch.store(epoch, Ordering::Release);
+        Ok(())
     }
 
-    /// Starts what an activation brings with it, and ends what the one before had started. Called
+    /// Proposes a change of the service and waits for its outcome.
+    pub async fn ask(&self, command: ServiceCommand) -> Result<Outcome, Unavailable> {
+        self.proposer
+            .ask(Command::Service(self.service, command))
+            .await
+    }
+
+    /// Proposes a change of the service.
+    fn propose_change(
+        &self,
+        command: ServiceCommand,
+        done: impl FnOnce(Result<Outcome, Unavailable>) + Send + 'static,
+    ) {
+        self.proposer
+            .propose(Command::Service(self.service, command), done);
+    }
+
+    /// Starts what an epoch brings with it, and ends what was started before. Called
     /// when NLM and NSM answer, since hosts come back with reclaims as soon as they are told.
     pub fn begin(self: &Arc<Self>) {
-        let Some(epoch) = self.epoch() else { return };
+        let epoch = self.gate.epoch();
         let (nsm_state, in_grace) = {
             let state = self.state();
             (state.nsm_state(), state.in_grace())
@@ -226,7 +248,7 @@ impl LockService {
         });
     }
 
-    /// The change that does what a restart does, without one: a new epoch and state, and hosts are
+    /// The change that does for hosts what a restart does, without one: a new state, and they are
     /// told (SM_SIMU_CRASH). `reply` is appended once it is done.
     pub fn simulated_crash(
         self: &Arc<Self>,
@@ -234,25 +256,31 @@ impl LockService {
     ) -> Proposal {
         let locks = Arc::clone(self);
         let answer = move |_: Outcome, writer: &mut Writer<'_>| {
-            locks.take_over();
+            locks.reclaims.clear();
             locks.begin();
             reply(writer);
             true
         };
         Proposal {
-            command: Command::Activate(activation(false)),
+            command: ServiceCommand::RaiseNsmState {
+                epoch: self.gate.epoch(),
+                unix_seconds: unix_seconds().into(),
+            },
             answer: Box::new(answer),
         }
     }
 
     /// The epoch in which this node serves, if it does.
     pub fn epoch(&self) -> Option<u32> {
-        Some(self.epoch.load(Ordering::Acquire)).filter(|epoch| *epoch != 0)
+        self.gate.is_open().then(|| self.gate.epoch())
     }
 
     /// The replicated state. What waits for this to be dropped is every change of locks.
-    pub fn state(&self) -> RwLockReadGuard<'_, ClusterState> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    pub fn state(&self) -> ServiceRead<'_> {
+        ServiceRead {
+            state: self.state.read().unwrap_or_else(PoisonError::into_inner),
+            service: self.service,
+        }
     }
 
     /// Takes a host's answer to GRANTED_MSG. One too many is lost, as a message may be: the host is
@@ -300,9 +328,12 @@ impl LockService {
         let Proposal { command, answer } = proposal;
         let locks = Arc::clone(self);
         let since = Instant::now();
-        let forgotten = is_planted(Fault::ForgetGrant).then(|| command.clone());
-        self.proposer.propose(command, move |outcome| {
-            let Ok(outcome) = outcome else {
+        let forgets = is_planted(Fault::ForgetGrant) || is_planted(Fault::ForgetEachGrant);
+        let forgotten = forgets.then(|| command.clone());
+        self.propose_change(command, move |outcome| {
+            // After the lease nobody is answered: another node may have gone on meanwhile.
+            let outcome = outcome.ok().filter(|_| locks.gate.is_open());
+            let Some(outcome) = outcome else {
                 locks.counters.changes_unknown.add(1);
                 return;
             };
@@ -383,6 +414,11 @@ impl LockService {
         &self.counters
     }
 
+    /// Ends what [`LockService::begin`] has started.
+    pub fn end(&self) {
+        *self.serving() = None;
+    }
+
     /// Which locks were reclaimed since the last restart.
     pub const fn reclaims(&self) -> &Reclaims {
         &self.reclaims
@@ -410,14 +446,6 @@ impl LockService {
     fn look_for_refusals(&self) {
         let some = self.state().table().refused_writers().next().is_some();
         self.refusing.store(some, Ordering::Release);
-    }
-}
-
-fn activation(recover: bool) -> Activation {
-    Activation {
-        incarnation: random_u64(),
-        unix_seconds: unix_seconds().into(),
-        recover,
     }
 }
 

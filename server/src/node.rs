@@ -1,30 +1,36 @@
-//! A node: everything that the programs share, put together once at start.
+//! A service on this node: everything that its programs share, put together for each epoch that
+//! this node serves. Nothing of an earlier epoch is left in it: not the write verifier, not an open
+//! file, not a reply.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
 
 use crate::backend::files::Files;
-use crate::backend::handle::{FileHandle, Signer};
+use crate::backend::handle::{FileHandle, HandleKey, Signer};
 use crate::backend::sys;
-use crate::backend::table::{HandleTable, TableError};
+use crate::backend::table::HandleTable;
 use crate::clients::Clients;
 use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
+use crate::gate::Gate;
 use crate::lock_service::{LockConnections, LockService};
 use crate::metrics::Metrics;
 use crate::mount_list::{MountList, MountListError};
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
+use crate::numbering::Numbering;
 use crate::pool::Pool;
-use crate::programs::portmap::{PortEntry, PortTable};
+use crate::programs::portmap::PortTable;
 use crate::reply_cache::ReplyCache;
-use crate::state::State;
 use crate::volumes::{self, ExportsError};
 
 /// What the programs share.
 #[derive(Debug)]
 pub struct Node {
-    /// The state directory.
-    pub state: State,
+    /// Whether this node may answer.
+    pub gate: Arc<Gate>,
+    /// The numbers of exports and file systems.
+    pub numbers: Numbering,
     /// The exports in force; a reload swaps the table whole.
     pub exports: ArcSwap<ExportTable>,
     /// The names of hosts that the exports mention.
@@ -63,9 +69,6 @@ pub struct Node {
 /// Why a node can't be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// See [`TableError`].
-    #[error(transparent)]
-    Table(#[from] TableError),
     /// See [`MountListError`].
     #[error(transparent)]
     MountList(#[from] MountListError),
@@ -77,33 +80,55 @@ pub enum NodeError {
     Workers(std::io::Error),
 }
 
+/// What a service brings.
+#[derive(Debug)]
+pub struct Parts {
+    /// Whether this node may answer.
+    pub gate: Arc<Gate>,
+    /// Where what is this node's alone is kept.
+    pub dir: PathBuf,
+    /// The keys that sign handles.
+    pub handle_keys: Vec<HandleKey>,
+    /// The numbers of exports and file systems.
+    pub numbers: Numbering,
+    /// The entries of handles that the kernel does not make.
+    pub handles: HandleTable,
+    /// What is exported.
+    pub exports: ExportTable,
+    /// How many files it may have open.
+    pub descriptors: usize,
+}
+
 impl Node {
-    /// Puts a node together; no export is open yet. `ports` are those that the portmapper tells,
-    /// `descriptors` is how many files this process may have open.
-    pub fn new(
-        state: State,
-        exports: ExportTable,
-        ports: impl IntoIterator<Item = PortEntry>,
-        descriptors: usize,
-    ) -> Result<Self, NodeError> {
+    /// Puts it together; no export is open yet.
+    pub fn new(parts: Parts) -> Result<Self, NodeError> {
+        let Parts {
+            gate,
+            dir,
+            handle_keys,
+            numbers,
+            handles,
+            exports,
+            descriptors,
+        } = parts;
         let names = Names::new(Resolver::system());
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
         volumes::prepare(&names, &groups, &exports)?;
-        let signer = Signer::new(state.handle_keys());
-        let handles = HandleTable::load(state.dir())?;
-        let mounts = MountList::open(state.dir())?;
+        let signer = Signer::new(handle_keys);
+        let mounts = MountList::open(&dir)?;
         // A file may have three descriptors; a part is left for connections and everything else.
-        let file_systems = state.file_systems();
+        let file_systems = numbers.file_systems();
         let opened_max = (descriptors / 6).clamp(64, 65_536);
         let files = Files::new(signer, handles, file_systems, opened_max);
         Ok(Self {
-            state,
+            gate,
+            numbers,
             exports: ArcSwap::from_pointee(exports),
             names,
             groups,
             files,
             mounts,
-            ports: PortTable::new(ports),
+            ports: PortTable::new([]),
             portmapper: OnceLock::new(),
             numbering: Mutex::default(),
             locks: OnceLock::new(),

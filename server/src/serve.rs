@@ -1,47 +1,50 @@
 //! `havenfs serve`: puts a node together, says that it is ready, and takes it down again.
 //!
-//! Order at start: state directory (and its lock), export lists, ports, store, volumes, portmapper,
-//! a new epoch, sockets, ready line. Nothing answers before the exports are open and the locks of
-//! the life before are there. At SIGTERM: no new calls, what the workers have is finished, the
-//! registration is taken back.
+//! Order at start: state directory (and its lock), store, control socket; then each service for
+//! itself, as its [keeper](keeper) decides. Nothing of a service answers before it is assigned to
+//! this node, its exports are open and its locks are there. At SIGTERM: no new calls, what the
+//! workers have is finished, the registration is taken back, the services are released.
 
+mod keeper;
+mod leases;
+mod opening;
 mod ports;
 mod ready;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use havenfs_rpc::program;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
-use self::ports::Ports;
+use self::keeper::{Event, Keeper};
+use self::leases::Leases;
+use self::opening::Shared;
+use crate::backend::table::TableError;
 use crate::backend::{credential, sys};
 use crate::call::Port;
-use crate::config::Settings;
+use crate::config::cluster::NodeConfig;
 use crate::control;
-use crate::host_calls::HostCalls;
-use crate::lock_service::LockService;
 use crate::net::listen::{Bound, ListenError};
 use crate::net::runtimes::Runtimes;
+use crate::net::tcp::Stop;
 use crate::net::{tcp, udp};
 use crate::node::{Node, NodeError};
 use crate::pool::{self, Job};
 use crate::raft::{Store, StoreError, Unavailable};
-use crate::register::{self, Choice, RegisterError};
+use crate::register::RegisterError;
+use crate::services::{Services, Slot};
 use crate::state::{State, StateError};
-use crate::volumes::{self, ExportsError};
+use crate::volumes::ExportsError;
 
-/// How often rpcbind is asked whether our entries are still there.
-const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
 /// How often files without a name are closed, and the mount list is saved.
 const TIDY_CHECK: Duration = Duration::from_secs(1);
 /// How often all open files are looked at.
 const TIDY_ALL: Duration = Duration::from_secs(10);
-const STOP_CHECK: Duration = Duration::from_millis(10);
-/// How long calls under way may take after SIGTERM.
-const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// How many events of services may wait to be looked at.
+const EVENTS_MAX: usize = 64;
 
 /// Why `serve` can't start.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,9 @@ pub enum ServeError {
     /// The store does not take the command that begins to serve.
     #[error("cannot begin to serve locks: {0}")]
     Activate(Unavailable),
+    /// See [`TableError`].
+    #[error(transparent)]
+    Table(TableError),
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -98,8 +104,8 @@ fn system(step: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
     move |source| ServeError::System { step, source }
 }
 
-/// Runs a server until it is told to stop.
-pub fn run(settings: &Settings) -> Result<(), ServeError> {
+/// Runs a node until it is told to stop.
+pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     sys::clear_umask();
     let descriptors = raise_descriptor_limit();
     credential::drop_resource_privilege();
@@ -110,32 +116,31 @@ pub fn run(settings: &Settings) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(system("start the control runtime"))?;
-    let state = State::open(&settings.state_dir)?;
-    let table = volumes::load_table(&settings.sources, &state)?;
-    if table.exports().is_empty() {
-        return Err(ServeError::NoExports);
-    }
-    let ports = Ports::bind(settings)?;
-    let node = Arc::new(Node::new(state, table, ports.entries(), descriptors)?);
-    let store = control.block_on(Store::open(&settings.state_dir.join("store")))?;
-    let calls = Arc::new(HostCalls::new(program::PORTMAP_PORT));
-    let (state, proposer) = (store.state(), store.proposer());
-    let locks = {
-        let _inside = control.enter();
-        Arc::new(LockService::new(settings, state, proposer, calls))
-    };
-    // Nobody else sets it.
-    let _ = node.locks.set(Arc::clone(&locks));
-    volumes::open_exports(&node, &[])?;
+    let settings = &config.settings;
+    let state = Arc::new(State::open(&settings.state_dir)?);
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
-    let result = control.block_on(serve(settings, &node, &store, &locks, ports, &data));
+    let store = control.block_on(Store::open(&settings.state_dir.join("store")))?;
+    let slots = config.services.iter().cloned().map(Slot::new).map(Arc::new);
+    let services = Arc::new(Services {
+        config: config.clone(),
+        state: store.state(),
+        proposer: store.proposer(),
+        cluster: store.cluster(),
+        starts: state.starts(),
+        slots: slots.collect(),
+    });
+    let shared = Arc::new(Shared {
+        handle_keys: state.handle_keys(),
+        services,
+        proposer: store.proposer(),
+        state,
+        descriptors: descriptors / config.services.len().max(1),
+        data: Arc::clone(&data),
+    });
+    let result = control.block_on(serve(&shared, &store));
     control.block_on(store.close());
     drop(control);
-    if !node.pool.finish(STOP_TIME_MAX) {
-        // A disk hangs. Waiting would not bring it back, and no call can be answered any more.
-        tracing::error!("calls are stuck in the kernel; leaving them behind");
-        std::process::exit(1);
-    }
+    drop(shared);
     if let Some(data) = Arc::into_inner(data) {
         data.finish();
     }
@@ -158,87 +163,79 @@ fn raise_descriptor_limit() -> usize {
     usize::try_from(now).unwrap_or(1024)
 }
 
-async fn serve(
-    settings: &Settings,
-    node: &Arc<Node>,
-    store: &Store,
-    locks: &Arc<LockService>,
-    ports: Ports,
-    data: &Arc<Runtimes>,
-) -> Result<(), ServeError> {
+async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
+    let services = &shared.services;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
     let (stop, stopped) = watch::channel(false);
-    let portmap_settings = register::Settings::new(settings.portmap_port, &settings.listen);
-    let choice = register::choose(settings.portmap, &portmap_settings, &ports.entries()).await?;
-    // Nobody else sets it.
-    let _ = node.portmapper.set(choice.to_string());
-    let numbers = ports.numbers();
-    let portmap = match &choice {
-        Choice::Embedded => {
-            let bound = ports::bind_portmap(settings)?;
-            node.ports.set_own(ports.entries_with_portmap(bound.port));
-            Some((Port::Portmap, bound))
-        }
-        _ => None,
-    };
-    locks
-        .activate(settings.recover)
-        .await
-        .map_err(ServeError::Activate)?;
-    let sockets = ports.into_sockets().into_iter().chain(portmap);
-    for (port, bound) in sockets {
-        spawn_port(node, data, port, bound, &stopped).map_err(system("serve a port"))?;
+    let lease_ms = services
+        .config
+        .cluster
+        .as_ref()
+        .map_or(0, |cluster| cluster.lease_ms);
+    let own = services.cluster.own();
+    let leases = Arc::new(Leases::new(
+        shared.proposer.clone(),
+        (own.node, own.incarnation),
+        lease_ms,
+        services.config.cluster.is_none(),
+    ));
+    let _renewing = leases
+        .start()
+        .map_err(system("start the thread of the lease"))?;
+    let (events, mut heard) = mpsc::channel(EVENTS_MAX);
+    let mut keepers = JoinSet::new();
+    for slot in &services.slots {
+        let keeper = Keeper::new(
+            Arc::clone(shared),
+            Arc::clone(&leases),
+            Arc::clone(slot),
+            store.changes(),
+            stopped.clone(),
+            events.clone(),
+        );
+        keepers.spawn(keeper.keep());
     }
-    locks.begin();
-    let control = control::start(settings, Arc::clone(node), stopped.clone())
+    drop(events);
+    let control = control::start(Arc::clone(services), stopped.clone())
         .await
         .map_err(system("open the control socket"))?;
-    ready::tell_ready(&ready::ready_line(node, settings, numbers, &choice));
-    let watching = async {
-        match &choice {
-            Choice::Registered(registration) => registration.watch(REGISTRATION_CHECK).await,
-            _ => std::future::pending().await,
-        }
-    };
-    let tidying = tidy(node);
+    if let Some(cluster) = &services.config.cluster {
+        ready::tell_ready(&ready::member_line(&cluster.node, &services.config));
+    }
     let hangups = async {
         while hangup.recv().await.is_some() {
-            control::reload_in_background(settings, node).await;
+            control::reload_in_background(services).await;
+        }
+    };
+    let serving = async {
+        loop {
+            tokio::select! {
+                Some(Event::Serving(line)) = heard.recv() => {
+                    if services.config.cluster.is_none() {
+                        ready::tell_ready(&line);
+                    } else {
+                        tracing::info!("{line}");
+                    }
+                }
+                // A panic has ended the process already.
+                Some(Ok(ended)) = keepers.join_next() => return ended,
+                else => return Ok(()),
+            }
         }
     };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = watching => {}
-        () = tidying => {}
-        () = node.pool.unstick() => {}
         () = hangups => {}
+        ended = serving => ended?,
         error = store.failed() => return Err(error.into()),
     }
     tracing::info!("stopping");
-    // Nobody may be left to listen. Connections answer what they have taken, and close.
+    // Nobody may be left to listen. Services answer what they have taken, and close.
     let _ = stop.send(true);
-    let deadline = tokio::time::Instant::now() + STOP_TIME_MAX;
-    let drained = async {
-        while node.connections.all() > 0 {
-            tokio::time::sleep(STOP_CHECK).await;
-        }
-    };
-    tokio::select! {
-        () = drained => {}
-        () = tokio::time::sleep_until(deadline) => {}
-        () = node.pool.unstick() => {}
-    }
-    if let Choice::Registered(registration) = &choice
-        && let Ok(Err(error)) = tokio::time::timeout(STOP_TIME_MAX, registration.remove()).await
-    {
-        tracing::warn!(%error, "cannot take the registration with rpcbind back");
-    }
-    if let Err(error) = node.mounts.save_if_dirty() {
-        tracing::warn!(%error, "cannot save the mount list");
-    }
+    while keepers.join_next().await.is_some() {}
     control.close().await;
     Ok(())
 }
@@ -293,7 +290,7 @@ fn spawn_port(
     data: &Arc<Runtimes>,
     port: Port,
     bound: Bound,
-    stopped: &watch::Receiver<bool>,
+    stopped: &watch::Receiver<Stop>,
 ) -> std::io::Result<()> {
     for listener in bound.tcp {
         // Connections are accepted on the control runtime and served on the others.

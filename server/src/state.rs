@@ -1,18 +1,16 @@
 //! The state directory of a node: what must be the same after a restart.
 //!
-//! Owns the file `state.json` (keys that sign handles, ids of exports and of the file systems
-//! inside them, count of starts) and the lock that keeps a second server out. Ids and keys are
-//! added and never changed or dropped, since handles that clients hold depend on them: an export
-//! that is taken away and comes back finds its old id.
+//! Owns the file `state.json` (keys that sign handles, count of starts) and the lock that keeps a
+//! second server out. Keys are added and never changed or dropped, since handles that clients hold
+//! depend on them. It has a copy of the numbers of exports and file systems as well, which are
+//! replicated state: if the store is lost or was never there, they come from here, so that the
+//! handles that clients hold stay right.
 //!
 //! The file is replaced whole: written beside, synced, renamed, folder synced. It has a version; a
 //! file from a newer version is refused and left alone.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,6 +19,8 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::handle::HandleKey;
+use crate::cluster::ServiceId;
+use crate::cluster::numbers::{ExportNumbers, MountNumbers};
 use crate::random::random_u64;
 
 /// Version 2 added the numbers of file systems.
@@ -78,15 +78,14 @@ enum StoredPath {
 }
 
 impl StoredPath {
-    fn new(path: &Path) -> Self {
-        let bytes = path.as_os_str().as_bytes();
+    fn new(bytes: &[u8]) -> Self {
         String::from_utf8(bytes.to_vec()).map_or_else(|_| Self::Bytes(bytes.to_vec()), Self::Text)
     }
 
-    fn to_path(&self) -> PathBuf {
+    fn bytes(&self) -> Box<[u8]> {
         match self {
-            Self::Text(text) => PathBuf::from(text),
-            Self::Bytes(bytes) => PathBuf::from(OsString::from_vec(bytes.clone())),
+            Self::Text(text) => text.as_bytes().into(),
+            Self::Bytes(bytes) => bytes.as_slice().into(),
         }
     }
 }
@@ -118,21 +117,24 @@ struct StoredMount {
     file_system: Option<u32>,
 }
 
+impl StoredMount {
+    fn new(mount: &MountNumbers) -> Self {
+        Self {
+            path: StoredPath::new(&mount.path),
+            fs_id: mount.fs_id,
+            fsid: mount.fsid,
+            file_system: mount.file_system,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Stored {
     version: u32,
     starts: u64,
     handle_keys: Vec<StoredKey>,
+    #[serde(default)]
     exports: Vec<StoredExport>,
-}
-
-/// The numbers of one file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FsNumbers {
-    /// Its number within the export.
-    pub fs_id: u32,
-    /// What clients see as `fsid`.
-    pub fsid: u64,
 }
 
 /// The open state directory. The lock is held for as long as this value lives.
@@ -196,130 +198,40 @@ impl State {
             .collect()
     }
 
-    /// The id of the export at `path`, and its generated `fsid`; allotted at first sight.
-    pub fn export_numbers(&self, path: &Path) -> Result<(u32, u64), StateError> {
+    /// Keeps a copy of the numbers of exports.
+    pub fn keep_copy(&self, exports: &[ExportNumbers]) -> Result<(), StateError> {
         let mut stored = self.lock();
-        if let Some(export) = stored
-            .exports
-            .iter()
-            .find(|export| export.path.to_path() == path)
-        {
-            return Ok((export.id, export.fsid));
-        }
-        let id = stored
-            .exports
-            .iter()
-            .map(|export| export.id)
-            .max()
-            .unwrap_or(0)
-            + 1;
-        let fsid = random_u64();
-        let path = StoredPath::new(path);
-        stored.exports.push(StoredExport {
-            path,
-            id,
-            fsid,
-            file_system: None,
-            mounts: Vec::new(),
+        let copy = exports.iter().map(|export| StoredExport {
+            path: StoredPath::new(&export.path),
+            id: export.id,
+            fsid: export.fsid,
+            file_system: export.file_system,
+            mounts: export.mounts.iter().map(StoredMount::new).collect(),
         });
-        self.save(&stored)?;
-        Ok((id, fsid))
+        stored.exports = copy.collect();
+        self.save(&stored)
     }
 
-    /// The numbers of the file system mounted at `path` (relative) inside an export; allotted at
-    /// first sight. `None` if there is no such export.
-    pub fn mount_numbers(
-        &self,
-        export_id: u32,
-        path: &Path,
-    ) -> Result<Option<FsNumbers>, StateError> {
-        let mut stored = self.lock();
-        let Some(export) = stored
-            .exports
-            .iter_mut()
-            .find(|export| export.id == export_id)
-        else {
-            return Ok(None);
-        };
-        if let Some(mount) = export
-            .mounts
-            .iter()
-            .find(|mount| mount.path.to_path() == path)
-        {
-            return Ok(Some(FsNumbers {
+    /// The copy of the numbers of exports.
+    pub fn copy_of_exports(&self) -> Vec<ExportNumbers> {
+        let stored = self.lock();
+        let exports = stored.exports.iter().map(|export| {
+            let mounts = export.mounts.iter().map(|mount| MountNumbers {
+                path: mount.path.bytes(),
                 fs_id: mount.fs_id,
                 fsid: mount.fsid,
-            }));
-        }
-        let fs_id = export
-            .mounts
-            .iter()
-            .map(|mount| mount.fs_id)
-            .max()
-            .unwrap_or(0)
-            + 1;
-        let numbers = FsNumbers {
-            fs_id,
-            fsid: random_u64(),
-        };
-        let path = StoredPath::new(path);
-        export.mounts.push(StoredMount {
-            path,
-            fs_id,
-            fsid: numbers.fsid,
-            file_system: None,
+                file_system: mount.file_system,
+            });
+            ExportNumbers {
+                service: ServiceId::FIRST,
+                path: export.path.bytes(),
+                id: export.id,
+                fsid: export.fsid,
+                file_system: export.file_system,
+                mounts: mounts.collect(),
+            }
         });
-        self.save(&stored)?;
-        Ok(Some(numbers))
-    }
-
-    /// The numbers of the file systems that stand behind the parts of exports, by export id and
-    /// file-system id within it: one number for one file system, however many exports and mounts
-    /// show it, so that a file has one lock table. Those of removed exports are kept.
-    pub fn file_systems(&self) -> HashMap<(u32, u32), u32> {
-        let stored = self.lock();
-        let numbers = stored.exports.iter().flat_map(|export| {
-            let mounts = export.mounts.iter();
-            mounts
-                .map(|mount| ((export.id, mount.fs_id), mount.file_system))
-                .chain([((export.id, 0), export.file_system)])
-        });
-        numbers
-            .filter_map(|(ids, number)| Some((ids, number?)))
-            .collect()
-    }
-
-    /// Sets the number of a file system: `number`, or one that no other has.
-    pub fn set_file_system(
-        &self,
-        export_id: u32,
-        fs_id: u32,
-        number: Option<u32>,
-    ) -> Result<u32, StateError> {
-        let mut stored = self.lock();
-        let number = number.unwrap_or_else(|| stored.file_system_max() + 1);
-        if let Some(place) = stored.file_system_mut(export_id, fs_id) {
-            *place = Some(number);
-        }
-        self.save(&stored)?;
-        Ok(number)
-    }
-
-    /// The file systems that were ever seen mounted inside an export.
-    pub fn known_mounts(&self, export_id: u32) -> Vec<(PathBuf, FsNumbers)> {
-        let stored = self.lock();
-        let mounts = stored.exports.iter().find(|export| export.id == export_id);
-        mounts.map_or_else(Vec::new, |export| {
-            let numbers = |mount: &StoredMount| FsNumbers {
-                fs_id: mount.fs_id,
-                fsid: mount.fsid,
-            };
-            export
-                .mounts
-                .iter()
-                .map(|mount| (mount.path.to_path(), numbers(mount)))
-                .collect()
-        })
+        exports.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Stored> {
@@ -337,26 +249,6 @@ impl State {
             path,
             source,
         })
-    }
-}
-
-impl Stored {
-    fn file_system_mut(&mut self, export_id: u32, fs_id: u32) -> Option<&mut Option<u32>> {
-        let mut exports = self.exports.iter_mut();
-        let export = exports.find(|export| export.id == export_id)?;
-        if fs_id == 0 {
-            return Some(&mut export.file_system);
-        }
-        let mut mounts = export.mounts.iter_mut();
-        let mount = mounts.find(|mount| mount.fs_id == fs_id)?;
-        Some(&mut mount.file_system)
-    }
-
-    fn file_system_max(&self) -> u32 {
-        let mounts = self.exports.iter().flat_map(|export| &export.mounts);
-        let mounts = mounts.filter_map(|mount| mount.file_system);
-        let roots = self.exports.iter().filter_map(|export| export.file_system);
-        roots.chain(mounts).max().unwrap_or(0)
     }
 }
 
@@ -456,28 +348,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_keys_outlive_the_process() {
+    fn keys_and_the_copy_of_numbers_outlive_the_process() {
         let dir = tempfile::tempdir().unwrap();
         let first = State::open(dir.path()).unwrap();
         let keys = first.handle_keys();
-        let a = first.export_numbers(Path::new("/a")).unwrap();
-        let b = first.export_numbers(Path::new("/b")).unwrap();
-        let inside = first.mount_numbers(a.0, Path::new("x/y")).unwrap().unwrap();
-        assert_ne!(a.0, b.0);
-        assert_eq!(first.mount_numbers(99, Path::new("x")).unwrap(), None);
-        assert_eq!(first.file_systems(), HashMap::new());
-        assert_eq!(first.set_file_system(a.0, 0, None).unwrap(), 1);
-        assert_eq!(first.set_file_system(a.0, inside.fs_id, None).unwrap(), 2);
-        assert_eq!(first.set_file_system(b.0, 0, Some(1)).unwrap(), 1);
+        let export = |path: &[u8], id| ExportNumbers {
+            service: ServiceId::FIRST,
+            path: path.into(),
+            id,
+            fsid: 5,
+            file_system: Some(id),
+            mounts: vec![MountNumbers {
+                path: b"m".as_slice().into(),
+                fs_id: 1,
+                fsid: 9,
+                file_system: None,
+            }],
+        };
+        let exports = [export(b"/a", 1), export(b"/\xff", 2)];
+        first.keep_copy(&exports).unwrap();
         drop(first);
         let second = State::open(dir.path()).unwrap();
         assert_eq!(second.starts(), 2);
         assert_eq!(second.handle_keys(), keys);
-        assert_eq!(second.export_numbers(Path::new("/b")).unwrap(), b);
-        assert_eq!(second.export_numbers(Path::new("/a")).unwrap(), a);
-        assert_eq!(second.known_mounts(a.0), [(PathBuf::from("x/y"), inside)]);
-        let numbers = [((a.0, 0), 1), ((a.0, inside.fs_id), 2), ((b.0, 0), 1)];
-        assert_eq!(second.file_systems(), HashMap::from(numbers));
+        assert_eq!(second.copy_of_exports(), exports);
     }
 
     #[test]
@@ -488,8 +382,12 @@ mod tests {
             "fsid": 8, "mounts": [{"path": "m", "fs_id": 1, "fsid": 9}]}]}"#;
         std::fs::write(dir.path().join("state.json"), text).unwrap();
         let state = State::open(dir.path()).unwrap();
-        assert_eq!(state.export_numbers(Path::new("/a")).unwrap(), (7, 8));
-        assert_eq!(state.set_file_system(7, 1, None).unwrap(), 1);
+        let exports = state.copy_of_exports();
+        assert_eq!((exports[0].id, exports[0].fsid), (7, 8));
+        assert_eq!(
+            (exports[0].mounts[0].fs_id, exports[0].file_system),
+            (1, None)
+        );
         drop(state);
         let again = std::fs::read_to_string(dir.path().join("state.json")).unwrap();
         assert!(again.contains("\"version\": 2"), "{again}");

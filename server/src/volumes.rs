@@ -3,7 +3,7 @@
 //!
 //! Without `crossmnt` a directory that something is mounted on shows what lies underneath, or is
 //! refused. With it, or with an export of its own that says `nohide`, LOOKUP goes on in the
-//! mounted file system, which gets numbers of its own in the state directory, so that its handles
+//! mounted file system, which gets numbers of its own in the replicated state, so that its handles
 //! survive a restart.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ use crate::export::{
     self, DirectoryFault, Export, ExportErrors, ExportTable, Fsid, Groups, Names, Sources, Verdict,
 };
 use crate::node::Node;
-use crate::state::{State, StateError};
+use crate::numbering::{Numbering, NumberingError};
 
 /// An export that can't be served now.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +48,9 @@ pub enum VolumeError {
         /// The directory.
         path: PathBuf,
     },
-    /// Its numbers can't be stored.
+    /// It gets no numbers.
     #[error(transparent)]
-    State(#[from] StateError),
+    Numbering(#[from] NumberingError),
 }
 
 /// Why the export lists can't be brought into force.
@@ -65,9 +65,9 @@ pub enum ExportsError {
     /// See [`VolumeError`].
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// Its ids can't be stored.
+    /// It gets no id.
     #[error(transparent)]
-    State(#[from] StateError),
+    Numbering(#[from] NumberingError),
     /// A thread that looks names up can't be made.
     #[error("cannot start looking up names: {0}")]
     Thread(std::io::Error),
@@ -79,7 +79,7 @@ fn join(errors: &ExportErrors) -> String {
 }
 
 /// Reads the export lists and gives every export its id.
-pub fn load_table(sources: &Sources, state: &State) -> Result<ExportTable, ExportsError> {
+pub fn load_table(sources: &Sources, numbering: &Numbering) -> Result<ExportTable, ExportsError> {
     let loaded = export::load(sources).map_err(ExportsError::Lists)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -94,7 +94,7 @@ pub fn load_table(sources: &Sources, state: &State) -> Result<ExportTable, Expor
     }
     let mut ids = HashMap::new();
     for spec in &loaded.specs {
-        ids.insert(spec.path.clone(), state.export_numbers(&spec.path)?.0);
+        ids.insert(spec.path.clone(), numbering.export_numbers(&spec.path)?.0);
     }
     Ok(ExportTable::new(loaded.specs, |path: &Path| {
         ids.get(path).copied().unwrap_or(0)
@@ -139,7 +139,7 @@ pub fn open_exports(node: &Node, again: &[u32]) -> Result<(), ExportsError> {
 /// Reads the export lists again and brings what changed into force; nothing else changes for
 /// clients. With an error in the lists everything stays as it was.
 pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
-    let table = load_table(sources, &node.state)?;
+    let table = load_table(sources, &node.numbers)?;
     prepare(&node.names, &node.groups, &table)?;
     let before = node.exports.load_full();
     let volume_options = |table: &ExportTable, id: u32| {
@@ -196,7 +196,7 @@ fn locks_without_export(node: &Node, table: &ExportTable) -> usize {
 /// Opens the volumes of one export: its root, and what is known to be mounted inside.
 fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
     let path = &export.spec.path;
-    let (_, generated) = node.state.export_numbers(path)?;
+    let (_, generated) = node.numbers.export_numbers(path)?;
     let fsid = match export.spec.fsid {
         None => generated,
         Some(Fsid::Root) => 0,
@@ -217,7 +217,7 @@ fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
         );
     }
     let root = bring_in(node, volume, path)?;
-    for (inside, numbers) in node.state.known_mounts(export.id) {
+    for (inside, numbers) in node.numbers.known_mounts(export.id) {
         let path = path.join(inside);
         // Something else, or nothing, may be mounted there now; then its handles are stale.
         if let Ok(volume) = Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
@@ -285,7 +285,7 @@ pub fn cross(
         return Err(Errno::ACCESS.into());
     }
     let numbers = node
-        .state
+        .numbers
         .mount_numbers(export.id, inside)
         .map_err(|error| {
             tracing::error!(%error, "cannot cross into a mounted file system");
@@ -343,7 +343,7 @@ fn number_file_system(node: &Node, volume: &Volume, path: &Path) -> Result<(), V
             path: path.to_path_buf(),
         });
     }
-    let number = node.state.set_file_system(export_id, fs_id, twin)?;
+    let number = node.numbers.set_file_system(path, export_id, fs_id, twin)?;
     node.files.set_file_system(export_id, fs_id, number);
     Ok(())
 }

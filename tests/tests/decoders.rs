@@ -9,19 +9,22 @@ use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use allocation_counter::measure;
 use anyhow::{Context as _, Result, ensure};
 use havenfs::backend::credential;
-use havenfs::backend::handle::FileHandle;
+use havenfs::backend::handle::{FileHandle, HandleKey};
 use havenfs::backend::setattr::Changes;
+use havenfs::backend::table::HandleTable;
 use havenfs::call::{Mode, Origin, Port, Served, Transport};
 use havenfs::export::Sources;
-use havenfs::node::Node;
+use havenfs::gate::Gate;
+use havenfs::node::{Node, Parts};
+use havenfs::numbering::Numbering;
 use havenfs::programs::mount::wire as mount;
 use havenfs::programs::nfs3::{TRANSFER_BYTES_MAX, wire as nfs3};
-use havenfs::state::State;
 use havenfs::{dispatch, volumes};
 use havenfs_nlm::wire::{self as nlm, Nlm4Stats};
 use havenfs_nlm::wire_v3::{Narrow, NlmVersion};
@@ -477,7 +480,6 @@ fn records_take_what_the_maximum_says_whatever_the_marks_say() -> Result<()> {
 
 /// A server without sockets and with one export.
 fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
-    let state = State::open(state_dir)?;
     let mut argument = exported.as_os_str().as_bytes().to_vec();
     argument.extend(b":*(rw,async,insecure,no_root_squash)");
     let sources = Sources {
@@ -485,8 +487,20 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         directory: None,
         arguments: vec![argument],
     };
-    let table = volumes::load_table(&sources, &state)?;
-    let node = Node::new(state, table, [], 1024)?;
+    let numbers = Numbering::in_memory();
+    let exports = volumes::load_table(&sources, &numbers)?;
+    let node = Node::new(Parts {
+        gate: Arc::new(Gate::open_for_good()),
+        dir: state_dir.to_path_buf(),
+        handle_keys: vec![HandleKey {
+            id: 1,
+            secret: [7; 16],
+        }],
+        numbers,
+        handles: HandleTable::load(state_dir)?,
+        exports,
+        descriptors: 1024,
+    })?;
     volumes::open_exports(&node, &[])?;
     Ok(node)
 }

@@ -153,6 +153,9 @@ pub fn write(
         return Err(Errno::FBIG.into());
     }
     let fd = file.write_fd(Mode::Worker)?;
+    if is_planted(Fault::LateWrites) {
+        return planted_late(file, fd.as_fd(), offset, data);
+    }
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
         // As the caller: quotas and reserved blocks are theirs, and the kernel takes the set-id
@@ -183,6 +186,26 @@ pub fn write(
     }
     Ok((file.attributes()?, done))
 }
+
+/// The planted fault `fsync`: the write is answered as if it were on disk, and carried out later.
+fn planted_late(
+    file: &File,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    data: &[u8],
+) -> Result<(Attributes, usize), Failure> {
+    let fd = fd.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let bytes = data.to_vec();
+    std::thread::spawn(move || {
+        std::thread::sleep(LATE);
+        // Nobody hears of an error, which is the fault.
+        let _ = rustix::io::pwrite(&fd, &bytes, offset);
+    });
+    Ok((file.attributes()?, data.len()))
+}
+
+/// How late it is.
+const LATE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Brings what was written to the file onto the disk; free if nothing was written since the last
 /// time.

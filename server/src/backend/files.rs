@@ -569,6 +569,16 @@ impl Files {
         }
     }
 
+    /// Brings all that was written to disk. A failure changes the write verifier, and is in the
+    /// log.
+    pub fn sync_all(&self) {
+        credential::as_server();
+        let files: Vec<Arc<File>> = self.opened.iter().map(|(_, file)| file).collect();
+        for file in files.iter().filter(|file| file.is_dirty()) {
+            let _ = super::data::sync_pending(self, file);
+        }
+    }
+
     /// How many files are open.
     pub fn opened_count(&self) -> usize {
         self.opened.len()

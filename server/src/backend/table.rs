@@ -10,6 +10,9 @@
 //! An inode is told apart from a later one with the same number by its time of birth; overlayfs
 //! is left out of that, since it makes a file anew when it is first written to.
 //!
+//! In a cluster the entries are replicated in place of that, so that every node understands the
+//! handles that one has answered: an entry is in the log before its handle is answered.
+//!
 //! What it can't do: follow a file or directory that somebody moved locally, behind the server's
 //! back, until it is looked up again under its new name; its handle is stale until then.
 //!
@@ -49,13 +52,17 @@ const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 const DEPTH_MAX: usize = 2048;
 
 /// Which file: export, file system, inode number, time of birth.
-type Identity = (u32, u32, u64, i64);
+pub type Identity = (u32, u32, u64, i64);
 
+/// Where a file was last seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    identity: Identity,
-    parent: u64,
-    name: CString,
+pub struct Entry {
+    /// Which file.
+    pub identity: Identity,
+    /// The entry of its directory; 0 is the root of the file system.
+    pub parent: u64,
+    /// Its name there.
+    pub name: CString,
 }
 
 #[derive(Debug, Default)]
@@ -67,11 +74,29 @@ struct Inner {
     len: u64,
 }
 
-/// The entries, in memory and in the state directory.
-#[derive(Debug)]
+/// Puts an entry into the replicated state, or takes it out; returns when it is there.
+pub type Replicate = Box<dyn Fn(u64, Option<&Entry>) -> Result<(), Errno> + Send + Sync>;
+
+/// The entries, in memory, and where else.
 pub struct HandleTable {
-    path: PathBuf,
+    kept: Kept,
     inner: Mutex<Inner>,
+    /// Held while an entry is made or changed, so that a file never gets two. Readers don't wait
+    /// for it, since it may take as long as the log.
+    changing: Mutex<()>,
+}
+
+enum Kept {
+    /// In a file of the state directory.
+    File(PathBuf),
+    /// In the replicated state.
+    Replicated(Replicate),
+}
+
+impl std::fmt::Debug for HandleTable {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("HandleTable").finish_non_exhaustive()
+    }
 }
 
 /// Why the table can't be read.
@@ -151,9 +176,23 @@ impl HandleTable {
             inner.log = Some(log);
         }
         Ok(Self {
-            path,
+            kept: Kept::File(path),
             inner: Mutex::new(inner),
+            changing: Mutex::default(),
         })
+    }
+
+    /// A table whose entries are replicated; `entries` are those that there are.
+    pub fn replicated(entries: impl Iterator<Item = (u64, Entry)>, replicate: Replicate) -> Self {
+        let mut inner = Inner::default();
+        for (id, entry) in entries {
+            inner.put(id, Some(entry));
+        }
+        Self {
+            kept: Kept::Replicated(replicate),
+            inner: Mutex::new(inner),
+            changing: Mutex::default(),
+        }
     }
 
     /// Whether a handle's inner part names an entry of the table.
@@ -177,19 +216,17 @@ impl HandleTable {
         if identity.2 == dir.volume.root_ino && dir.volume.fs_id == identity.1 && name == c".." {
             return Ok(entry_handle(ROOT_ID)?);
         }
-        let mut inner = self.lock();
-        let known = inner.ids.get(&identity).copied();
+        let _alone = self.changing();
+        let known = self.lock().ids.get(&identity).copied();
         if let Some(id) = known.filter(|_| name == c"..") {
             return Ok(entry_handle(id)?);
         }
         if let Some(id) = known {
             // Another name of the same file: the one that is known will do while it is right.
             let handle = entry_handle(id)?;
-            drop(inner);
             if self.open(&dir.volume, &handle).is_ok() {
                 return Ok(handle);
             }
-            inner = self.lock();
         }
         let parent = number(&dir.handle_parts()).ok_or(Errno::STALE)?;
         let entry = Entry {
@@ -200,9 +237,9 @@ impl HandleTable {
         // Random, so that the number of an entry that was lost in a power cut never comes to stand
         // for another file: the lost handle is stale.
         let id = known.unwrap_or_else(|| random_u64().max(FIRST_ID));
-        if inner.entries.get(&id) != Some(&entry) {
-            self.append(&mut inner, id, Some(&entry))?;
-            inner.put(id, Some(entry));
+        let is_there = self.lock().entries.get(&id) == Some(&entry);
+        if !is_there {
+            self.keep(id, Some(entry))?;
         }
         Ok(entry_handle(id)?)
     }
@@ -264,8 +301,9 @@ impl HandleTable {
         let Ok(identity) = identity(&dir.volume, dir.fd(), name) else {
             return Ok(());
         };
-        let mut inner = self.lock();
-        let Some(id) = inner.ids.get(&identity).copied() else {
+        let _alone = self.changing();
+        let known = self.lock().ids.get(&identity).copied();
+        let Some(id) = known else {
             return Ok(());
         };
         let parent = number(&dir.handle_parts()).ok_or(Errno::STALE)?;
@@ -274,9 +312,7 @@ impl HandleTable {
             parent,
             name: name.to_owned(),
         };
-        self.append(&mut inner, id, Some(&entry))?;
-        inner.put(id, Some(entry));
-        Ok(())
+        Ok(self.keep(id, Some(entry))?)
     }
 
     /// Removes the entry of a file whose last name is gone.
@@ -284,10 +320,10 @@ impl HandleTable {
         let Some(id) = number(handle).filter(|id| *id != ROOT_ID) else {
             return Ok(());
         };
-        let mut inner = self.lock();
-        if inner.entries.contains_key(&id) {
-            self.append(&mut inner, id, None)?;
-            inner.put(id, None);
+        let _alone = self.changing();
+        let is_there = self.lock().entries.contains_key(&id);
+        if is_there {
+            self.keep(id, None)?;
         }
         Ok(())
     }
@@ -305,15 +341,39 @@ impl HandleTable {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a line to the file; a kill of the process can't take it back.
-    fn append(&self, inner: &mut Inner, id: u64, entry: Option<&Entry>) -> Result<(), Errno> {
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an entry where a kill of the process can't take it back, and only then in memory.
+    fn keep(&self, id: u64, entry: Option<Entry>) -> Result<(), Errno> {
+        match &self.kept {
+            Kept::File(path) => {
+                let mut inner = self.lock();
+                Self::append_to_file(path, &mut inner, id, entry.as_ref())?;
+                inner.put(id, entry);
+            }
+            Kept::Replicated(replicate) => {
+                replicate(id, entry.as_ref())?;
+                self.lock().put(id, entry);
+            }
+        }
+        Ok(())
+    }
+
+    fn append_to_file(
+        path: &Path,
+        inner: &mut Inner,
+        id: u64,
+        entry: Option<&Entry>,
+    ) -> Result<(), Errno> {
         if inner.log.is_none() {
             // The first entry ever, or the first one after a write failed.
             let whole = inner.text();
-            replace_file(&self.path, whole.as_bytes()).map_err(to_errno)?;
+            replace_file(path, whole.as_bytes()).map_err(to_errno)?;
             let log = OpenOptions::new()
                 .append(true)
-                .open(&self.path)
+                .open(path)
                 .map_err(to_errno)?;
             inner.log = Some(log);
             inner.len = whole.len() as u64;

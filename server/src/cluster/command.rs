@@ -2,7 +2,8 @@
 //!
 //! A command carries everything that it depends on, also the proposer's clock and random numbers,
 //! so that every node makes the same of it. Its first byte is a version; new commands and new
-//! fields are added at the end, and a change of what is there makes a new version.
+//! fields are added at the end, and a change of what is there makes a new version. Versions 1 and 2
+//! are from the time when there was one service, and had commands for it alone.
 
 use std::net::IpAddr;
 
@@ -14,15 +15,118 @@ use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::range_set::GrantId;
 use havenfs_nlm::share::ShareRequest;
 use havenfs_nlm::table::{LockOutcome, LockRequest};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::state::Activation;
+use super::handles::HandleEntry;
+use super::numbers::Allot;
+use super::{NodeId, ServiceId};
 
-/// One change of the replicated state. New ones are added at the end: their order is their number
-/// in the log.
+/// One change of the replicated state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// A node begins to serve.
+    /// Of what concerns all of it.
+    Cluster(ClusterCommand),
+    /// Of what one service's hosts have.
+    Service(ServiceId, ServiceCommand),
+}
+
+/// A change of who serves what. New ones are added at the end: their order is their number in the
+/// log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClusterCommand {
+    /// A node renews its lease.
+    Renew(Renewal),
+    /// A node takes a service.
+    Assign(Assign),
+    /// The active node of a service has stopped serving it.
+    Release(Release),
+    /// An operator wants a service elsewhere.
+    Move {
+        /// Which one.
+        service: ServiceId,
+        /// Where to.
+        to: NodeId,
+    },
+    /// A service gets an id, if it has none yet.
+    Name {
+        /// What the configuration calls it.
+        name: Box<str>,
+    },
+    /// An export or a file system gets a number.
+    Allot(Allot),
+}
+
+/// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,
+/// unless a later one is committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Whose lease it is.
+    pub node: NodeId,
+    /// Which life of its process; rises with each.
+    pub incarnation: u64,
+    /// Which renewal of that life; rises with each.
+    pub seq: u64,
+    /// For how long; others wait for this long and a margin, whatever their own configuration says.
+    pub lease_ms: u32,
+}
+
+/// Which renewal of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewalId {
+    /// Which life of its process.
+    pub incarnation: u64,
+    /// Which renewal of that life.
+    pub seq: u64,
+}
+
+/// A node takes a service. Valid if nobody has it, if the node has it already, or if the lease of
+/// the node that has it is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assign {
+    /// Which service.
+    pub service: ServiceId,
+    /// The epoch that this one follows.
+    pub expected_epoch: u32,
+    /// The last renewal of the active node, after which the proposer waited; none if there is no
+    /// active node, or it is the same one.
+    pub after: Option<RenewalId>,
+    /// Who takes it; its lease begins with this.
+    pub renewal: Renewal,
+    /// The proposer's clock, in seconds since 1970.
+    pub unix_seconds: u64,
+    /// Whether locks may be missing in the table.
+    pub recover: bool,
+}
+
+/// The active node has stopped, before it proposed this, and never serves in that epoch again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Which service.
+    pub service: ServiceId,
+    /// In which epoch.
+    pub epoch: u32,
+    /// Which node.
+    pub node: NodeId,
+    /// Which life of its process.
+    pub incarnation: u64,
+}
+
+/// How a node began to serve when there was one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activation {
+    /// A random number of the process that will serve.
+    pub incarnation: u64,
+    /// The proposer's clock, in seconds since 1970.
+    pub unix_seconds: u64,
+    /// Whether locks may be missing.
+    pub recover: bool,
+}
+
+/// A change of what a service's hosts have. New ones are added at the end: their order is their
+/// number in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceCommand {
+    /// A node begins to serve: from the time when there was one node.
     Activate(Activation),
     /// A host asks for a lock, releases or cancels one.
     Call(LockCall),
@@ -113,9 +217,18 @@ pub enum Command {
         /// The proposer's clock, in seconds since 1970.
         unix_seconds: u64,
     },
+    /// A file gets an entry in the handle table, or loses it.
+    SetHandle {
+        /// The epoch in which it was seen.
+        epoch: u32,
+        /// The entry's number.
+        id: u64,
+        /// Where the file is; none if its last name is gone.
+        entry: Option<HandleEntry>,
+    },
 }
 
-impl Command {
+impl ServiceCommand {
     /// The epoch in which it was proposed; none for what begins one.
     pub const fn epoch(&self) -> Option<u32> {
         match self {
@@ -131,6 +244,7 @@ impl Command {
             | Self::Expire { epoch, .. }
             | Self::RefuseWrites { epoch, .. }
             | Self::RaiseNsmState { epoch, .. }
+            | Self::SetHandle { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }
@@ -205,8 +319,16 @@ pub enum LockAction {
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The service is active.
-    Activated,
+    /// The service is assigned, in this epoch.
+    Assigned(u32),
+    /// It is not: somebody else was faster, or the active node lives.
+    NotAssigned,
+    /// The lease is renewed: of these services, in these epochs.
+    Renewed(Vec<(ServiceId, u32)>),
+    /// The service has this id.
+    Named(ServiceId),
+    /// No service has that id.
+    NoSuchService,
     /// What became of a LOCK or SHARE.
     Lock(LockOutcome),
     /// It is unlocked.
@@ -252,91 +374,29 @@ impl Command {
 
     /// Reads what [`Command::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
-        match bytes.split_first() {
-            Some((1..=VERSION, body)) => match postcard::take_from_bytes(body) {
-                Ok((command, [])) => Ok(command),
-                _ => Err(CommandError::Damaged),
-            },
-            Some((version, _)) if *version > VERSION => Err(CommandError::Newer(*version)),
-            _ => Err(CommandError::Damaged),
+        let (version, body) = bytes.split_first().ok_or(CommandError::Damaged)?;
+        match *version {
+            VERSION => whole(body),
+            LONE_VERSION_MIN..=LONE_VERSION_MAX => {
+                whole(body).map(|command| Self::Service(ServiceId::FIRST, command))
+            }
+            0 => Err(CommandError::Damaged),
+            newer => Err(CommandError::Newer(newer)),
         }
     }
 }
 
-/// Version 1 had no commands after `Break`.
-const VERSION: u8 = 2;
+fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, CommandError> {
+    match postcard::take_from_bytes(body) {
+        Ok((command, [])) => Ok(command),
+        _ => Err(CommandError::Damaged),
+    }
+}
+
+/// Versions 1 and 2 are a [`ServiceCommand`].
+const LONE_VERSION_MIN: u8 = 1;
+const LONE_VERSION_MAX: u8 = 2;
+const VERSION: u8 = 3;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_keep_their_numbers() {
-        let (epoch, now) = (1, 2);
-        let address = IpAddr::from([127, 0, 0, 1]);
-        let numbered = [
-            (
-                2,
-                Command::ConfirmGrant {
-                    epoch,
-                    grant: GrantId::MIN,
-                },
-            ),
-            (6, Command::EndGrace { epoch, now }),
-            (
-                7,
-                Command::Break {
-                    epoch,
-                    address,
-                    file: None,
-                    now,
-                },
-            ),
-        ];
-        let last = Command::RaiseNsmState {
-            epoch,
-            unix_seconds: 3,
-        };
-        let numbered = numbered.into_iter().chain([(12, last)]);
-        for (number, command) in numbered {
-            assert_eq!(command.encode()[..2], [VERSION, number], "{command:?}");
-        }
-    }
-
-    #[test]
-    fn a_notice_is_written_field_by_field() {
-        let notice = Command::Rebooted(Notice {
-            epoch: 1,
-            address: IpAddr::from([10, 0, 0, 7]),
-            mon_name: b"a".as_slice().into(),
-            state: 5,
-            now: 2,
-        });
-        // Version, command; epoch, kind of address and address, length and name, state, clock.
-        let bytes = [VERSION, 4, 1, 0, 10, 0, 0, 7, 1, b'a', 10, 2];
-        assert_eq!(notice.encode(), bytes);
-    }
-
-    #[test]
-    fn commands_come_back_and_others_are_refused() {
-        let command = Command::RefuseGrant {
-            epoch: 3,
-            grant: GrantId::MIN,
-            release: true,
-            now: 1_800_000_000,
-        };
-        let bytes = command.encode();
-        assert_eq!(Command::decode(&bytes), Ok(command));
-        let newer = [&[VERSION + 1], &bytes[1..]].concat();
-        assert_eq!(
-            Command::decode(&newer),
-            Err(CommandError::Newer(VERSION + 1))
-        );
-        let older = [&[1], &bytes[1..]].concat();
-        assert!(Command::decode(&older).is_ok());
-        let longer = [&bytes[..], &[0]].concat();
-        for damaged in [&[][..], &bytes[..bytes.len() - 1], &longer] {
-            assert_eq!(Command::decode(damaged), Err(CommandError::Damaged));
-        }
-    }
-}
+mod tests;

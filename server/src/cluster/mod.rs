@@ -1,11 +1,21 @@
-//! The replicated state: what every node agrees on, and the one function that changes it.
+//! The replicated state: what every node agrees on, and the one function that changes it; and what
+//! a node makes of it by itself: whether it may serve, and whether it is its turn to take over.
 //!
-//! Owns [`ClusterState`] and [`Command`]. Pure: no clock, no randomness, no files, no tasks; what
-//! a command needs of these it carries. The log of `raft` feeds [`ClusterState::apply`], and
-//! nothing else does.
+//! Owns [`ClusterState`] and [`Command`]; [`lease`] and [`placement`] are local. Pure: no clock, no
+//! randomness, no files, no tasks; what a command needs of these it carries. The log of `raft`
+//! feeds [`ClusterState::apply`], and nothing else does.
 
 pub mod command;
+pub mod handles;
+mod ids;
+pub mod lease;
+pub mod numbers;
+pub mod placement;
+mod rows;
+pub mod service;
 pub mod state;
 
-pub use command::{Command, Outcome};
+pub use command::{ClusterCommand, Command, Outcome, ServiceCommand};
+pub use ids::{NodeId, Origin, Queue, ServiceId};
+pub use service::ServiceState;
 pub use state::ClusterState;

@@ -1,273 +1,243 @@
-//! The replicated state, and [`ClusterState::apply`], the only function that changes it.
+//! The replicated state of the whole cluster, and [`ClusterState::apply`], the only function that
+//! changes it: total, deterministic, without clock or I/O.
 //!
-//! Every promise about locks rests on three things: a command is in the log, synced, before it is
-//! applied; `apply` is total and deterministic, so that every node and every restart makes the
-//! same state of the same log; and whatever a peer is told is an outcome of `apply`. So the answer
-//! to "what if the node dies here?" is the same everywhere: before the sync nobody was told, and
-//! after it the next activation finds the change in the log.
+//! It decides who serves. Three rules make sure that at most one node does at a time, without ever
+//! comparing the clocks of two machines:
 //!
-//! [`Command::Activate`] begins an epoch: a start, a restart and a takeover are this one command.
-//! What was accepted under an earlier epoch changes nothing any more.
+//! 1. *A node serves only while a renewal of its lease holds*: at its place in the log the service
+//!    is assigned to that very life of the node (this is what [`Outcome::Renewed`] lists), and the
+//!    node's own clock, read before it proposed that renewal, plus the lease has not passed.
+//! 2. *Who takes a service over waits* lease plus margin by its own clock since it first saw the
+//!    last renewal of the active node, and says in its [`Assign`] which one that was. The
+//!    assignment is void if a later one is in the log before it. So when it is valid, every renewal
+//!    that rule 1 may count was proposed before the wait began, and is over.
+//! 3. *A released service* was stopped by its node before it proposed the release, in that epoch
+//!    for good, whatever becomes of the proposal. So its assignment need not wait. A release that
+//!    comes late, when the epoch has moved on, does nothing.
 //!
-//! The table is *complete* if it has every lock that a host was ever told to have. Then an
-//! activation leaves all locks in force and nobody waits: a reclaim of a lock that is there changes
-//! nothing, and a new lock that conflicts with none is granted. Only where the table may lack
-//! locks, because the operator says that a state directory was lost or is old, is there the classic
-//! grace: until it ends only reclaims are granted, and what was not reclaimed is gone then.
+//! An assignment is itself a renewal of its node's lease. What if a node dies, or its clock stands
+//! still? Rule 1 reads its own clock and asks nobody; rule 2 reads the clock of a node that lives.
+//!
+//! Entries may be in the log twice, since proposals are sent again when a leader is lost. The
+//! second one is recognised by its [`Origin`] and does nothing.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::sync::Arc;
 
-use havenfs_nlm::keys::Stamp;
-use havenfs_nlm::records::Record;
-use havenfs_nlm::table::LockTable;
-use havenfs_nsm::inbound;
-use havenfs_nsm::nsm_state::NsmState;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
-use super::command::{Command, LockAction, LockCall, Outcome};
-
-/// How a node begins to serve.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Activation {
-    /// A random number of the process that will serve.
-    pub incarnation: u64,
-    /// The proposer's clock, in seconds since 1970.
-    pub unix_seconds: u64,
-    /// Whether locks may be missing in the table.
-    pub recover: bool,
-}
-
-/// Whether the table has every lock that a host was ever told to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Completeness {
-    /// It has.
-    Complete {
-        /// Since this epoch.
-        since_epoch: u32,
-    },
-    /// It may not: only reclaims are granted until grace ends.
-    Incomplete {
-        /// Since this epoch.
-        since_epoch: u32,
-    },
-}
-
-impl Default for Completeness {
-    /// Before the first start nobody was told anything.
-    fn default() -> Self {
-        Self::Complete { since_epoch: 1 }
-    }
-}
+use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId};
+use super::numbers::Numbers;
+use super::rows::{damaged, read_row, write_end, write_row};
+use super::service::{Active, ServiceState};
+use super::{NodeId, Origin, Queue, ServiceId};
 
 /// The replicated state. Cloning is cheap: all large parts are shared until they change.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClusterState {
-    service: Service,
-    table: LockTable,
+    nodes: BTreeMap<NodeId, NodeState>,
+    services: BTreeMap<ServiceId, ServiceState>,
+    numbers: Arc<Numbers>,
 }
 
-/// What is known of a service besides its locks.
+/// What is known of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Service {
-    /// How often a node has begun to serve; 0 if none has.
-    epoch: u32,
-    /// The number that hosts see in notices.
-    nsm_state: NsmState,
-    /// The process that serves.
+struct NodeState {
+    /// The latest life of its process that has entries in the log.
     incarnation: u64,
-    /// Whether locks may be missing.
-    completeness: Completeness,
+    /// How far its queues are applied.
+    applied: [u64; Queue::ALL.len()],
+    /// The last renewal of its lease.
+    renewal: Option<Renewal>,
 }
 
 impl ClusterState {
-    /// Carries out one command: total, deterministic, never waits.
-    pub fn apply(&mut self, command: &Command) -> Outcome {
-        if command
-            .epoch()
-            .is_some_and(|epoch| epoch != self.service.epoch)
-        {
-            return Outcome::EarlierEpoch;
+    /// Carries out one command. None: it is a copy of one that was carried out, or comes from an
+    /// earlier life of its node, and did nothing.
+    pub fn apply(&mut self, origin: &Origin, command: &Command) -> Option<Outcome> {
+        if !self.is_next(origin) {
+            return None;
         }
+        Some(match command {
+            Command::Service(id, command) => match self.services.get_mut(id) {
+                Some(service) => service.apply(command),
+                None => Outcome::NoSuchService,
+            },
+            Command::Cluster(command) => self.apply_to_cluster(command),
+        })
+    }
+
+    /// Whether a command is neither a copy nor from an earlier life; notes it then.
+    fn is_next(&mut self, origin: &Origin) -> bool {
+        if origin.number == 0 {
+            // From the time when there was one node, which proposed nothing twice. Its service was
+            // there from the beginning.
+            let lone = || ServiceState::named(LONE_NAME);
+            self.services.entry(ServiceId::FIRST).or_insert_with(lone);
+            return true;
+        }
+        let node = self.nodes.entry(origin.node).or_default();
+        if origin.incarnation < node.incarnation {
+            return false;
+        }
+        if origin.incarnation > node.incarnation {
+            node.incarnation = origin.incarnation;
+            node.applied = Default::default();
+        }
+        let [calls, leases] = &mut node.applied;
+        let applied = match origin.queue {
+            Queue::Calls => calls,
+            Queue::Leases => leases,
+        };
+        let is_next = origin.number > *applied;
+        *applied = origin.number.max(*applied);
+        is_next
+    }
+
+    fn apply_to_cluster(&mut self, command: &ClusterCommand) -> Outcome {
         match command {
-            Command::Activate(activation) => self.activate(activation),
-            Command::Call(call) => self.call(call),
-            Command::ConfirmGrant { grant, .. } => {
-                self.table.confirm(*grant);
-                Outcome::Done
+            ClusterCommand::Renew(renewal) => self.renew(renewal),
+            ClusterCommand::Assign(assign) => self.assign(assign),
+            ClusterCommand::Release(Release {
+                service,
+                epoch,
+                node,
+                incarnation,
+            }) => {
+                let active = Active {
+                    node: *node,
+                    incarnation: *incarnation,
+                };
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| {
+                    service.release(*epoch, active)
+                })
             }
-            Command::RefuseGrant {
-                grant,
-                release,
-                now,
-                ..
-            } => {
-                self.table.refuse(*grant, *release, self.stamp(*now));
-                Outcome::Done
+            ClusterCommand::Move { service, to } => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| service.want(*to))
             }
-            Command::Rebooted(notice) => {
-                let meant = |names: &[&[u8]]| meant(&notice.mon_name, names);
-                let (address, stamp) = (notice.address, self.stamp(notice.now));
-                Outcome::Freed(self.table.rebooted(address, notice.state, meant, stamp))
-            }
-            Command::DoubtfulNotice(notice) => {
-                let meant = |names: &[&[u8]]| meant(&notice.mon_name, names);
-                let (address, stamp) = (notice.address, self.stamp(notice.now));
-                Outcome::Suspected(self.table.doubt(address, notice.state, meant, stamp))
-            }
-            Command::FreeAll {
-                address,
-                name,
-                call,
-                now,
-                ..
-            } => {
-                let stamp = self.stamp(*now);
-                Outcome::Freed(self.table.free_all(*address, name, *call, stamp))
-            }
-            Command::Break {
-                address, file, now, ..
-            } => {
-                let stamp = self.stamp(*now);
-                Outcome::Freed(self.table.break_locks(*address, file.as_ref(), stamp))
-            }
-            Command::Expire { address, now, .. } => {
-                let stamp = self.stamp(*now);
-                Outcome::Freed(self.table.expire(*address, stamp))
-            }
-            Command::EndGrace { now, .. } => self.end_grace(*now),
-            Command::SetLimits { limits, .. } => {
-                self.table.set_limits(*limits);
-                Outcome::Done
-            }
-            Command::RefuseWrites {
-                address,
-                file,
-                refused: true,
-                ..
-            } => {
-                if self.table.refuse_writes(*address, file.clone()) {
-                    Outcome::Refusals(1)
-                } else {
-                    Outcome::TooManyRefusals
-                }
-            }
-            Command::RefuseWrites { address, file, .. } => {
-                Outcome::Refusals(self.table.allow_writes(*address, file.as_ref()))
-            }
-            Command::RaiseNsmState { unix_seconds, .. } => {
-                let service = &mut self.service;
-                service.nsm_state = NsmState::next(service.nsm_state, *unix_seconds);
+            ClusterCommand::Name { name } => Outcome::Named(self.name(name)),
+            ClusterCommand::Allot(asked) => {
+                Arc::make_mut(&mut self.numbers).allot(asked);
                 Outcome::Done
             }
         }
     }
 
-    /// All locks and waiting requests stay as they are, also across a crash at this very place: the
-    /// next start activates again.
-    fn activate(&mut self, activation: &Activation) -> Outcome {
-        let service = &mut self.service;
-        service.epoch = service.epoch.saturating_add(1);
-        service.nsm_state = NsmState::next(service.nsm_state, activation.unix_seconds);
-        service.incarnation = activation.incarnation;
-        // What was reclaimed in an earlier part of the same grace stays so.
-        if activation.recover && matches!(service.completeness, Completeness::Complete { .. }) {
-            service.completeness = Completeness::Incomplete {
-                since_epoch: service.epoch,
-            };
-        }
-        Outcome::Activated
+    /// Rule 1: what a renewal is worth is decided by its place in the log.
+    fn renew(&mut self, renewal: &Renewal) -> Outcome {
+        self.note(renewal);
+        let active = renewal.active();
+        let services = self.services.iter();
+        let of_node = services.filter(|(_, service)| service.active() == Some(active));
+        Outcome::Renewed(
+            of_node
+                .map(|(id, service)| (*id, service.epoch()))
+                .collect(),
+        )
     }
 
-    fn end_grace(&mut self, now: u32) -> Outcome {
-        let Completeness::Incomplete { since_epoch } = self.service.completeness else {
-            return Outcome::Done;
+    /// Rules 2 and 3.
+    fn assign(&mut self, assign: &Assign) -> Outcome {
+        let Some(service) = self.services.get(&assign.service) else {
+            return Outcome::NoSuchService;
         };
-        self.service.completeness = Completeness::Complete {
-            since_epoch: self.service.epoch,
+        if service.epoch() != assign.expected_epoch {
+            return Outcome::NotAssigned;
+        }
+        let may = match service.active() {
+            None => true,
+            // Its own earlier life is over, since the state directory has one process; and who
+            // takes what it has already has stopped.
+            Some(active) if active.node == assign.renewal.node => true,
+            Some(active) => self.last_renewal(active.node).map(Renewal::id) == assign.after,
         };
-        Outcome::Freed(self.table.lapse(since_epoch, self.stamp(now)))
-    }
-
-    fn call(&mut self, call: &LockCall) -> Outcome {
-        let (stamp, in_grace) = (self.stamp(call.now), self.in_grace());
-        let (host, digest, table) = (&call.host, call.call, &mut self.table);
-        match &call.action {
-            LockAction::Lock(request) if in_grace && !request.reclaim => Outcome::Grace,
-            LockAction::Share(request) if in_grace && !request.reclaim => Outcome::Grace,
-            LockAction::Share(request) => Outcome::Lock(table.share(host, digest, request, stamp)),
-            LockAction::Unshare { file, oh } => {
-                table.unshare(host, digest, file, oh);
-                Outcome::Unlocked
-            }
-            LockAction::Lock(request) => Outcome::Lock(table.lock(host, digest, request, stamp)),
-            LockAction::Unlock { file, owner, range } => {
-                table.unlock(host, digest, file, owner, *range, stamp);
-                Outcome::Unlocked
-            }
-            LockAction::Cancel {
-                file,
-                owner,
-                range,
-                exclusive,
-            } => {
-                let nothing_left =
-                    table.cancel(host, digest, file, owner, *range, *exclusive, stamp);
-                Outcome::Cancelled { nothing_left }
-            }
+        if !may {
+            return Outcome::NotAssigned;
         }
+        self.note(&assign.renewal);
+        let service = self.services.get_mut(&assign.service);
+        service.map_or(Outcome::NoSuchService, |service| {
+            let active = assign.renewal.active();
+            service.assign(active, assign.unix_seconds, assign.recover)
+        })
     }
 
-    const fn stamp(&self, now: u32) -> Stamp {
-        Stamp {
-            epoch: self.service.epoch,
-            now,
-            in_grace: self.in_grace(),
+    fn note(&mut self, renewal: &Renewal) {
+        self.nodes.entry(renewal.node).or_default().renewal = Some(renewal.clone());
+    }
+
+    fn name(&mut self, name: &str) -> ServiceId {
+        if let Some(id) = self.service_named(name) {
+            return id;
         }
+        let last = self.services.keys().next_back();
+        let id = last.map_or(ServiceId::FIRST, |last| ServiceId(last.0.saturating_add(1)));
+        self.services.insert(id, ServiceState::named(name));
+        id
     }
 
-    /// The count of activations: what a call must have been accepted under.
-    pub const fn epoch(&self) -> u32 {
-        self.service.epoch
+    /// A service, if it has been named.
+    pub fn service(&self, id: ServiceId) -> Option<&ServiceState> {
+        self.services.get(&id)
     }
 
-    /// The service's NSM state number.
-    pub const fn nsm_state(&self) -> NsmState {
-        self.service.nsm_state
+    /// A service by its name.
+    pub fn service_named(&self, name: &str) -> Option<ServiceId> {
+        let mut services = self.services.iter();
+        services.find_map(|(id, service)| (service.name() == name).then_some(*id))
     }
 
-    /// Whether only reclaims are granted.
-    pub const fn in_grace(&self) -> bool {
-        matches!(self.service.completeness, Completeness::Incomplete { .. })
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = (ServiceId, &ServiceState)> {
+        self.services.iter().map(|(id, service)| (*id, service))
     }
 
-    /// Whether the table has every lock that a host was ever told to have.
-    pub const fn completeness(&self) -> Completeness {
-        self.service.completeness
+    /// The last renewal of a node's lease.
+    pub fn last_renewal(&self, node: NodeId) -> Option<&Renewal> {
+        self.nodes.get(&node)?.renewal.as_ref()
     }
 
-    /// The locks.
-    pub const fn table(&self) -> &LockTable {
-        &self.table
+    /// The last renewals of all nodes.
+    pub fn renewals(&self) -> impl Iterator<Item = &Renewal> {
+        self.nodes.values().filter_map(|node| node.renewal.as_ref())
     }
 
-    /// The names of the hosts behind an address that lose something if a notice of a reboot is
-    /// believed.
-    pub fn losing(&self, address: IpAddr, mon_name: &[u8], state: i32) -> Vec<Vec<u8>> {
-        let meant = |names: &[&[u8]]| meant(mon_name, names);
-        self.table.losing(address, state, meant)
+    /// How far the proposals of a life of a node are applied.
+    pub fn applied(&self, node: NodeId, incarnation: u64, queue: Queue) -> u64 {
+        let node = self.nodes.get(&node);
+        let node = node.filter(|node| node.incarnation == incarnation);
+        node.map_or(0, |node| {
+            let [calls, leases] = node.applied;
+            match queue {
+                Queue::Calls => calls,
+                Queue::Leases => leases,
+            }
+        })
     }
 
-    /// Writes the whole state as [`ClusterState::read`] reads it: a version, what is known of the
-    /// service, and the rows of the lock table, each with its length in front.
+    /// The numbers of exports and file systems.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// Writes the whole state as [`ClusterState::read`] reads it: a version, the nodes, the
+    /// numbers, and the services, each with its rows.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         out.write_all(&[VERSION])?;
         let mut buffer = Vec::new();
-        write_row(out, &mut buffer, &self.service)?;
-        for record in self.table.records() {
-            write_row(out, &mut buffer, &record)?;
+        for node in &self.nodes {
+            write_row(out, &mut buffer, &node)?;
         }
-        out.write_all(&0u32.to_le_bytes())
+        write_end(out)?;
+        write_row(out, &mut buffer, &*self.numbers)?;
+        for (id, service) in &self.services {
+            write_row(out, &mut buffer, id)?;
+            service.write(out)?;
+        }
+        write_end(out)
     }
 
     /// Reads a state.
@@ -277,69 +247,64 @@ impl ClusterState {
     pub fn read(input: &mut impl Read) -> io::Result<Self> {
         let mut version = [0];
         input.read_exact(&mut version)?;
-        if version != [VERSION] {
-            let kind = if version > [VERSION] {
-                io::ErrorKind::Unsupported
-            } else {
-                io::ErrorKind::InvalidData
-            };
-            let [version] = version;
-            let text = format!("state version {version}, and this program knows {VERSION}");
-            return Err(io::Error::new(kind, text));
+        match version {
+            [LONE_VERSION] => {
+                let service = ServiceState::read_lone(input, LONE_NAME)?;
+                Ok(Self {
+                    services: BTreeMap::from([(ServiceId::FIRST, service)]),
+                    ..Self::default()
+                })
+            }
+            [VERSION] => Self::read_current(input),
+            [version] => {
+                let kind = if version > VERSION {
+                    io::ErrorKind::Unsupported
+                } else {
+                    io::ErrorKind::InvalidData
+                };
+                let text = format!("state version {version}, and this program knows {VERSION}");
+                Err(io::Error::new(kind, text))
+            }
         }
-        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "a row is damaged");
+    }
+
+    fn read_current(input: &mut impl Read) -> io::Result<Self> {
         let mut buffer = Vec::new();
-        let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let mut table = LockTable::default();
-        while let Some(record) = read_row::<Record>(input, &mut buffer)? {
-            table.restore(record).map_err(|_| damaged())?;
+        let mut state = Self::default();
+        while let Some((id, node)) = read_row(input, &mut buffer)? {
+            state.nodes.insert(id, node);
         }
-        table.restored().map_err(|_| damaged())?;
-        Ok(Self { service, table })
+        state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
+        while let Some(id) = read_row(input, &mut buffer)? {
+            state.services.insert(id, ServiceState::read(input)?);
+        }
+        Ok(state)
     }
 }
 
-/// The hosts that a notice means, by their names.
-fn meant(mon_name: &[u8], names: &[&[u8]]) -> Vec<Vec<u8>> {
-    let meant = inbound::meant(mon_name, names.iter().copied());
-    meant.into_iter().map(<[u8]>::to_vec).collect()
-}
-
-fn write_row(out: &mut impl Write, buffer: &mut Vec<u8>, row: &impl Serialize) -> io::Result<()> {
-    buffer.clear();
-    let bytes = postcard::to_extend(row, std::mem::take(buffer)).map_err(io::Error::other)?;
-    *buffer = bytes;
-    let len = u32::try_from(buffer.len()).map_err(io::Error::other)?;
-    out.write_all(&len.to_le_bytes())?;
-    out.write_all(buffer)
-}
-
-/// Reads one row; none if the end was written here.
-fn read_row<T: DeserializeOwned>(
-    input: &mut impl Read,
-    buffer: &mut Vec<u8>,
-) -> io::Result<Option<T>> {
-    let mut len = [0; 4];
-    input.read_exact(&mut len)?;
-    let len = u32::from_le_bytes(len) as usize;
-    if len == 0 {
-        return Ok(None);
+impl Renewal {
+    /// Who it is from, as a service names it.
+    pub const fn active(&self) -> Active {
+        Active {
+            node: self.node,
+            incarnation: self.incarnation,
+        }
     }
-    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "a row is damaged");
-    if len > ROW_BYTES_MAX {
-        return Err(damaged());
-    }
-    buffer.resize(len, 0);
-    input.read_exact(buffer)?;
-    match postcard::take_from_bytes(buffer) {
-        Ok((row, [])) => Ok(Some(row)),
-        _ => Err(damaged()),
+
+    /// What tells it from all others of its node.
+    pub const fn id(&self) -> RenewalId {
+        RenewalId {
+            incarnation: self.incarnation,
+            seq: self.seq,
+        }
     }
 }
 
-const VERSION: u8 = 1;
-/// Above the longest row: a host with all that is remembered of it.
-const ROW_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The name of the one service of a server without a cluster.
+pub const LONE_NAME: &str = "default";
+/// Version 1 had one service and one node.
+const LONE_VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use havenfs_nlm::table::LockTable;
 use havenfs_nsm::notifier::{Progress, Target};
 use serde_json::{Value, json};
 
-use crate::cluster::state::Completeness;
+use crate::cluster::service::Completeness;
 use crate::lock_service::{LockService, unix_seconds};
 use crate::node::Node;
 

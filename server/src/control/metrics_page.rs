@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::lock_service::LockService;
 use crate::node::Node;
+use crate::services::Services;
 
 /// The longest request that is read.
 const REQUEST_BYTES_MAX: usize = 4096;
@@ -18,7 +19,11 @@ const REQUEST_BYTES_MAX: usize = 4096;
 const TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Serves the page until `stopped` is true.
-pub async fn serve(node: Arc<Node>, listener: TcpListener, mut stopped: watch::Receiver<bool>) {
+pub async fn serve(
+    services: Arc<Services>,
+    listener: TcpListener,
+    mut stopped: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -26,19 +31,21 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener, mut stopped: watch::R
         };
         if let Ok((stream, _)) = accepted {
             // One at a time: a page is made in microseconds, and a slow reader is cut off.
-            let _ = tokio::time::timeout(TIME_MAX, answer(&node, stream)).await;
+            let _ = tokio::time::timeout(TIME_MAX, answer(&services, stream)).await;
         }
     }
 }
 
-async fn answer(node: &Node, mut stream: TcpStream) -> std::io::Result<()> {
+async fn answer(services: &Services, mut stream: TcpStream) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         if request.len() > REQUEST_BYTES_MAX || stream.read_buf(&mut request).await? == 0 {
             return Ok(());
         }
     }
-    let body = page(node);
+    // Of the first service that is open here.
+    let open = services.slots.iter().find_map(|slot| slot.serving());
+    let body = open.map_or_else(String::new, |node| page(&node));
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",

@@ -2,8 +2,10 @@
 //!
 //! Requests: `status`, `clients`, `exports`, `reload`, `hosts`, `locks`, `waiting`, `refused`,
 //! `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`, and with
-//! `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`. The socket belongs to
-//! the server's user and to nobody else. A socket that is left over from a dead server is replaced.
+//! `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`, and
+//! `move SERVICE NODE`. `@NAME ` in front of a request names the service that it is about, if there
+//! are several. The socket belongs to the server's user and to nobody else. A socket that is left
+//! over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -16,10 +18,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use super::{acts, locks};
+use super::{acts, cluster, locks};
 use crate::clients::unix_seconds;
-use crate::config::Settings;
 use crate::node::Node;
+use crate::services::Services;
 
 /// The longest request.
 const REQUEST_BYTES_MAX: usize = 4096;
@@ -35,12 +37,8 @@ pub struct ControlSocket {
 
 impl ControlSocket {
     /// Opens the socket and serves it until `stopped` is true.
-    pub fn open(
-        settings: Settings,
-        node: Arc<Node>,
-        mut stopped: watch::Receiver<bool>,
-    ) -> io::Result<Self> {
-        let path = settings.control.clone();
+    pub fn open(services: Arc<Services>, mut stopped: watch::Receiver<bool>) -> io::Result<Self> {
+        let path = services.config.settings.control.clone();
         let listener = listen(&path)?;
         let task = tokio::spawn(async move {
             loop {
@@ -49,9 +47,9 @@ impl ControlSocket {
                     _ = stopped.wait_for(|stopped| *stopped) => return,
                 };
                 if let Ok((stream, _)) = accepted {
-                    let (settings, node) = (settings.clone(), Arc::clone(&node));
+                    let services = Arc::clone(&services);
                     tokio::spawn(async move {
-                        if let Err(error) = answer(&settings, &node, stream).await {
+                        if let Err(error) = answer(&services, stream).await {
                             tracing::debug!(%error, "control request failed");
                         }
                     });
@@ -93,7 +91,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -> io::Result<()> {
+async fn answer(services: &Arc<Services>, mut stream: UnixStream) -> io::Result<()> {
     let (mut request, mut is_long) = (Vec::new(), false);
     let read = async {
         while request.last() != Some(&b'\n') && stream.read_buf(&mut request).await? > 0 {
@@ -112,31 +110,77 @@ async fn answer(settings: &Settings, node: &Arc<Node>, mut stream: UnixStream) -
         stream.write_all(answer.to_string().as_bytes()).await?;
         return stream.shutdown().await;
     };
-    let answer = match request {
-        b"status" => {
-            let mut status = status(settings, node);
-            status["locking"] = listed(node, locks::status).await;
-            status
-        }
-        b"clients" => clients(node),
-        b"exports" => exports(node),
-        b"reload" => match super::reload(settings, node).await {
-            Ok(done) => json!({ "done": done }),
-            Err(error) => json!({ "error": error }),
-        },
-        b"hosts" => listed(node, locks::hosts).await,
-        b"locks" => listed(node, locks::held).await,
-        b"waiting" => listed(node, locks::waiting).await,
-        b"refused" => listed(node, locks::refused).await,
-        request => act(node, &String::from_utf8_lossy(request))
-            .await
-            .unwrap_or_else(|error| error),
+    let request = String::from_utf8_lossy(request);
+    let (name, request) = match request.strip_prefix('@') {
+        Some(named) => named
+            .split_once(' ')
+            .map_or((None, &*request), |(name, rest)| (Some(name), rest)),
+        None => (None, &*request),
     };
+    let answer = answer_of(services, name, request).await;
+    let answer = answer.unwrap_or_else(|error| error);
     stream.write_all(answer.to_string().as_bytes()).await?;
     stream.shutdown().await
 }
 
-fn status(settings: &Settings, node: &Node) -> Value {
+/// Both outcomes are answers.
+async fn answer_of(
+    services: &Arc<Services>,
+    name: Option<&str>,
+    request: &str,
+) -> Result<Value, Value> {
+    let error = |text: String| json!({ "error": text });
+    if request == "status" {
+        return Ok(status_of_all(services, name).await);
+    }
+    if let Some(answer) = cluster::answer(services, request).await {
+        return answer;
+    }
+    let slot = services.slot(name).map_err(error)?;
+    let node = &services.open(name).map_err(error)?;
+    Ok(match request {
+        "clients" => clients(node),
+        "exports" => exports(node),
+        "reload" => {
+            let done = super::reload(slot, node).await.map_err(error)?;
+            json!({ "done": done })
+        }
+        "hosts" => listed(node, locks::hosts).await,
+        "locks" => listed(node, locks::held).await,
+        "waiting" => listed(node, locks::waiting).await,
+        "refused" => listed(node, locks::refused).await,
+        request => act(node, request).await?,
+    })
+}
+
+/// The node, the cluster and its services; and the service that is meant, if it is open here.
+async fn status_of_all(services: &Arc<Services>, name: Option<&str>) -> Value {
+    let mut all = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "state_dir": services.config.settings.state_dir.display().to_string(),
+        "starts": services.starts,
+    });
+    let parts = [
+        cluster::status(services),
+        match services.open(name) {
+            Ok(node) => {
+                let mut status = status(&node);
+                status["locking"] = listed(&node, locks::status).await;
+                status
+            }
+            Err(_) => json!({}),
+        },
+    ];
+    if let Some(all) = all.as_object_mut() {
+        for part in parts {
+            all.extend(part.as_object().cloned().unwrap_or_default());
+        }
+    }
+    all
+}
+
+fn status(node: &Node) -> Value {
     let ports: Vec<Value> = node
         .ports
         .entries()
@@ -158,10 +202,6 @@ fn status(settings: &Settings, node: &Node) -> Value {
         .chain(lock_limits(node))
         .collect();
     json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "pid": std::process::id(),
-        "state_dir": settings.state_dir.display().to_string(),
-        "starts": node.state.starts(),
         "exports": node.exports.load().exports().len(),
         "connections": node.connections.all(),
         "calls": node.metrics.calls(),

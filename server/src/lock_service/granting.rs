@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::{LockService, unix_seconds};
-use crate::cluster::Command;
+use crate::cluster::ServiceCommand;
 use crate::fault::{Fault, is_planted};
 use crate::host_calls::{CallError, Callee, EncodedArgs, HostCalls};
 use crate::random::random_u64;
@@ -59,19 +59,24 @@ pub(super) async fn run(
                     look_up,
                 } => {
                     let calls = Arc::clone(&calls);
+                    let gate = Arc::clone(&locks.gate);
                     tries.spawn(async move {
+                        if !gate.is_open() {
+                            // Another node may tell it by now; "sent" is what keeps the lock.
+                            return (cookie, Tried::Sent, None);
+                        }
                         deliver(&calls, &delivery, cookie, by_message, look_up).await
                     });
                 }
                 Output::Confirm(grant) => {
                     locks.counters.grants_confirmed.add(1);
-                    propose(&locks, Command::ConfirmGrant { epoch, grant });
+                    propose(&locks, ServiceCommand::ConfirmGrant { epoch, grant });
                 }
                 Output::Refuse { id, release } => {
                     let release = release || is_planted(Fault::ReleaseOnLostGrantedRes);
                     tracing::info!(grant = %id, release, "a host does not want its lock");
                     locks.counters.grants_refused.add(1);
-                    let refuse = Command::RefuseGrant {
+                    let refuse = ServiceCommand::RefuseGrant {
                         epoch,
                         grant: id,
                         release,
@@ -140,14 +145,12 @@ fn secret() -> [u8; 6] {
 
 /// Proposes what follows from an answer. If it is not carried out, the grant is still in the table
 /// and unconfirmed, which is safe.
-fn propose(locks: &Arc<LockService>, command: Command) {
+fn propose(locks: &Arc<LockService>, command: ServiceCommand) {
     let applied = Arc::clone(locks);
-    locks
-        .proposer
-        .propose(command, move |outcome| match outcome {
-            Ok(outcome) => applied.look_at_table(&outcome),
-            Err(error) => tracing::warn!(%error, "a host's answer to GRANTED is not noted"),
-        });
+    locks.propose_change(command, move |outcome| match outcome {
+        Ok(outcome) => applied.look_at_table(&outcome),
+        Err(error) => tracing::warn!(%error, "a host's answer to GRANTED is not noted"),
+    });
 }
 
 /// Tells a host once.

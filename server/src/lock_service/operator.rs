@@ -14,7 +14,7 @@ use havenfs_nsm::notifier::Target;
 use tokio::time::{Instant, sleep};
 
 use super::{LockService, announcing, unix_seconds};
-use crate::cluster::{Command, Outcome};
+use crate::cluster::{Outcome, ServiceCommand};
 use crate::raft::Unavailable;
 
 /// What a host that was asked has reclaimed.
@@ -32,7 +32,7 @@ impl LockService {
     /// Ends grace; returns what to say about it.
     pub async fn end_grace(&self, why: &'static str) -> Result<String, Unavailable> {
         let (epoch, now) = (self.epoch_to_change()?, unix_seconds());
-        let outcome = self.change(Command::EndGrace { epoch, now }).await?;
+        let outcome = self.change(ServiceCommand::EndGrace { epoch, now }).await?;
         Ok(match outcome {
             Outcome::Freed(freed) => {
                 tracing::info!(why, lapsed = freed.locks, "grace is over");
@@ -49,7 +49,7 @@ impl LockService {
         address: IpAddr,
         file: Option<FileKey>,
     ) -> Result<Freed, Unavailable> {
-        let command = Command::Break {
+        let command = ServiceCommand::Break {
             epoch: self.epoch_to_change()?,
             address,
             file,
@@ -60,7 +60,7 @@ impl LockService {
 
     /// The same for a host that is gone for good: it is not told of restarts any more.
     pub async fn expire(&self, address: IpAddr) -> Result<Freed, Unavailable> {
-        let command = Command::Expire {
+        let command = ServiceCommand::Expire {
             epoch: self.epoch_to_change()?,
             address,
             now: unix_seconds(),
@@ -71,7 +71,7 @@ impl LockService {
     async fn end_by_operator(
         &self,
         address: IpAddr,
-        command: Command,
+        command: ServiceCommand,
     ) -> Result<Freed, Unavailable> {
         match self.change(command).await? {
             Outcome::Freed(freed) => {
@@ -91,7 +91,7 @@ impl LockService {
         file: Option<FileKey>,
         refused: bool,
     ) -> Result<Option<usize>, Unavailable> {
-        let command = Command::RefuseWrites {
+        let command = ServiceCommand::RefuseWrites {
             epoch: self.epoch_to_change()?,
             address,
             file,
@@ -122,7 +122,7 @@ impl LockService {
         if targets.is_empty() {
             return Ok(0);
         }
-        let command = Command::RaiseNsmState {
+        let command = ServiceCommand::RaiseNsmState {
             epoch: self.epoch_to_change()?,
             unix_seconds: unix_seconds().into(),
         };
@@ -199,8 +199,8 @@ impl LockService {
         self.epoch().ok_or(Unavailable::Stopped)
     }
 
-    async fn change(&self, command: Command) -> Result<Outcome, Unavailable> {
-        let outcome = self.proposer.ask(command).await?;
+    async fn change(&self, command: ServiceCommand) -> Result<Outcome, Unavailable> {
+        let outcome = self.ask(command).await?;
         self.look_at_table(&outcome);
         Ok(outcome)
     }

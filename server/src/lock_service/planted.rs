@@ -10,22 +10,26 @@ use havenfs_nlm::table::LockOutcome;
 
 use super::LockService;
 use crate::cluster::command::{LockAction, LockCall};
-use crate::cluster::{Command, Outcome};
+use crate::cluster::{Outcome, ServiceCommand};
+use crate::fault::{Fault, is_planted};
 
 /// One in so many locks.
 const FORGET_EVERY: u64 = 16;
 
-/// Forgets what `command` was granted, now and then.
-pub(super) fn forget(locks: &Arc<LockService>, command: Command, outcome: &Outcome) {
-    let Command::Call(call) = command else { return };
+/// Forgets what `command` was granted: each time, or now and then.
+pub(super) fn forget(locks: &Arc<LockService>, command: ServiceCommand, outcome: &Outcome) {
+    let ServiceCommand::Call(call) = command else {
+        return;
+    };
     let LockAction::Lock(request) = call.action else {
         return;
     };
     let CallDigest(digest) = call.call;
-    if *outcome != Outcome::Lock(LockOutcome::Granted) || !digest.is_multiple_of(FORGET_EVERY) {
+    let is_meant = is_planted(Fault::ForgetEachGrant) || digest.is_multiple_of(FORGET_EVERY);
+    if *outcome != Outcome::Lock(LockOutcome::Granted) || !is_meant {
         return;
     }
-    let unlock = Command::Call(LockCall {
+    let unlock = ServiceCommand::Call(LockCall {
         // Under another digest, or it would be taken for a copy of the LOCK.
         call: CallDigest(!digest),
         action: LockAction::Unlock {
@@ -36,7 +40,7 @@ pub(super) fn forget(locks: &Arc<LockService>, command: Command, outcome: &Outco
         ..call
     });
     let looking = Arc::clone(locks);
-    locks.proposer.propose(unlock, move |outcome| {
+    locks.propose_change(unlock, move |outcome| {
         if let Ok(outcome) = outcome {
             looking.look_at_table(&outcome);
         }

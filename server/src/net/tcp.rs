@@ -44,18 +44,37 @@ const TICK: Duration = Duration::from_secs(5);
 /// How long to wait before asking again whether all connections together hold less.
 const BUDGET_RETRY: Duration = Duration::from_millis(10);
 
-/// Accepts connections until `stop` is true.
+/// How a service stops on this node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Stop {
+    /// It serves.
+    #[default]
+    Serve,
+    /// No new calls; what was taken is answered.
+    Finish,
+    /// At once: the lease is over, or another node has the service.
+    Destroy,
+}
+
+impl Stop {
+    /// Whether it does not serve any more.
+    pub const fn is_stopped(self) -> bool {
+        !matches!(self, Self::Serve)
+    }
+}
+
+/// Accepts connections until it is stopped.
 pub async fn accept(
     node: Arc<Node>,
     port: Port,
     listener: TcpListener,
     runtimes: Arc<Runtimes>,
-    mut stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<Stop>,
 ) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| stop.is_stopped()) => return,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -99,7 +118,7 @@ async fn serve(
     stream: std::net::TcpStream,
     peer: SocketAddr,
     share: Share,
-    mut stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<Stop>,
 ) -> io::Result<()> {
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
     let stream = TcpStream::from_std(stream)?;
@@ -134,7 +153,12 @@ async fn serve(
     };
     tokio::select! {
         result = connection.run() => return result,
-        _ = stop.wait_for(|stop| *stop) => {}
+        stop = stop.wait_for(|stop| stop.is_stopped()) => {
+            // Nothing more is sent, and what is unread stays so.
+            if stop.is_ok_and(|stop| *stop == Stop::Destroy) {
+                return Ok(());
+            }
+        }
     }
     // What was taken is answered: a call that was carried out and not answered would be repeated
     // after the restart, and fail.
@@ -438,6 +462,9 @@ impl Connection {
             large_at,
         } = &mut self.out;
         while *gathered_at < gathered.len() || !large.is_empty() {
+            if !self.node.gate.is_open() {
+                return Err(io::Error::other("the lease is over"));
+            }
             let mut segments = [IoSlice::new(&[]); SEGMENTS_MAX];
             // A reply that is sent in part must be finished before anything else is.
             let first = (*large_at == 0).then(|| gathered.get(*gathered_at..).unwrap_or_default());

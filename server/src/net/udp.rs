@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use super::intake::Intake;
 use super::limits::{CALLS_OUTSTANDING_MAX, DATAGRAM_BYTES_MAX, Share};
 use super::mailbox::Mailbox;
+use super::tcp::Stop;
 use crate::call::{Origin, Port, Transport};
 use crate::node::Node;
 
@@ -24,12 +25,12 @@ const BUDGET_RETRY: Duration = Duration::from_millis(10);
 /// Datagrams taken with one system call.
 const BATCH: usize = 8;
 
-/// Serves datagrams until `stop` is true.
+/// Serves datagrams until it is stopped.
 pub async fn serve(
     node: Arc<Node>,
     port: Port,
     socket: UdpSocket,
-    mut stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<Stop>,
 ) -> io::Result<()> {
     let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
     // That has set "don't fragment", which suits QUIC; replies here may need several packets.
@@ -61,12 +62,15 @@ pub async fn serve(
             }
             // Room in the budget is given back by others, who do not tell.
             () = sleep(BUDGET_RETRY), if !may_read => false,
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            _ = stop.wait_for(|stop| stop.is_stopped()) => return Ok(()),
         };
         if readable {
             receive(&node, port, &socket, &mailbox, &share, &mut buffers).await?;
         }
         for reply in mailbox.take() {
+            if !node.gate.is_open() {
+                continue;
+            }
             if let Some((peer, from)) = reply.to {
                 socket.send(&reply.bytes, peer, from).await;
             }
@@ -151,7 +155,7 @@ async fn receive(
             };
             out.clear();
             intake.take(&origin, Record::Lent(datagram), &mut out);
-            if !out.is_empty() {
+            if !out.is_empty() && node.gate.is_open() {
                 socket.send(&out, meta.addr, from).await;
             }
         }

@@ -26,7 +26,7 @@ use havenfs_rpc::xdr::{Writer, decode_all};
 use super::nlm::void_after;
 use crate::call::{Mode, Proposal, Refusal, Request};
 use crate::cluster::command::Notice;
-use crate::cluster::{Command, Outcome};
+use crate::cluster::{Outcome, ServiceCommand};
 use crate::lock_service::{LockService, Sign, unix_seconds};
 use crate::node::Node;
 
@@ -131,8 +131,8 @@ fn notify(
         now: unix_seconds(),
     };
     let command = match sign {
-        Sign::None => Command::Rebooted(notice),
-        Sign::Lives => Command::DoubtfulNotice(notice),
+        Sign::None => ServiceCommand::Rebooted(notice),
+        Sign::Lives => ServiceCommand::DoubtfulNotice(notice),
         // It comes again.
         Sign::Busy => return Err(Refusal::Silence),
     };

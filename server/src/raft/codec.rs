@@ -16,6 +16,7 @@ use super::types::{
     Vote,
 };
 use crate::cluster::command::{Command, CommandError};
+use crate::cluster::{NodeId, Origin, Queue};
 
 /// The version of every record in this module.
 pub(super) const VERSION: u8 = 1;
@@ -29,6 +30,8 @@ const KIND_PAST: u8 = 5;
 const PAYLOAD_BLANK: u8 = 0;
 const PAYLOAD_COMMAND: u8 = 1;
 const PAYLOAD_MEMBERSHIP: u8 = 2;
+/// A command with its origin. Those without are from the time when there was one node.
+const PAYLOAD_PROPOSAL: u8 = 3;
 
 /// Why stored bytes can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,9 +117,10 @@ pub(super) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     put_log_id(out, entry.log_id);
     match &entry.payload {
         Payload::Blank => out.push(PAYLOAD_BLANK),
-        Payload::Normal(proposed) => {
-            out.push(PAYLOAD_COMMAND);
-            out.extend_from_slice(&proposed.0.encode());
+        Payload::Normal(Proposed { origin, command }) => {
+            out.push(PAYLOAD_PROPOSAL);
+            put_origin(out, origin);
+            out.extend_from_slice(&command.encode());
         }
         Payload::Membership(membership) => {
             out.push(PAYLOAD_MEMBERSHIP);
@@ -222,6 +226,16 @@ fn put_leader(out: &mut Vec<u8>, leader: LeaderId) {
 fn put_log_id(out: &mut Vec<u8>, log_id: LogId) {
     put_leader(out, log_id.leader_id);
     put_u64(out, log_id.index);
+}
+
+fn put_origin(out: &mut Vec<u8>, origin: &Origin) {
+    put_u64(out, origin.node.0);
+    put_u64(out, origin.incarnation);
+    out.push(match origin.queue {
+        Queue::Calls => 0,
+        Queue::Leases => 1,
+    });
+    put_u64(out, origin.number);
 }
 
 fn put_option(out: &mut Vec<u8>, log_id: Option<LogId>) {
@@ -331,17 +345,37 @@ impl<'a> Input<'a> {
     fn payload(&mut self) -> Result<Payload, DecodeError> {
         match self.u8()? {
             PAYLOAD_BLANK => Ok(Payload::Blank),
-            PAYLOAD_COMMAND => {
-                let bytes = std::mem::take(&mut self.0);
-                let command = Command::decode(bytes).map_err(|error| match error {
-                    CommandError::Newer(_) => DecodeError::NewerCommand(error),
-                    CommandError::Damaged => malformed("its command can't be read"),
-                })?;
-                Ok(Payload::Normal(Proposed(Arc::new(command))))
+            PAYLOAD_COMMAND => self.proposed(Origin::default()),
+            PAYLOAD_PROPOSAL => {
+                let origin = self.origin()?;
+                self.proposed(origin)
             }
             PAYLOAD_MEMBERSHIP => self.membership().map(Payload::Membership),
             _ => Err(malformed("entry of an unknown kind")),
         }
+    }
+
+    fn origin(&mut self) -> Result<Origin, DecodeError> {
+        Ok(Origin {
+            node: NodeId(self.u64()?),
+            incarnation: self.u64()?,
+            queue: if self.flag()? {
+                Queue::Leases
+            } else {
+                Queue::Calls
+            },
+            number: self.u64()?,
+        })
+    }
+
+    fn proposed(&mut self, origin: Origin) -> Result<Payload, DecodeError> {
+        let bytes = std::mem::take(&mut self.0);
+        let command = Command::decode(bytes).map_err(|error| match error {
+            CommandError::Newer(_) => DecodeError::NewerCommand(error),
+            CommandError::Damaged => malformed("its command can't be read"),
+        })?;
+        let command = Arc::new(command);
+        Ok(Payload::Normal(Proposed { origin, command }))
     }
 
     fn membership(&mut self) -> Result<Membership, DecodeError> {

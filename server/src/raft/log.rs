@@ -7,7 +7,7 @@
 //! and a truncation return when they are durable. The last committed entry is not stored: a node
 //! applies its log again when it learns what is committed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -23,10 +23,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::codec::{self, Past};
 use super::error::StoreError;
 use super::index::{self, Index, Piece};
+use super::pending::Pending;
 use super::recover::{self, next_index};
 use super::segment::put_record;
-use super::types::{Entry, LogId, Types, Vote};
+use super::types::{Entry, LogId, Payload, Types, Vote};
 use super::wal::{self, Change, Done, Job, Options, Writer};
+use crate::clock::boot_time;
+use crate::cluster::command::Assign;
+use crate::cluster::placement::Seen;
+use crate::cluster::{ClusterCommand, Command, NodeId};
 use crate::fault::{Fault, is_planted};
 
 /// How many bytes of encoded entries stay in memory.
@@ -43,8 +48,9 @@ pub(super) struct Shared {
     failure: watch::Sender<Option<StoreError>>,
     /// The bytes of entries since the last snapshot.
     since_snapshot: AtomicU64,
-    /// Proposals that have no outcome yet.
-    proposals: AtomicUsize,
+    /// The proposals of this node.
+    pending: Arc<Pending>,
+    seen: Mutex<BTreeMap<NodeId, Seen>>,
     /// Changes that the log's thread has not carried out yet.
     queued: AtomicUsize,
 }
@@ -105,19 +111,35 @@ impl Shared {
         self.since_snapshot.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Counts a proposal; returns how many are under way with it.
-    pub(super) fn begin_proposal(&self) -> usize {
-        self.proposals.fetch_add(1, Ordering::Relaxed) + 1
+    /// When this node first saw the last renewal of a node's lease; it may be one that was taken
+    /// back.
+    pub(super) fn seen(&self, node: NodeId) -> Option<Seen> {
+        self.seen_map().get(&node).copied()
     }
 
-    /// A proposal has an outcome, or will have none.
-    pub(super) fn end_proposal(&self) {
-        self.proposals.fetch_sub(1, Ordering::Relaxed);
+    /// Notes when a renewal is first seen: here, where it is appended, and not where it is applied,
+    /// since that waits for a leader.
+    fn see(&self, entry: &Entry) {
+        let Payload::Normal(proposed) = &entry.payload else {
+            return;
+        };
+        let Command::Cluster(command) = &*proposed.command else {
+            return;
+        };
+        let (ClusterCommand::Renew(renewal) | ClusterCommand::Assign(Assign { renewal, .. })) =
+            command
+        else {
+            return;
+        };
+        let seen = Seen {
+            id: renewal.id(),
+            at: boot_time(),
+        };
+        self.seen_map().insert(renewal.node, seen);
     }
 
-    /// How many proposals are under way.
-    pub(super) fn proposals(&self) -> usize {
-        self.proposals.load(Ordering::Relaxed)
+    fn seen_map(&self) -> MutexGuard<'_, BTreeMap<NodeId, Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The log's thread has carried out `count` changes.
@@ -197,6 +219,7 @@ impl Log {
         dir: &Path,
         store_id: u64,
         above: Option<u64>,
+        pending: Arc<Pending>,
         options: Options,
     ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
         let recovered = recover::recover(dir, store_id, above)?;
@@ -213,7 +236,8 @@ impl Log {
             }),
             failure: watch::Sender::new(None),
             since_snapshot: AtomicU64::new(recovered.bytes_above),
-            proposals: AtomicUsize::new(0),
+            pending,
+            seen: Mutex::default(),
             queued: AtomicUsize::new(0),
         });
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
@@ -251,7 +275,7 @@ impl Log {
     /// heartbeat to send: a cluster of several must not write here.
     fn is_alone(&self) -> bool {
         // Nobody else adds to the queue, so nothing comes between this look and the write.
-        self.shared.proposals() == 1 && self.shared.queued.load(Ordering::Acquire) == 0
+        self.shared.pending.count() == 1 && self.shared.queued.load(Ordering::Acquire) == 0
     }
 
     /// Gives one record and waits until it is durable.
@@ -306,6 +330,7 @@ impl RaftLogStorage<Types> for Log {
         let mut records = Vec::new();
         let mut cached = Vec::new();
         for entry in entries {
+            self.shared.see(&entry);
             let start = records.len();
             put_record(&mut records, |out| codec::put_entry(out, &entry));
             let bytes = records.len() - start;

@@ -13,15 +13,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
-use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::error::StoreError;
 use super::log::Shared;
+use super::pending::{Done, Pending};
 use super::snapshot;
-use super::types::{Applied, LogId, Payload, SnapshotMeta, StoredMembership, Types};
-use crate::cluster::{ClusterState, Outcome};
+use super::types::{Applied, LogId, Payload, Proposed, SnapshotMeta, StoredMembership, Types};
+use crate::cluster::{ClusterCommand, ClusterState, Command, Outcome, Queue};
 
 /// A snapshot is due when the log since the last one has grown to the last one's length divided by
 /// this. More often would write more in snapshots than in the log by a larger factor; less often
@@ -138,6 +139,9 @@ pub(super) struct Machine {
     applied: Option<LogId>,
     membership: StoredMembership,
     snapshots: Arc<Snapshots>,
+    pending: Arc<Pending>,
+    /// Counts changes of who serves what.
+    changes: watch::Sender<u64>,
 }
 
 impl Machine {
@@ -145,8 +149,11 @@ impl Machine {
         state: Arc<RwLock<ClusterState>>,
         meta: SnapshotMeta,
         snapshots: Arc<Snapshots>,
+        pending: Arc<Pending>,
     ) -> Self {
         Self {
+            pending,
+            changes: watch::Sender::new(0),
             state,
             applied: meta.last_log_id,
             membership: meta.last_membership,
@@ -159,27 +166,43 @@ impl Machine {
         Arc::clone(&self.state)
     }
 
+    /// For waiting until somebody else serves something.
+    pub(super) fn watch_changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     fn apply_batch(&mut self, batch: &mut Vec<EntryResponder<Types>>, told: &mut Told) {
+        let mut changes = false;
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             for (entry, responder) in batch.drain(..) {
-                let outcome = match &entry.payload {
-                    Payload::Blank => None,
-                    Payload::Normal(proposed) => Some(state.apply(&proposed.0)),
+                match &entry.payload {
+                    Payload::Blank => {}
+                    Payload::Normal(Proposed { origin, command }) => {
+                        changes |= concerns_all(command);
+                        if let Some(outcome) = state.apply(origin, command)
+                            && let Some(done) = self.pending.applied(origin)
+                        {
+                            told.push((done, outcome));
+                        }
+                    }
                     Payload::Membership(membership) => {
                         let log_id = Some(entry.log_id);
                         self.membership = StoredMembership::new(log_id, membership.clone());
-                        None
+                        changes = true;
                     }
-                };
+                }
                 self.applied = Some(entry.log_id);
                 if let Some(responder) = responder {
-                    told.push((responder, outcome));
+                    responder.send(Applied);
                 }
             }
         }
-        for (responder, outcome) in told.drain(..) {
-            responder.send(Applied(outcome));
+        for (done, outcome) in told.drain(..) {
+            done(Ok(outcome));
+        }
+        if changes {
+            self.changes.send_modify(|count| *count += 1);
         }
     }
 
@@ -196,7 +219,18 @@ impl Machine {
     }
 }
 
-type Told = Vec<(ApplyResponder<Types>, Option<Outcome>)>;
+/// Outcomes that are told when the state can be read again.
+type Told = Vec<(Done, Outcome)>;
+
+/// Whether a command may change who serves what.
+fn concerns_all(command: &Command) -> bool {
+    match command {
+        Command::Service(..) => false,
+        Command::Cluster(command) => {
+            !matches!(command, ClusterCommand::Renew(_) | ClusterCommand::Allot(_))
+        }
+    }
+}
 
 impl RaftStateMachine<Types> for Machine {
     type SnapshotData = Content;
@@ -244,9 +278,20 @@ impl RaftStateMachine<Types> for Machine {
             Ok(snapshot)
         };
         let snapshot = blocking(install).await?;
+        let origin = self.pending.origin();
+        let passed = Queue::ALL.map(|queue| {
+            let applied = snapshot
+                .state
+                .applied(origin.node, origin.incarnation, queue);
+            (queue, applied)
+        });
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = snapshot.state;
         self.applied = snapshot.meta.last_log_id;
         self.membership = snapshot.meta.last_membership;
+        for (queue, number) in passed {
+            self.pending.passed_over(queue, number);
+        }
+        self.changes.send_modify(|count| *count += 1);
         Ok(())
     }
 

@@ -46,12 +46,14 @@
 //!
 //! A cluster of one elects itself at once and waits for no lease.
 
+mod cluster;
 mod codec;
 mod error;
 mod index;
 mod log;
 mod machine;
 mod network;
+mod pending;
 #[cfg(test)]
 mod planted;
 mod proposer;
@@ -78,18 +80,21 @@ use openraft::{Config, Raft, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
 pub use self::proposer::{PROPOSALS_MAX, Proposer, Unavailable};
 
-use self::log::Log;
+use self::log::{Log, Shared};
 use self::machine::{Machine, Snapshots};
 use self::network::Alone;
+use self::pending::Pending;
 use self::proposer::Driver;
 use self::segment::Header;
 use self::thread::EngineThread;
 use self::types::{Member, Types};
 use self::wal::Options;
-use crate::cluster::ClusterState;
+use crate::cluster::service::Active;
+use crate::cluster::{ClusterState, NodeId};
 use crate::random::random_u64;
 use crate::state::replace_file;
 
@@ -112,6 +117,9 @@ pub struct Store {
     proposer: Proposer,
     driver: Driver,
     failure: watch::Receiver<Option<StoreError>>,
+    changes: watch::Receiver<u64>,
+    log: Arc<Shared>,
+    incarnation: u64,
     thread: EngineThread,
     log_thread: JoinHandle<()>,
 }
@@ -130,14 +138,17 @@ impl Store {
             .await
             .map_err(|error| stopped("open its files", &error))??;
         let shared = opened.log.shared();
+        let log = Arc::clone(&shared);
         let mut failure = shared.watch_failure();
         let state = opened.machine.state();
+        let changes = opened.machine.watch_changes();
+        let incarnation = opened.pending.origin().incarnation;
         let config = Arc::new(config()?);
         let thread = EngineThread::start().map_err(|error| stopped("start its thread", &error))?;
         let start = async move {
             let (log, machine) = (opened.log, opened.machine);
             let engine = Engine::new(NODE, config, Alone, log, machine).await?;
-            let driver = Driver::start(engine.clone(), opened.snapshots, shared);
+            let driver = Driver::start(engine.clone(), opened.snapshots, opened.pending);
             Ok::<_, Fatal<Types>>((engine, driver))
         };
         let started = thread.handle().spawn(start).await;
@@ -150,6 +161,9 @@ impl Store {
             proposer: driver.proposer(),
             driver,
             failure: failure.clone(),
+            changes,
+            log,
+            incarnation,
             thread,
             log_thread: opened.log_thread,
             engine,
@@ -196,6 +210,20 @@ impl Store {
     /// The way to change it.
     pub fn proposer(&self) -> Proposer {
         self.proposer.clone()
+    }
+
+    /// For waiting until somebody else serves something: changes each time.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Who is in the cluster, and who this node is in it.
+    pub fn cluster(&self) -> Cluster {
+        let own = Active {
+            node: NodeId(*self.engine.node_id()),
+            incarnation: self.incarnation,
+        };
+        Cluster::new(self.engine.clone(), Arc::clone(&self.log), own, true)
     }
 
     /// Returns when the store has failed and the process must end. Never before.
@@ -248,12 +276,14 @@ struct Opened {
     log_thread: JoinHandle<()>,
     machine: Machine,
     snapshots: Arc<Snapshots>,
+    pending: Arc<Pending>,
 }
 
 impl Opened {
     /// Waits for the disk.
     fn open(dir: PathBuf, options: Options) -> Result<Self, StoreError> {
         let store_id = store_id(&dir, &options)?;
+        let pending = Arc::new(Pending::new(NodeId(NODE), next_life(&dir)?));
         let (state, current) = match snapshot::read(&dir, store_id)? {
             Some(snapshot) => (snapshot.state, Some((snapshot.meta, snapshot.bytes))),
             None => (ClusterState::default(), None),
@@ -262,7 +292,7 @@ impl Opened {
         let meta = meta.unwrap_or_default();
         let above = meta.last_log_id.map(|last| last.index);
         let after_bytes = options.snapshot_after_bytes;
-        let (log, log_thread) = Log::open(&dir, store_id, above, options)?;
+        let (log, log_thread) = Log::open(&dir, store_id, above, Arc::clone(&pending), options)?;
         if let Some(purged) = log.purged()
             && above.is_none_or(|above| above < purged)
         {
@@ -279,15 +309,32 @@ impl Opened {
             current,
         ));
         let state = Arc::new(RwLock::new(state));
-        let machine = Machine::new(state, meta, Arc::clone(&snapshots));
+        let machine = Machine::new(state, meta, Arc::clone(&snapshots), Arc::clone(&pending));
         Ok(Self {
             store_id,
             log,
             log_thread,
             machine,
             snapshots,
+            pending,
         })
     }
+}
+
+/// Counts the lives of this node's process on this store; what an earlier one has left on its way
+/// must not be taken for this one's.
+fn next_life(dir: &Path) -> Result<u64, StoreError> {
+    let path = dir.join("lives");
+    let lives = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse::<u64>().map_err(|error| {
+            StoreError::damaged(&path, 0, format!("it holds no count of starts: {error}"))
+        })?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(StoreError::io("read", &path)(error)),
+    };
+    let life = lives.saturating_add(1);
+    replace_file(&path, format!("{life}\n").as_bytes()).map_err(StoreError::io("write", &path))?;
+    Ok(life)
 }
 
 /// What of any version's `store.json` can be read.

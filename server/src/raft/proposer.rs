@@ -1,25 +1,26 @@
 //! Proposing: from any thread into the log, and the outcome back.
 //!
 //! A proposal never waits for room: at most [`PROPOSALS_MAX`] are under way, and further ones are
-//! refused. One task hands them to the engine, as many as are waiting each time it runs.
+//! refused. One task hands them to whoever leads, as many as are waiting each time it runs; while
+//! nobody leads they wait here, so that an election costs those who ask its time and no more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use openraft::error::ClientWriteError;
-use openraft::raft::ClientWriteResult;
-use tokio::sync::{Notify, mpsc, oneshot};
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Engine;
-use super::log::Shared;
 use super::machine::Snapshots;
-use super::types::{Proposed, Reply, Types};
-use crate::cluster::{Command, Outcome};
+use super::pending::Pending;
+use super::types::{Proposed, Reply};
+use crate::cluster::{Command, Outcome, Queue};
 
 /// How many proposals may be under way, from being proposed to being answered.
 pub const PROPOSALS_MAX: usize = 16_384;
-/// How many the driver takes at a time.
-const BATCH_MAX: usize = 256;
+/// How soon a leader that refused is asked again, if nobody else leads meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why a proposal has no outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,9 +28,6 @@ pub enum Unavailable {
     /// Too many proposals are under way. It was not proposed.
     #[error("{PROPOSALS_MAX} proposals are waiting for the store")]
     Busy,
-    /// Another node leads. It was not proposed.
-    #[error("another node leads the cluster, or none does")]
-    NotLeader,
     /// The store stops or has failed. It was not proposed.
     #[error("the store takes no proposals any more")]
     Stopped,
@@ -41,143 +39,187 @@ pub enum Unavailable {
 /// Changes the replicated state. A handle: clones are alike.
 #[derive(Debug, Clone)]
 pub struct Proposer {
-    queue: mpsc::Sender<Proposal>,
-    log: Arc<Shared>,
-}
-
-type Written = ClientWriteResult<Types>;
-
-struct Proposal {
-    command: Proposed,
-    reply: Reply<Written>,
-}
-
-impl std::fmt::Debug for Proposal {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.command.fmt(out)
-    }
+    pending: Arc<Pending>,
 }
 
 impl Proposer {
+    pub(super) const fn new(pending: Arc<Pending>) -> Self {
+        Self { pending }
+    }
+
     /// Proposes a command, from any thread. Never waits.
     ///
     /// `done` runs once: with the outcome, on the thread of consensus and in the order of the log,
-    /// when the command is durable and applied; or with the reason why there is none, on whatever
-    /// thread finds out, the caller's included. It must not wait.
+    /// when the command is durable and applied on this node; or with the reason why there is none,
+    /// on whatever thread finds out, the caller's included. It must not wait.
     pub fn propose(
         &self,
         command: Command,
         done: impl FnOnce(Result<Outcome, Unavailable>) + Send + 'static,
     ) {
-        if self.log.begin_proposal() > PROPOSALS_MAX {
-            self.log.end_proposal();
-            done(Err(Unavailable::Busy));
-            return;
-        }
-        let log = Arc::clone(&self.log);
-        let reply = Reply::new(move |written: Result<Written, Unavailable>| {
-            log.end_proposal();
-            done(outcome(written));
-        });
-        let command = Proposed(Arc::new(command));
-        if let Err(refused) = self.queue.try_send(Proposal { command, reply }) {
-            refused.into_inner().reply.refuse();
-        }
+        self.propose_in(Queue::Calls, command, done);
+    }
+
+    /// As [`Proposer::propose`], in one of the queues.
+    pub fn propose_in(
+        &self,
+        queue: Queue,
+        command: Command,
+        done: impl FnOnce(Result<Outcome, Unavailable>) + Send + 'static,
+    ) {
+        self.pending.push(queue, command, Box::new(done));
     }
 
     /// Whether nothing is under way. Asked by a `done`, it tells that it is the only one.
     pub fn is_idle(&self) -> bool {
-        self.log.proposals() == 0
+        self.pending.count() == 0
     }
 
     /// Proposes a command and waits for its outcome.
     pub async fn ask(&self, command: Command) -> Result<Outcome, Unavailable> {
+        self.ask_in(Queue::Calls, command).await
+    }
+
+    /// As [`Proposer::ask`], in one of the queues.
+    pub async fn ask_in(&self, queue: Queue, command: Command) -> Result<Outcome, Unavailable> {
         let (tell, told) = oneshot::channel();
-        self.propose(command, move |result| {
+        self.propose_in(queue, command, move |result| {
             // Whoever asked may have given up.
             let _ = tell.send(result);
         });
         told.await.unwrap_or(Err(Unavailable::Unknown))
     }
-}
 
-fn outcome(written: Result<Written, Unavailable>) -> Result<Outcome, Unavailable> {
-    match written? {
-        // Entries without an outcome are not proposed here.
-        Ok(response) => response.data.0.ok_or(Unavailable::Unknown),
-        Err(ClientWriteError::ForwardToLeader(_)) => Err(Unavailable::NotLeader),
-        Err(
-            ClientWriteError::LogEntryDiscarded(_)
-            | ClientWriteError::ChangeMembershipError(_)
-            | ClientWriteError::PreconditionFailed(_),
-        ) => Err(Unavailable::Unknown),
+    /// Proposes a command and waits for its outcome, on a thread that may wait. Not on that of
+    /// consensus.
+    pub fn ask_blocking(&self, command: Command) -> Result<Outcome, Unavailable> {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        self.propose(command, move |result| {
+            let _ = tell.send(result);
+        });
+        let result = told.recv_timeout(BLOCKING_TIME_MAX);
+        result.unwrap_or(Err(Unavailable::Unknown))
     }
 }
 
-/// The task that hands proposals to the engine.
+/// How long a thread is kept waiting for an outcome.
+const BLOCKING_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The task that hands proposals to the leader.
 #[derive(Debug)]
 pub(super) struct Driver {
-    proposer: Proposer,
+    pending: Arc<Pending>,
     stop: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
 impl Driver {
     /// Starts it on the current runtime.
-    pub(super) fn start(engine: Engine, snapshots: Arc<Snapshots>, log: Arc<Shared>) -> Self {
-        // Never full, since the proposals under way are counted.
-        let (queue, proposals) = mpsc::channel(PROPOSALS_MAX);
+    pub(super) fn start(engine: Engine, snapshots: Arc<Snapshots>, pending: Arc<Pending>) -> Self {
         let stop = Arc::new(Notify::new());
-        let task = tokio::spawn(drive(engine, snapshots, proposals, Arc::clone(&stop)));
+        let driving = drive(engine, snapshots, Arc::clone(&pending), Arc::clone(&stop));
         Self {
-            proposer: Proposer { queue, log },
+            pending,
             stop,
-            task,
+            task: tokio::spawn(driving),
         }
     }
 
     pub(super) fn proposer(&self) -> Proposer {
-        self.proposer.clone()
+        Proposer::new(Arc::clone(&self.pending))
     }
 
-    /// Takes no further proposals and returns when those that were taken are answered.
+    /// Takes no further proposals and returns when those that were taken are answered, or can't be
+    /// soon.
     pub(super) async fn stop(&mut self) {
+        self.pending.close();
         self.stop.notify_one();
         // It fails only if the task has ended already.
-        let _ = (&mut self.task).await;
+        let _ = tokio::time::timeout(STOP_TIME_MAX, &mut self.task).await;
+        self.pending.give_up();
     }
 }
+
+/// How long proposals may take at the end.
+const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 
 impl Drop for Driver {
     fn drop(&mut self) {
         self.task.abort();
+        self.pending.give_up();
     }
+}
+
+/// Where proposals go now.
+enum Route {
+    /// Nowhere: nobody leads, as far as is known.
+    None,
+    /// This node leads.
+    Here,
 }
 
 async fn drive(
     engine: Engine,
     snapshots: Arc<Snapshots>,
-    mut proposals: mpsc::Receiver<Proposal>,
+    pending: Arc<Pending>,
     stop: Arc<Notify>,
 ) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
+    let mut batch: Vec<Proposed> = Vec::new();
+    // Not the metrics of every entry.
+    let mut leadership = engine.server_metrics();
+    let refused = Arc::new(Notify::new());
+    let mut route = Route::None;
+    let mut leader = None;
+    // Whether what was sent may be lost.
+    let mut lost = false;
+    let mut stopping = false;
     loop {
-        tokio::select! {
-            biased;
-            () = stop.notified() => proposals.close(),
-            // An error says that the engine has ended, which `Store::failed` reports.
-            () = snapshots.due() => drop(engine.trigger().snapshot().await),
-            taken = proposals.recv_many(&mut batch, BATCH_MAX) => {
-                if taken == 0 {
-                    break;
-                }
-                for Proposal { command, reply } in batch.drain(..) {
-                    // If the engine has ended it drops the reply, and that answers.
-                    drop(engine.client_write_ff(command, Some(reply)).await);
+        let now = {
+            let metrics = leadership.borrow_watched();
+            (metrics.vote.leader_id, metrics.current_leader)
+        };
+        if lost || leader != Some(now) {
+            (leader, lost) = (Some(now), false);
+            route = if now.1 == Some(*engine.node_id()) {
+                Route::Here
+            } else {
+                Route::None
+            };
+            pending.send_again();
+        }
+        if let Route::Here = route {
+            pending.to_send(&mut batch);
+            for proposed in batch.drain(..) {
+                let refused = Arc::clone(&refused);
+                let reply = Reply::new(move |result| {
+                    // Its outcome is told where it is applied.
+                    if !matches!(result, Ok(Ok(_))) {
+                        refused.notify_one();
+                    }
+                });
+                // If the engine has ended, `Store::failed` reports it, and nobody is answered any
+                // more.
+                if engine.client_write_ff(proposed, Some(reply)).await.is_err() {
+                    return pending.give_up();
                 }
             }
         }
+        if stopping && pending.count() == 0 {
+            break;
+        }
+        tokio::select! {
+            biased;
+            () = stop.notified() => stopping = true,
+            // An error says that the engine has ended, which `Store::failed` reports.
+            () = snapshots.due() => drop(engine.trigger().snapshot().await),
+            changed = leadership.changed() => if changed.is_err() {
+                return pending.give_up();
+            },
+            () = refused.notified() => {
+                lost = true;
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            () = pending.changed() => {}
+        }
     }
-    // Answers come in the order of the log, so with this one all before it are given.
-    drop(engine.write_blank().await);
 }

@@ -8,8 +8,10 @@ use tokio::runtime::Runtime;
 
 use super::planted::Planted;
 use super::*;
-use crate::cluster::state::Activation;
-use crate::cluster::{Command, Outcome};
+use crate::cluster::command::Activation;
+use crate::cluster::{
+    ClusterCommand, ClusterState, Command, Origin, Outcome, ServiceCommand, ServiceId, ServiceState,
+};
 
 /// A store on a control runtime of its own.
 pub(super) struct Node {
@@ -30,11 +32,24 @@ impl Node {
             .build()
             .unwrap();
         let store = runtime.block_on(Store::open_with(dir, options))?;
-        Ok(Self {
+        let node = Self {
             runtime,
             store,
             planted,
-        })
+        };
+        if node
+            .store
+            .state
+            .read()
+            .unwrap()
+            .service(ServiceId::FIRST)
+            .is_none()
+        {
+            let name = "default".into();
+            let named = node.ask(Command::Cluster(ClusterCommand::Name { name }));
+            assert_eq!(named, Ok(Outcome::Named(ServiceId::FIRST)));
+        }
+        Ok(node)
     }
 
     fn ask(&self, command: Command) -> Result<Outcome, Unavailable> {
@@ -43,12 +58,16 @@ impl Node {
 
     pub(super) fn activate(&self, from: u64, to: u64) {
         for number in from..to {
-            assert_eq!(self.ask(command(number)), Ok(Outcome::Activated));
+            assert_eq!(
+                self.ask(command(number)),
+                Ok(Outcome::Assigned(number as u32 + 1))
+            );
         }
     }
 
-    pub(super) fn state(&self) -> ClusterState {
-        self.store.state.read().unwrap().clone()
+    pub(super) fn state(&self) -> ServiceState {
+        let state = self.store.state.read().unwrap();
+        state.service(ServiceId::FIRST).unwrap().clone()
     }
 
     /// Keeps the engine from running until what is returned is dropped.
@@ -85,20 +104,25 @@ impl Node {
 }
 
 pub(super) fn command(number: u64) -> Command {
-    Command::Activate(Activation {
+    let activation = Activation {
         incarnation: number,
         unix_seconds: 1_700_000_000 + number,
         recover: false,
-    })
+    };
+    Command::Service(ServiceId::FIRST, ServiceCommand::Activate(activation))
 }
 
 /// The state after the commands below `count`.
-pub(super) fn expected(count: u64) -> ClusterState {
+pub(super) fn expected(count: u64) -> ServiceState {
     let mut state = ClusterState::default();
+    let name = Command::Cluster(ClusterCommand::Name {
+        name: "default".into(),
+    });
+    state.apply(&Origin::default(), &name);
     for number in 0..count {
-        state.apply(&command(number));
+        state.apply(&Origin::default(), &command(number));
     }
-    state
+    state.service(ServiceId::FIRST).unwrap().clone()
 }
 
 fn options(segment_bytes: u64, snapshot_after_bytes: u64) -> Options {
@@ -151,7 +175,7 @@ fn proposals_of_several_threads_are_answered_in_the_order_of_the_log() {
                     let number = thread * EACH + number;
                     let (answered, tell) = (Arc::clone(&answered), Arc::clone(&tell));
                     proposer.propose(command(number), move |result| {
-                        assert_eq!(result, Ok(Outcome::Activated));
+                        assert!(matches!(result, Ok(Outcome::Assigned(_))));
                         let mut answered = answered.lock().unwrap();
                         answered.push(number);
                         if answered.len() as u64 == THREADS * EACH {
@@ -168,7 +192,7 @@ fn proposals_of_several_threads_are_answered_in_the_order_of_the_log() {
     }
     let answered = answered.lock().unwrap();
     let mut next: Vec<u64> = (0..THREADS).map(|thread| thread * EACH).collect();
-    let mut state = ClusterState::default();
+    let mut state = expected(0);
     for number in answered.iter() {
         let thread = (number / EACH) as usize;
         assert_eq!(
@@ -176,7 +200,10 @@ fn proposals_of_several_threads_are_answered_in_the_order_of_the_log() {
             "a thread's proposals keep their order"
         );
         next[thread] += 1;
-        state.apply(&command(*number));
+        let Command::Service(_, command) = command(*number) else {
+            panic!("a command of the service");
+        };
+        state.apply(&command);
     }
     assert_eq!(node.state(), state);
     node.kill();
@@ -268,7 +295,9 @@ fn a_close_answers_what_was_taken_and_refuses_the_rest() {
     node.close();
     assert_eq!(
         *answered.lock().unwrap(),
-        vec![Ok(Outcome::Activated); 1000]
+        (1..=1000)
+            .map(|epoch| Ok(Outcome::Assigned(epoch)))
+            .collect::<Vec<_>>()
     );
     propose(1000);
     assert_eq!(answered.lock().unwrap()[1000], Err(Unavailable::Stopped));
@@ -282,8 +311,8 @@ fn proposals_beyond_the_limit_are_refused_at_once() {
     let proposer = node.store.proposer();
     let held = node.hold();
     for number in 1..PROPOSALS_MAX as u64 {
-        proposer.propose(command(number - 1), |result| {
-            assert_eq!(result, Ok(Outcome::Activated));
+        proposer.propose(command(number - 1), move |result| {
+            assert_eq!(result, Ok(Outcome::Assigned(number as u32)));
         });
     }
     let (tell, told) = tokio::sync::oneshot::channel();
@@ -296,7 +325,10 @@ fn proposals_beyond_the_limit_are_refused_at_once() {
     });
     assert_eq!(*refused.lock().unwrap(), Some(Err(Unavailable::Busy)));
     drop(held);
-    assert_eq!(node.runtime.block_on(told), Ok(Ok(Outcome::Activated)));
+    assert_eq!(
+        node.runtime.block_on(told),
+        Ok(Ok(Outcome::Assigned(PROPOSALS_MAX as u32)))
+    );
     assert_eq!(node.state(), expected(PROPOSALS_MAX as u64));
     node.activate(last + 1, last + 2);
     // Those that a kill leaves unanswered are told so.

@@ -1,8 +1,8 @@
 //! The types that openraft is instantiated with.
 //!
 //! A log entry carries a [`Command`] behind a shared pointer, since openraft copies entries between
-//! its log and its state machine. The answer to a proposal goes through [`Reply`], which is used
-//! up exactly once: a proposal that openraft drops is answered too.
+//! its log and its state machine. Whether openraft takes a proposal is told through [`Reply`],
+//! which is used up exactly once: of a proposal that openraft drops it is told too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use openraft::raft::responder::Responder;
 use openraft::{EntryPayload, OptionalSend, RaftTypeConfig};
 
 use super::proposer::Unavailable;
-use crate::cluster::{Command, Outcome};
+use crate::cluster::{Command, Origin};
 
 /// openraft's parameters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,17 +51,22 @@ pub(super) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Member>;
 
 /// A command in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Proposed(pub(super) Arc<Command>);
+pub(super) struct Proposed {
+    /// Where it comes from.
+    pub(super) origin: Origin,
+    /// What it asks for.
+    pub(super) command: Arc<Command>,
+}
 
 impl fmt::Display for Proposed {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:?}", self.0)
+        write!(out, "{:?}", self.command)
     }
 }
 
-/// What applying an entry gave; only commands have an outcome.
+/// That an entry is applied. The outcome goes to whoever proposed it, by way of `pending`.
 #[derive(Debug)]
-pub(super) struct Applied(pub(super) Option<Outcome>);
+pub(super) struct Applied;
 
 /// What is known of a voter: its number alone would not tell a wiped disk from the voter's own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -78,13 +83,6 @@ pub(super) struct Reply<T>(Option<Done<T>>);
 impl<T> Reply<T> {
     pub(super) fn new(done: impl FnOnce(Result<T, Unavailable>) + Send + 'static) -> Self {
         Self(Some(Box::new(done)))
-    }
-
-    /// Tells that it is not proposed.
-    pub(super) fn refuse(mut self) {
-        if let Some(done) = self.0.take() {
-            done(Err(Unavailable::Stopped));
-        }
     }
 }
 

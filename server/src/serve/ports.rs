@@ -22,7 +22,7 @@ pub(super) struct Ports {
 }
 
 /// The numbers of the ports.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Numbers {
     pub(super) nfs: u16,
     pub(super) mount: u16,

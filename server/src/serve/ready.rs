@@ -5,25 +5,22 @@ use std::net::SocketAddr;
 
 use havenfs_rpc::program;
 
+use super::opening::Open;
 use super::ports::Numbers;
 use crate::backend::credential;
+use crate::config::cluster::NodeConfig;
 use crate::config::{self, Settings};
-use crate::node::Node;
 use crate::register::Choice;
 
 /// One line with everything a user needs to mount.
-pub(super) fn ready_line(
-    node: &Node,
-    settings: &Settings,
-    ports: Numbers,
-    choice: &Choice,
-) -> String {
+pub(super) fn ready_line(open: &Open, settings: &Settings) -> String {
+    let (node, choice) = (&open.node, &*open.choice);
     let Numbers {
         nfs,
         mount,
         nlm,
         nsm,
-    } = ports;
+    } = open.numbers;
     let exports = node.exports.load();
     let mut shown = Vec::new();
     for export in exports.exports() {
@@ -69,6 +66,20 @@ pub(super) fn ready_line(
          exports {}{identity}; mount -t nfs -o {options} {host}:{} /mnt",
         shown.join(", "),
         path.unwrap_or_default()
+    )
+}
+
+/// One line for a member of a cluster, which may or may not serve anything now.
+pub(super) fn member_line(node: &str, config: &NodeConfig) -> String {
+    let services: Vec<&str> = config
+        .services
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    format!(
+        "havenfs ready: node {node}, services {}, control socket {}",
+        services.join(", "),
+        config.settings.control.display()
     )
 }
 

@@ -1,193 +1,225 @@
-//! What activations, epochs and grace do to locks, and that a state survives being written.
+//! Who may serve, told as what the log says.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::net::IpAddr;
-
-use havenfs_nlm::host::{CallDigest, HostKey};
-use havenfs_nlm::keys::{FileKey, LockOwner};
-use havenfs_nlm::range::ByteRange;
-use havenfs_nlm::table::{LockOutcome, LockRequest};
-
 use super::*;
-use crate::cluster::command::Notice;
+use crate::cluster::command::{Activation, ServiceCommand};
 
-fn activate(unix_seconds: u64) -> Command {
-    Command::Activate(Activation {
-        incarnation: unix_seconds,
-        unix_seconds,
-        recover: false,
-    })
+const SERVICE: ServiceId = ServiceId::FIRST;
+
+/// A log, and what it makes.
+#[derive(Default)]
+struct Story {
+    state: ClusterState,
+    numbers: BTreeMap<(u64, u64), u64>,
 }
 
-fn lock(epoch: u32, call: u64, host: u8, range: (u64, u64)) -> Command {
-    lock_or_reclaim(epoch, call, host, range, false)
-}
-
-fn lock_or_reclaim(epoch: u32, call: u64, host: u8, range: (u64, u64), reclaim: bool) -> Command {
-    Command::Call(LockCall {
-        epoch,
-        host: HostKey {
-            service_address: IpAddr::from([127, 0, 0, 1]),
-            address: IpAddr::from([127, 0, 0, host]),
-            caller_name: b"host".as_slice().into(),
-        },
-        call: CallDigest(call),
-        now: 5,
-        action: LockAction::Lock(LockRequest {
-            file: FileKey(b"file".as_slice().into()),
-            owner: LockOwner {
-                svid: 1,
-                oh: b"1@host".as_slice().into(),
-            },
-            range: ByteRange::new(range.0, range.1).unwrap(),
-            exclusive: true,
-            callback: None,
-            nsm_state: 3,
-            monitored: true,
-            reclaim,
-        }),
-    })
-}
-
-fn copy_of(state: &ClusterState) -> io::Result<ClusterState> {
-    let mut bytes = Vec::new();
-    state.write(&mut bytes)?;
-    ClusterState::read(&mut bytes.as_slice())
-}
-
-#[test]
-fn each_activation_raises_epoch_and_nsm_state() {
-    let mut state = ClusterState::default();
-    for (seconds, epoch, nsm_state) in [(1000, 1, 1001), (1000, 2, 1003), (500, 3, 1005)] {
-        assert_eq!(state.apply(&activate(seconds)), Outcome::Activated);
-        assert_eq!((state.epoch(), state.nsm_state().0), (epoch, nsm_state));
+impl Story {
+    fn new() -> Self {
+        let mut story = Self::default();
+        let name = ClusterCommand::Name { name: "a".into() };
+        assert_eq!(story.tell(1, 1, name), Outcome::Named(SERVICE));
+        story
     }
-}
 
-#[test]
-fn what_was_accepted_in_an_earlier_epoch_changes_nothing() {
-    let mut state = ClusterState::default();
-    state.apply(&activate(1));
-    let granted = Outcome::Lock(LockOutcome::Granted);
-    assert_eq!(state.apply(&lock(1, 1, 1, (0, 9))), granted);
-    state.apply(&activate(2));
-    let before = state.clone();
-    for epoch in [0, 1, 3] {
-        assert_eq!(
-            state.apply(&lock(epoch, 2, 1, (10, 19))),
-            Outcome::EarlierEpoch
-        );
-    }
-    assert_eq!(state, before);
-    let denied = Outcome::Lock(LockOutcome::Denied);
-    assert_eq!(state.apply(&lock(2, 3, 2, (9, 9))), denied);
-}
-
-#[test]
-fn with_a_complete_table_nothing_waits() {
-    let mut state = ClusterState::default();
-    state.apply(&activate(1));
-    state.apply(&lock(1, 1, 1, (0, 9)));
-    state.apply(&activate(2));
-    assert!(!state.in_grace());
-    let outcome = |outcome| Outcome::Lock(outcome);
-    let reclaim = lock_or_reclaim(2, 2, 1, (0, 9), true);
-    assert_eq!(state.apply(&reclaim), outcome(LockOutcome::Granted));
-    let new = lock(2, 3, 2, (10, 19));
-    assert_eq!(state.apply(&new), outcome(LockOutcome::Granted));
-    let unknown = lock_or_reclaim(2, 4, 3, (100, 109), true);
-    assert_eq!(
-        state.apply(&unknown),
-        outcome(LockOutcome::Denied),
-        "nobody had it"
-    );
-    let conflicting = lock_or_reclaim(2, 5, 3, (0, 0), true);
-    assert_eq!(state.apply(&conflicting), outcome(LockOutcome::Denied));
-    assert_eq!(
-        state.apply(&Command::EndGrace { epoch: 2, now: 0 }),
-        Outcome::Done
-    );
-    assert_eq!(state.table().lock_count(), 2);
-}
-
-#[test]
-fn with_an_incomplete_table_only_reclaims_are_granted_until_grace_ends() {
-    let mut state = ClusterState::default();
-    state.apply(&activate(1));
-    for host in 1..=2 {
-        state.apply(&lock(
-            1,
-            1,
-            host,
-            (u64::from(host) * 100, u64::from(host) * 100 + 9),
-        ));
-    }
-    state.apply(&Command::Activate(Activation {
-        incarnation: 2,
-        unix_seconds: 2,
-        recover: true,
-    }));
-    assert_eq!(state.apply(&lock(2, 2, 3, (500, 509))), Outcome::Grace);
-    let granted = Outcome::Lock(LockOutcome::Granted);
-    for (host, range) in [(1, (100, 109)), (4, (300, 309))] {
-        let reclaim = lock_or_reclaim(2, 3, host, range, true);
-        assert_eq!(state.apply(&reclaim), granted, "known or not");
-    }
-    // A crash neither ends grace nor what was reclaimed before it.
-    state.apply(&activate(3));
-    assert!(state.in_grace());
-    let Outcome::Freed(freed) = state.apply(&Command::EndGrace { epoch: 3, now: 9 }) else {
-        panic!("grace was on");
-    };
-    assert_eq!(freed.locks, 1, "host 2 did not reclaim");
-    let complete = Completeness::Complete { since_epoch: 3 };
-    assert_eq!(state.completeness(), complete);
-    assert_eq!(state.apply(&lock(3, 4, 3, (200, 209))), granted);
-    let too_late = lock_or_reclaim(3, 5, 2, (200, 200), true);
-    let denied = Outcome::Lock(LockOutcome::Denied);
-    assert_eq!(state.apply(&too_late), denied);
-}
-
-#[test]
-fn a_snapshot_and_the_rest_of_the_log_make_the_same_state() {
-    let log: Vec<Command> = (0..200)
-        .map(|number: u64| match number % 40 {
-            0 => activate(number),
-            _ => lock(
-                u32::try_from(number / 40 + 1).unwrap(),
-                number,
-                u8::try_from(number % 5).unwrap(),
-                (number % 13 * 10, number % 13 * 10 + number % 7),
-            ),
-        })
-        .collect();
-    let mut whole = ClusterState::default();
-    for (at, command) in log.iter().enumerate() {
-        if at % 17 == 0 {
-            let mut again = copy_of(&whole).unwrap();
-            assert_eq!(again, whole);
-            for command in &log[at..] {
-                let bytes = command.encode();
-                again.apply(&Command::decode(&bytes).unwrap());
-            }
-            let mut direct = whole.clone();
-            for command in &log[at..] {
-                direct.apply(command);
-            }
-            assert_eq!(again, direct);
+    /// The next entry of a life of a node.
+    fn origin(&mut self, node: u64, incarnation: u64) -> Origin {
+        let number = self.numbers.entry((node, incarnation)).or_default();
+        *number += 1;
+        Origin {
+            node: NodeId(node),
+            incarnation,
+            queue: Queue::Leases,
+            number: *number,
         }
-        whole.apply(command);
     }
-    assert!(whole.table().lock_count() > 10);
+
+    fn tell(&mut self, node: u64, incarnation: u64, command: ClusterCommand) -> Outcome {
+        let origin = self.origin(node, incarnation);
+        self.state
+            .apply(&origin, &Command::Cluster(command))
+            .unwrap()
+    }
+
+    fn renew(&mut self, node: u64, incarnation: u64, seq: u64) -> Outcome {
+        self.tell(
+            node,
+            incarnation,
+            ClusterCommand::Renew(renewal(node, incarnation, seq)),
+        )
+    }
+
+    fn assign(
+        &mut self,
+        (node, incarnation, seq): (u64, u64, u64),
+        epoch: u32,
+        after: Option<(u64, u64)>,
+    ) -> Outcome {
+        let assign = Assign {
+            service: SERVICE,
+            expected_epoch: epoch,
+            after: after.map(|(incarnation, seq)| RenewalId { incarnation, seq }),
+            renewal: renewal(node, incarnation, seq),
+            unix_seconds: 0,
+            recover: false,
+        };
+        self.tell(node, incarnation, ClusterCommand::Assign(assign))
+    }
+
+    fn release(&mut self, node: u64, incarnation: u64, epoch: u32) -> Outcome {
+        let release = Release {
+            service: SERVICE,
+            epoch,
+            node: NodeId(node),
+            incarnation,
+        };
+        self.tell(node, incarnation, ClusterCommand::Release(release))
+    }
+
+    fn active(&self) -> Option<(u64, u64)> {
+        let active = self.state.service(SERVICE).unwrap().active()?;
+        Some((active.node.0, active.incarnation))
+    }
+}
+
+const fn renewal(node: u64, incarnation: u64, seq: u64) -> Renewal {
+    Renewal {
+        node: NodeId(node),
+        incarnation,
+        seq,
+        lease_ms: 1200,
+    }
 }
 
 #[test]
-fn damaged_and_newer_states_are_refused() {
-    let mut state = ClusterState::default();
-    state.apply(&activate(1));
-    state.apply(&lock(1, 1, 1, (0, 9)));
+fn an_assignment_is_void_if_the_active_node_renewed_since() {
+    let mut story = Story::new();
+    assert_eq!(story.assign((1, 1, 1), 0, None), Outcome::Assigned(1));
+    assert_eq!(story.renew(1, 1, 2), Outcome::Renewed(vec![(SERVICE, 1)]));
+    for after in [None, Some((1, 1)), Some((2, 2))] {
+        assert_eq!(story.assign((2, 1, 1), 1, after), Outcome::NotAssigned);
+    }
+    assert_eq!(
+        story.assign((2, 1, 2), 1, Some((1, 2))),
+        Outcome::Assigned(2)
+    );
+    // What the old one renews now is not for the service.
+    assert_eq!(story.renew(1, 1, 3), Outcome::Renewed(vec![]));
+    assert_eq!(story.renew(2, 1, 3), Outcome::Renewed(vec![(SERVICE, 2)]));
+}
+
+#[test]
+fn of_two_assignments_one_is_valid() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    assert_eq!(
+        story.assign((2, 1, 1), 1, Some((1, 1))),
+        Outcome::Assigned(2)
+    );
+    assert_eq!(
+        story.assign((3, 1, 1), 1, Some((1, 1))),
+        Outcome::NotAssigned
+    );
+    assert_eq!(story.active(), Some((2, 1)));
+}
+
+#[test]
+fn an_assignment_is_itself_a_renewal_that_others_wait_for() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    assert_eq!(story.assign((2, 1, 1), 1, None), Outcome::NotAssigned);
+    assert_eq!(
+        story.assign((2, 1, 2), 1, Some((1, 1))),
+        Outcome::Assigned(2)
+    );
+}
+
+#[test]
+fn a_released_service_is_taken_without_waiting_and_late_releases_do_nothing() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    assert_eq!(story.release(2, 1, 1), Outcome::EarlierEpoch);
+    assert_eq!(story.release(1, 1, 1), Outcome::Done);
+    assert_eq!(story.active(), None);
+    // The move is aborted: the old node takes it again, with a higher epoch.
+    assert_eq!(story.assign((1, 1, 2), 1, None), Outcome::Assigned(2));
+    assert_eq!(story.release(1, 1, 1), Outcome::EarlierEpoch);
+    assert_eq!(story.active(), Some((1, 1)));
+    // And an assignment that counted on the first release is late as well.
+    assert_eq!(story.assign((2, 1, 1), 1, None), Outcome::NotAssigned);
+}
+
+#[test]
+fn a_node_takes_what_its_earlier_life_had_and_the_earlier_life_is_over() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    assert_eq!(story.assign((1, 2, 1), 1, None), Outcome::Assigned(2));
+    let late = Origin {
+        node: NodeId(1),
+        incarnation: 1,
+        queue: Queue::Leases,
+        number: 99,
+    };
+    let renew = Command::Cluster(ClusterCommand::Renew(renewal(1, 1, 9)));
+    assert_eq!(story.state.apply(&late, &renew), None);
+    assert_eq!(story.active(), Some((1, 2)));
+}
+
+#[test]
+fn copies_of_a_proposal_do_nothing() {
+    let mut story = Story::new();
+    let origin = story.origin(1, 1);
+    let name = Command::Cluster(ClusterCommand::Name { name: "b".into() });
+    assert!(story.state.apply(&origin, &name).is_some());
+    let before = story.state.clone();
+    assert_eq!(story.state.apply(&origin, &name), None);
+    assert_eq!(story.state, before);
+    // The other queue has numbers of its own.
+    let other = Origin {
+        queue: Queue::Calls,
+        ..origin
+    };
+    assert!(story.state.apply(&other, &name).is_some());
+}
+
+#[test]
+fn services_are_named_once_and_apart() {
+    let mut story = Story::new();
+    for (name, id) in [("a", 1), ("b", 2), ("a", 1), ("c", 3)] {
+        let name = ClusterCommand::Name { name: name.into() };
+        assert_eq!(story.tell(1, 1, name), Outcome::Named(ServiceId(id)));
+    }
+    let unknown = Command::Service(ServiceId(9), ServiceCommand::EndGrace { epoch: 0, now: 0 });
+    let origin = story.origin(1, 1);
+    assert_eq!(
+        story.state.apply(&origin, &unknown),
+        Some(Outcome::NoSuchService)
+    );
+}
+
+fn written(state: &ClusterState) -> Vec<u8> {
     let mut bytes = Vec::new();
     state.write(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_state_comes_back_and_damaged_and_newer_ones_are_refused() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    story.tell(2, 1, ClusterCommand::Name { name: "b".into() });
+    story.tell(
+        2,
+        1,
+        ClusterCommand::Move {
+            service: SERVICE,
+            to: NodeId(2),
+        },
+    );
+    let mut bytes = written(&story.state);
+    assert_eq!(
+        ClusterState::read(&mut bytes.as_slice()).unwrap(),
+        story.state
+    );
     for cut in 0..bytes.len() {
         assert!(ClusterState::read(&mut &bytes[..cut]).is_err(), "{cut}");
     }
@@ -196,91 +228,33 @@ fn damaged_and_newer_states_are_refused() {
     assert_eq!(error.kind(), io::ErrorKind::Unsupported);
 }
 
-/// A state that serves, with a lock of host 1.
-fn locked() -> ClusterState {
+/// What one node wrote: a version, what was known of its service, no locks.
+#[test]
+fn the_state_of_one_node_becomes_its_first_service() {
+    // Epoch, NSM state, incarnation, complete, since epoch.
+    let row = [3, 14, 9, 0, 1];
+    let bytes = [&[LONE_VERSION, 5, 0, 0, 0], &row[..], &[0, 0, 0, 0]].concat();
+    let state = ClusterState::read(&mut bytes.as_slice()).unwrap();
+    let service = state.service(SERVICE).unwrap();
+    assert_eq!((service.epoch(), service.nsm_state().0), (3, 7));
+    assert_eq!(service.name(), LONE_NAME);
+    assert_eq!(service.active().unwrap().node, NodeId::LONE);
+}
+
+#[test]
+fn a_log_of_one_node_goes_on() {
     let mut state = ClusterState::default();
-    state.apply(&activate(1000));
-    state.apply(&lock(1, 1, 1, (0, 9)));
-    state
-}
-
-const HOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-
-#[test]
-fn a_doubtful_notice_marks_and_a_believed_one_ends() {
-    let mut state = locked();
-    let notice = |doubtful, state| {
-        let (epoch, address, now) = (1, HOST, 6);
-        let notice = Notice {
-            epoch,
-            address,
-            mon_name: b"any".as_slice().into(),
-            state,
-            now,
-        };
-        if doubtful {
-            Command::DoubtfulNotice(notice)
-        } else {
-            Command::Rebooted(notice)
-        }
+    let activation = Activation {
+        incarnation: 77,
+        unix_seconds: 0,
+        recover: false,
     };
-    assert_eq!(state.losing(HOST, b"any", 5), [b"host".to_vec()]);
-    assert_eq!(state.apply(&notice(true, 5)), Outcome::Suspected(1));
-    assert_eq!(state.table().lock_count(), 1);
-    let suspect = |state: &ClusterState| {
-        let mut held = state.table().held_entries();
-        held.all(|held| held.suspicion.is_some())
+    let activate = Command::Service(SERVICE, ServiceCommand::Activate(activation));
+    let outcome = state.apply(&Origin::default(), &activate);
+    assert_eq!(outcome, Some(Outcome::Assigned(1)));
+    let mut story = Story {
+        state,
+        ..Story::default()
     };
-    assert!(suspect(&state) && suspect(&copy_of(&state).unwrap()));
-    assert!(state.losing(HOST, b"any", 5).is_empty());
-    let outcome = state.apply(&notice(false, 7));
-    assert!(matches!(outcome, Outcome::Freed(freed) if freed.locks == 1));
-    assert!(state.losing(HOST, b"any", 9).is_empty());
-}
-
-#[test]
-fn limits_and_refusals_are_part_of_the_state() {
-    use havenfs_nlm::limits::{Limit, Limits};
-
-    let mut state = locked();
-    let mut limits = Limits::default();
-    limits.set(Limit::Locks, 1);
-    let set = Command::SetLimits { epoch: 1, limits };
-    assert_eq!(state.apply(&set), Outcome::Done);
-    let too_many = Outcome::Lock(LockOutcome::TooMany(Limit::Locks));
-    assert_eq!(state.apply(&lock(1, 2, 1, (20, 29))), too_many);
-    let refusal = |refused| Command::RefuseWrites {
-        epoch: 1,
-        address: HOST,
-        file: None,
-        refused,
-    };
-    assert_eq!(state.apply(&refusal(true)), Outcome::Refusals(1));
-    let copy = copy_of(&state).unwrap();
-    assert_eq!(copy, state);
-    let file = FileKey(Box::default());
-    assert!(copy.table().refuses_writes(HOST, Some(&file)));
-    assert_eq!(copy.table().limits(), &limits);
-    assert_eq!(state.apply(&refusal(false)), Outcome::Refusals(1));
-    assert_eq!(state.apply(&refusal(false)), Outcome::Refusals(0));
-}
-
-#[test]
-fn the_nsm_state_rises_without_a_new_epoch() {
-    let mut state = locked();
-    let raise = Command::RaiseNsmState {
-        epoch: 1,
-        unix_seconds: 500,
-    };
-    assert_eq!(state.apply(&raise), Outcome::Done);
-    assert_eq!((state.epoch(), state.nsm_state().0), (1, 1003));
-    assert_eq!(state.table().lock_count(), 1);
-    let expire = Command::Expire {
-        epoch: 1,
-        address: HOST,
-        now: 7,
-    };
-    let outcome = state.apply(&expire);
-    assert!(matches!(outcome, Outcome::Freed(freed) if freed.locks == 1));
-    assert_eq!(state.table().monitored_hosts(true).count(), 0);
+    assert_eq!(story.assign((1, 1, 1), 1, None), Outcome::Assigned(2));
 }

@@ -35,7 +35,7 @@ use self::admission::Refused;
 use self::results::{Answerer, Results};
 use crate::call::{Proposal, Refusal, Request, Transport};
 use crate::cluster::command::{LockAction, LockCall};
-use crate::cluster::{Command, Outcome};
+use crate::cluster::{Outcome, ServiceCommand};
 use crate::lock_service::{Answer, LockService, unix_seconds};
 use crate::node::Node;
 
@@ -96,7 +96,7 @@ enum Made {
 
 /// A change, and what its outcome is made into.
 struct Later {
-    command: Command,
+    command: ServiceCommand,
     cookie: Box<[u8]>,
     is_share: bool,
     /// Who reclaims, if the call says so.
@@ -331,7 +331,7 @@ impl NlmCall<'_> {
     /// NLM_FREE_ALL: from the host itself only.
     fn free_all(&self) -> Result<Proposal, Refusal> {
         let args: Nlm4Notify<'_> = self.version.decode(self.request.args)?;
-        let command = Command::FreeAll {
+        let command = ServiceCommand::FreeAll {
             epoch: self.epoch,
             address: self.request.origin.host(),
             name: args.name.into(),
@@ -400,7 +400,7 @@ impl NlmCall<'_> {
             LockAction::Share(asked) if asked.reclaim => Some(host.clone()),
             _ => None,
         };
-        let command = Command::Call(LockCall {
+        let command = ServiceCommand::Call(LockCall {
             epoch: self.epoch,
             host,
             call: self.digest(),
@@ -435,7 +435,7 @@ impl NlmCall<'_> {
 }
 
 /// A change whose reply says only that it was carried out.
-pub(super) fn void_after(command: Command, xid: u32) -> Proposal {
+pub(super) fn void_after(command: ServiceCommand, xid: u32) -> Proposal {
     let answer = move |outcome: Outcome, writer: &mut Writer<'_>| {
         if outcome == Outcome::EarlierEpoch {
             return false;

@@ -184,7 +184,11 @@ pub(super) const fn stat_of(outcome: &Outcome) -> Option<Nlm4Stats> {
         Outcome::Grace => Nlm4Stats::DeniedGracePeriod,
         // Another node, or a later life of this one, has the locks now.
         Outcome::EarlierEpoch
-        | Outcome::Activated
+        | Outcome::Assigned(_)
+        | Outcome::NotAssigned
+        | Outcome::Renewed(_)
+        | Outcome::Named(_)
+        | Outcome::NoSuchService
         | Outcome::Freed(_)
         | Outcome::Suspected(_)
         | Outcome::Refusals(_)

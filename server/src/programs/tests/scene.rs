@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use havenfs_rpc::message::{AcceptStat, Call, Reply, ReplyOutcome};
@@ -13,16 +14,19 @@ use tempfile::TempDir;
 
 use super::samples::{Sample, args, encoded, mount_call, nfs_call, put_dirop};
 use crate::backend::credential;
+use crate::backend::handle::HandleKey;
+use crate::backend::table::HandleTable;
 use crate::call::{Mode, Origin, Port, Served, Transport};
 use crate::dispatch;
 use crate::export::Sources;
-use crate::node::Node;
+use crate::gate::Gate;
+use crate::node::{Node, Parts};
+use crate::numbering::Numbering;
 use crate::programs::UDP_LIST_BYTES_MAX;
 use crate::programs::mount::wire::{Dirpath, Mountres3, procedure as mount};
 use crate::programs::nfs3::TRANSFER_BYTES_MAX;
 use crate::programs::nfs3::wire::Nfsstat3;
 use crate::programs::portmap::PortEntry;
-use crate::state::State;
 use crate::volumes;
 
 /// The header of a reply and results without data, text or entries.
@@ -183,7 +187,6 @@ impl Drop for Scene {
 
 /// What `serve` puts together, without sockets and with one export that all may write.
 fn node(state_dir: &Path, exported: &Path) -> Node {
-    let state = State::open(state_dir).unwrap();
     let mut argument = exported.as_os_str().as_bytes().to_vec();
     // `async`: nothing here is about what survives.
     argument.extend(b":*(rw,async,insecure,no_root_squash)");
@@ -192,9 +195,23 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         directory: None,
         arguments: vec![argument],
     };
-    let table = volumes::load_table(&sources, &state).unwrap();
+    let numbers = Numbering::in_memory();
+    let exports = volumes::load_table(&sources, &numbers).unwrap();
+    let node = Node::new(Parts {
+        gate: Arc::new(Gate::open_for_good()),
+        dir: state_dir.to_path_buf(),
+        handle_keys: vec![HandleKey {
+            id: 1,
+            secret: [7; 16],
+        }],
+        numbers,
+        handles: HandleTable::load(state_dir).unwrap(),
+        exports,
+        descriptors: 1024,
+    })
+    .unwrap();
     let own = Netid::ALL.map(|netid| PortEntry::own(program::NFS, 3, netid, 2049));
-    let node = Node::new(state, table, own, 1024).unwrap();
+    node.ports.set_own(own);
     volumes::open_exports(&node, &[]).unwrap();
     node
 }

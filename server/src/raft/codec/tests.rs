@@ -24,7 +24,15 @@ fn membership() -> Membership {
 fn records() -> Vec<Record> {
     let payloads = [
         Payload::Blank,
-        Payload::Normal(Proposed(Arc::new(command(3)))),
+        Payload::Normal(Proposed {
+            origin: Origin {
+                node: NodeId(2),
+                incarnation: 7,
+                queue: Queue::Leases,
+                number: 9,
+            },
+            command: Arc::new(command(3)),
+        }),
         Payload::Membership(membership()),
     ];
     let entries = payloads.into_iter().enumerate().map(|(index, payload)| {

@@ -11,11 +11,13 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::super::machine::{Machine, Snapshots};
+use super::super::pending::Pending;
 use super::super::recover::{Recovered, create, recover};
 use super::super::segment::{FrameBuilder, HEADER_BYTES, Header, Step, step};
 use super::super::tests::command;
 use super::super::types::{LeaderId, Payload, Proposed, SnapshotMeta};
 use super::*;
+use crate::cluster::Origin;
 
 const STORE: u64 = 0x1234_5678_9abc_def0;
 
@@ -46,7 +48,18 @@ fn born() -> TempDir {
 }
 
 fn open(dir: &TempDir) -> (Log, JoinHandle<()>) {
-    Log::open(dir.path(), STORE, None, options()).unwrap()
+    Log::open(dir.path(), STORE, None, pending(), options()).unwrap()
+}
+
+fn pending() -> Arc<Pending> {
+    Arc::new(Pending::new(NodeId(1), 1))
+}
+
+fn proposed(index: u64) -> Proposed {
+    Proposed {
+        origin: Origin::default(),
+        command: Arc::new(command(index)),
+    }
 }
 
 fn close((log, thread): (Log, JoinHandle<()>)) {
@@ -64,7 +77,7 @@ fn log_id(term: u64, index: u64) -> LogId {
 fn entry(term: u64, index: u64) -> Entry {
     Entry {
         log_id: log_id(term, index),
-        payload: Payload::Normal(Proposed(Arc::new(command(index)))),
+        payload: Payload::Normal(proposed(index)),
     }
 }
 
@@ -120,7 +133,12 @@ impl StoreBuilder<Types, Log, Machine, TempDir> for Builder {
         let (log, _thread) = open(&dir);
         let path = dir.path().to_path_buf();
         let snapshots = Snapshots::new(path, STORE, log.shared(), u64::MAX, None);
-        let machine = Machine::new(Arc::default(), SnapshotMeta::default(), Arc::new(snapshots));
+        let machine = Machine::new(
+            Arc::default(),
+            SnapshotMeta::default(),
+            Arc::new(snapshots),
+            pending(),
+        );
         Ok((dir, log, machine))
     }
 }
@@ -167,7 +185,7 @@ fn sectors_that_were_not_written_are_a_crash() {
     run(async {
         append(&mut log.0, vec![entry(1, 0)]).await.unwrap();
         // One frame of several sectors.
-        let many = (1..60).map(|index| entry(1, index)).collect();
+        let many = (1..40).map(|index| entry(1, index)).collect();
         append(&mut log.0, many).await.unwrap();
     });
     close(log);
@@ -243,7 +261,9 @@ fn what_a_newer_program_wrote_is_refused_and_left_alone() {
     let header = Header::decode(&path, &whole).unwrap();
     let refused = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        let error = Log::open(dir.path(), STORE, None, options()).err().unwrap();
+        let error = Log::open(dir.path(), STORE, None, pending(), options())
+            .err()
+            .unwrap();
         assert!(matches!(error, StoreError::Newer { .. }), "{error}");
         assert!(error.to_string().contains("newer havenfs"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), bytes);

@@ -1,0 +1,160 @@
+//! Whose turn it is to take a service that nobody serves.
+//!
+//! Local and pure: each node asks for itself, from the replicated state and from what it saw
+//! itself. Two that answer "mine" at once do no harm, since one assignment is valid and the other
+//! is not; they only cost time. So the nodes that live take turns by rank: where an operator wants
+//! the service, its preferred node, who serves fewest, and last the number of the node.
+//!
+//! Rule 2 of [`state`](super::state) is here: the wait begins when this node first saw the last
+//! renewal of the active node, in the log or in its replay after a start, whoever led then.
+//! Counting from the election of a leader would add its time for nothing: a later renewal voids the
+//! assignment anyway.
+
+use std::time::Duration;
+
+use super::command::RenewalId;
+use super::lease::{Moment, wait};
+use super::service::ServiceState;
+use super::{ClusterState, NodeId, ServiceId};
+
+/// When this node first saw a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The last one.
+    pub id: RenewalId,
+    /// When.
+    pub at: Moment,
+}
+
+/// What a node knows when it asks.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a, S> {
+    /// The replicated state.
+    pub state: &'a ClusterState,
+    /// The service.
+    pub service: ServiceId,
+    /// Who asks.
+    pub me: NodeId,
+    /// In which life.
+    pub incarnation: u64,
+    /// The nodes that have the data.
+    pub candidates: &'a [NodeId],
+    /// Where it should be if all is well.
+    pub preferred: Option<NodeId>,
+    /// When the last renewal of a node was first seen; if it was not, this node can't tell, and
+    /// waits from now on.
+    pub seen: S,
+    /// Since when this node knows that nobody has it.
+    pub free_since: Moment,
+    /// When this life of the node began to renew its lease.
+    pub joined: Moment,
+    /// Not before this: it has failed here.
+    pub not_before: Moment,
+}
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It is served by this node or, as far as is known, by another one that lives.
+    Nobodys,
+    /// This node's: it may propose to take it, after this renewal of the active node.
+    Mine {
+        /// See [`Assign::after`](super::command::Assign).
+        after: Option<RenewalId>,
+    },
+    /// Not before this moment.
+    NotBefore(Moment),
+}
+
+impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
+    /// Whose turn it is now.
+    pub fn turn(&self, now: Moment) -> Turn {
+        let Some(service) = self.state.service(self.service) else {
+            return Turn::Nobodys;
+        };
+        if !self.candidates.contains(&self.me) {
+            return Turn::Nobodys;
+        }
+        let (free_at, after) = match service.active() {
+            Some(active) if active.node == self.me => {
+                // Its own: served by this life, or by an earlier one, which is over.
+                if active.incarnation == self.incarnation {
+                    return Turn::Nobodys;
+                }
+                return self.not_before_or_mine(now, Moment::default(), None);
+            }
+            Some(active) => {
+                let over = self.over(active.node, now);
+                let after = self.state.last_renewal(active.node);
+                (over, after.map(super::command::Renewal::id))
+            }
+            None => (self.free_from(service), None),
+        };
+        let step = TURN_STEP.saturating_mul(self.rank(service, now));
+        self.not_before_or_mine(now, free_at + step, after)
+    }
+
+    fn not_before_or_mine(&self, now: Moment, begin: Moment, after: Option<RenewalId>) -> Turn {
+        let begin = begin.max(self.not_before);
+        if now < begin {
+            Turn::NotBefore(begin)
+        } else {
+            Turn::Mine { after }
+        }
+    }
+
+    /// When a service that nobody has may be taken. The first time ever, the preferred node is
+    /// given the time to start.
+    fn free_from(&self, service: &ServiceState) -> Moment {
+        let prefers_another = self.preferred.is_some_and(|preferred| preferred != self.me);
+        if service.epoch() == 0 && prefers_another {
+            self.free_since.max(self.joined + FIRST_START_TIME)
+        } else {
+            self.free_since
+        }
+    }
+
+    /// When the lease of a node is over for sure.
+    fn over(&self, node: NodeId, now: Moment) -> Moment {
+        let Some(last) = self.state.last_renewal(node) else {
+            // It has never had a lease.
+            return Moment::default();
+        };
+        let seen = (self.seen)(node).map_or(now, |seen| seen.at);
+        seen + wait(last)
+    }
+
+    /// How many living nodes come before this one.
+    fn rank(&self, service: &ServiceState, now: Moment) -> u32 {
+        let key = |node: NodeId| {
+            (
+                service.wanted() != Some(node),
+                self.preferred != Some(node),
+                self.served_by(node),
+                node,
+            )
+        };
+        let own = key(self.me);
+        let active = service.active().map(|active| active.node);
+        let before = self.candidates.iter().filter(|node| {
+            let node = **node;
+            node != self.me && active != Some(node) && key(node) < own && self.over(node, now) > now
+        });
+        u32::try_from(before.count()).unwrap_or(u32::MAX)
+    }
+
+    fn served_by(&self, node: NodeId) -> usize {
+        let services = self.state.services();
+        let served = services
+            .filter(|(_, service)| service.active().is_some_and(|active| active.node == node));
+        served.count()
+    }
+}
+
+/// How long the next in rank gives the one before it.
+const TURN_STEP: Duration = Duration::from_millis(300);
+/// How long others give the preferred node at the first start ever.
+const FIRST_START_TIME: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! The replicated state of one service: its epoch, NSM state number, active node and lock table,
+//! and [`ServiceState::apply`], the only function that changes what its hosts have.
+//!
+//! Every promise about locks rests on three things: a command is in the log, synced, before it is
+//! applied; `apply` is total and deterministic, so that every node and every restart makes the
+//! same state of the same log; and whatever a peer is told is an outcome of `apply`. So the answer
+//! to "what if the node dies here?" is the same everywhere: before the sync nobody was told, and
+//! after it the next assignment finds the change in the log.
+//!
+//! [`ServiceState::assign`] begins an epoch: a start, a restart, a takeover and a planned move are
+//! this one change, of which `state` decides whether it is valid. What was accepted under an
+//! earlier epoch changes nothing any more.
+//!
+//! ```text
+//!                    assign                    release
+//!   released ---------------------> active ----------------> released
+//!   (nobody serves)  epoch + 1      (node n)  the node stopped
+//!                    <------------------+      before it asked
+//!                      assign, when the
+//!                      lease of n is over
+//! ```
+//!
+//! The table is *complete* if it has every lock that a host was ever told to have. Then an
+//! assignment leaves all locks in force and nobody waits: a reclaim of a lock that is there changes
+//! nothing, and a new lock that conflicts with none is granted. Only where the table may lack
+//! locks, because the operator says that a state directory was lost or is old, is there the classic
+//! grace: until it ends only reclaims are granted, and what was not reclaimed is gone then.
+
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+
+use havenfs_nlm::keys::Stamp;
+use havenfs_nlm::records::Record;
+use havenfs_nlm::table::LockTable;
+use havenfs_nsm::inbound;
+use havenfs_nsm::nsm_state::NsmState;
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+
+use super::NodeId;
+use super::command::{Activation, LockAction, LockCall, Outcome, ServiceCommand};
+use super::handles::HandleEntry;
+use super::rows::{damaged, read_row, write_end, write_row};
+
+/// Whether the table has every lock that a host was ever told to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Completeness {
+    /// It has.
+    Complete {
+        /// Since this epoch.
+        since_epoch: u32,
+    },
+    /// It may not: only reclaims are granted until grace ends.
+    Incomplete {
+        /// Since this epoch.
+        since_epoch: u32,
+    },
+}
+
+impl Default for Completeness {
+    /// Before the first start nobody was told anything.
+    fn default() -> Self {
+        Self::Complete { since_epoch: 1 }
+    }
+}
+
+/// The replicated state of a service. Cloning is cheap: all large parts are shared until they
+/// change.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServiceState {
+    service: Service,
+    table: LockTable,
+    handles: OrdMap<u64, HandleEntry>,
+}
+
+/// Who serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Active {
+    /// The node.
+    pub node: NodeId,
+    /// Which life of its process.
+    pub incarnation: u64,
+}
+
+/// What is known of a service besides its locks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Service {
+    name: Box<str>,
+    /// How often it was assigned; 0 if never.
+    epoch: u32,
+    /// The number that hosts see in notices.
+    nsm_state: NsmState,
+    /// Who serves; none if it was released, or never assigned.
+    active: Option<Active>,
+    /// Where an operator wants it, until it is assigned the next time.
+    wanted: Option<NodeId>,
+    /// Whether locks may be missing.
+    completeness: Completeness,
+}
+
+/// [`Service`] as it was stored when there was one service and one node.
+#[derive(Deserialize)]
+struct LoneService {
+    epoch: u32,
+    nsm_state: NsmState,
+    incarnation: u64,
+    completeness: Completeness,
+}
+
+impl ServiceState {
+    /// Carries out one command: total, deterministic, never waits.
+    pub fn apply(&mut self, command: &ServiceCommand) -> Outcome {
+        if command
+            .epoch()
+            .is_some_and(|epoch| epoch != self.service.epoch)
+        {
+            return Outcome::EarlierEpoch;
+        }
+        match command {
+            ServiceCommand::Activate(activation) => self.activate(activation),
+            ServiceCommand::SetHandle { id, entry, .. } => {
+                match entry {
+                    Some(entry) => self.handles.insert(*id, entry.clone()),
+                    None => self.handles.remove(id),
+                };
+                Outcome::Done
+            }
+            ServiceCommand::Call(call) => self.call(call),
+            ServiceCommand::ConfirmGrant { grant, .. } => {
+                self.table.confirm(*grant);
+                Outcome::Done
+            }
+            ServiceCommand::RefuseGrant {
+                grant,
+                release,
+                now,
+                ..
+            } => {
+                self.table.refuse(*grant, *release, self.stamp(*now));
+                Outcome::Done
+            }
+            ServiceCommand::Rebooted(notice) => {
+                let meant = |names: &[&[u8]]| meant(&notice.mon_name, names);
+                let (address, stamp) = (notice.address, self.stamp(notice.now));
+                Outcome::Freed(self.table.rebooted(address, notice.state, meant, stamp))
+            }
+            ServiceCommand::DoubtfulNotice(notice) => {
+                let meant = |names: &[&[u8]]| meant(&notice.mon_name, names);
+                let (address, stamp) = (notice.address, self.stamp(notice.now));
+                Outcome::Suspected(self.table.doubt(address, notice.state, meant, stamp))
+            }
+            ServiceCommand::FreeAll {
+                address,
+                name,
+                call,
+                now,
+                ..
+            } => {
+                let stamp = self.stamp(*now);
+                Outcome::Freed(self.table.free_all(*address, name, *call, stamp))
+            }
+            ServiceCommand::Break {
+                address, file, now, ..
+            } => {
+                let stamp = self.stamp(*now);
+                Outcome::Freed(self.table.break_locks(*address, file.as_ref(), stamp))
+            }
+            ServiceCommand::Expire { address, now, .. } => {
+                let stamp = self.stamp(*now);
+                Outcome::Freed(self.table.expire(*address, stamp))
+            }
+            ServiceCommand::EndGrace { now, .. } => self.end_grace(*now),
+            ServiceCommand::SetLimits { limits, .. } => {
+                self.table.set_limits(*limits);
+                Outcome::Done
+            }
+            ServiceCommand::RefuseWrites {
+                address,
+                file,
+                refused: true,
+                ..
+            } => {
+                if self.table.refuse_writes(*address, file.clone()) {
+                    Outcome::Refusals(1)
+                } else {
+                    Outcome::TooManyRefusals
+                }
+            }
+            ServiceCommand::RefuseWrites { address, file, .. } => {
+                Outcome::Refusals(self.table.allow_writes(*address, file.as_ref()))
+            }
+            ServiceCommand::RaiseNsmState { unix_seconds, .. } => {
+                let service = &mut self.service;
+                service.nsm_state = NsmState::next(service.nsm_state, *unix_seconds);
+                Outcome::Done
+            }
+        }
+    }
+
+    /// A service with a name, which nobody serves yet.
+    pub(super) fn named(name: &str) -> Self {
+        let mut state = Self::default();
+        state.service.name = name.into();
+        state
+    }
+
+    /// Begins an epoch. All locks and waiting requests stay as they are, also across a crash at
+    /// this very place: the next assignment begins another one.
+    pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
+        let service = &mut self.service;
+        service.epoch = service.epoch.saturating_add(1);
+        service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
+        service.active = Some(active);
+        service.wanted = None;
+        // What was reclaimed in an earlier part of the same grace stays so.
+        if recover && matches!(service.completeness, Completeness::Complete { .. }) {
+            service.completeness = Completeness::Incomplete {
+                since_epoch: service.epoch,
+            };
+        }
+        Outcome::Assigned(service.epoch)
+    }
+
+    /// Ends what the active node has stopped already. From anybody else, or late, it does nothing.
+    pub(super) fn release(&mut self, epoch: u32, active: Active) -> Outcome {
+        let service = &mut self.service;
+        if service.epoch != epoch || service.active != Some(active) {
+            return Outcome::EarlierEpoch;
+        }
+        service.active = None;
+        Outcome::Done
+    }
+
+    /// Notes where an operator wants it.
+    pub(super) fn want(&mut self, node: NodeId) -> Outcome {
+        self.service.wanted = Some(node);
+        Outcome::Done
+    }
+
+    /// What a log has from the time when there was one node.
+    fn activate(&mut self, activation: &Activation) -> Outcome {
+        let active = Active {
+            node: NodeId::LONE,
+            incarnation: activation.incarnation,
+        };
+        self.assign(active, activation.unix_seconds, activation.recover)
+    }
+
+    fn end_grace(&mut self, now: u32) -> Outcome {
+        let Completeness::Incomplete { since_epoch } = self.service.completeness else {
+            return Outcome::Done;
+        };
+        self.service.completeness = Completeness::Complete {
+            since_epoch: self.service.epoch,
+        };
+        Outcome::Freed(self.table.lapse(since_epoch, self.stamp(now)))
+    }
+
+    fn call(&mut self, call: &LockCall) -> Outcome {
+        let (stamp, in_grace) = (self.stamp(call.now), self.in_grace());
+        let (host, digest, table) = (&call.host, call.call, &mut self.table);
+        match &call.action {
+            LockAction::Lock(request) if in_grace && !request.reclaim => Outcome::Grace,
+            LockAction::Share(request) if in_grace && !request.reclaim => Outcome::Grace,
+            LockAction::Share(request) => Outcome::Lock(table.share(host, digest, request, stamp)),
+            LockAction::Unshare { file, oh } => {
+                table.unshare(host, digest, file, oh);
+                Outcome::Unlocked
+            }
+            LockAction::Lock(request) => Outcome::Lock(table.lock(host, digest, request, stamp)),
+            LockAction::Unlock { file, owner, range } => {
+                table.unlock(host, digest, file, owner, *range, stamp);
+                Outcome::Unlocked
+            }
+            LockAction::Cancel {
+                file,
+                owner,
+                range,
+                exclusive,
+            } => {
+                let nothing_left =
+                    table.cancel(host, digest, file, owner, *range, *exclusive, stamp);
+                Outcome::Cancelled { nothing_left }
+            }
+        }
+    }
+
+    const fn stamp(&self, now: u32) -> Stamp {
+        Stamp {
+            epoch: self.service.epoch,
+            now,
+            in_grace: self.in_grace(),
+        }
+    }
+
+    /// What clients and operators call it.
+    pub fn name(&self) -> &str {
+        &self.service.name
+    }
+
+    /// Who serves; none if it was released, or never assigned.
+    pub const fn active(&self) -> Option<Active> {
+        self.service.active
+    }
+
+    /// Where an operator wants it.
+    pub const fn wanted(&self) -> Option<NodeId> {
+        self.service.wanted
+    }
+
+    /// The entries of the handle table, by number; empty where the kernel makes handles.
+    pub const fn handles(&self) -> &OrdMap<u64, HandleEntry> {
+        &self.handles
+    }
+
+    /// The count of assignments: what a call must have been accepted under.
+    pub const fn epoch(&self) -> u32 {
+        self.service.epoch
+    }
+
+    /// The service's NSM state number.
+    pub const fn nsm_state(&self) -> NsmState {
+        self.service.nsm_state
+    }
+
+    /// Whether only reclaims are granted.
+    pub const fn in_grace(&self) -> bool {
+        matches!(self.service.completeness, Completeness::Incomplete { .. })
+    }
+
+    /// Whether the table has every lock that a host was ever told to have.
+    pub const fn completeness(&self) -> Completeness {
+        self.service.completeness
+    }
+
+    /// The locks.
+    pub const fn table(&self) -> &LockTable {
+        &self.table
+    }
+
+    /// The names of the hosts behind an address that lose something if a notice of a reboot is
+    /// believed.
+    pub fn losing(&self, address: IpAddr, mon_name: &[u8], state: i32) -> Vec<Vec<u8>> {
+        let meant = |names: &[&[u8]]| meant(mon_name, names);
+        self.table.losing(address, state, meant)
+    }
+
+    /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, the rows
+    /// of the lock table, and those of the handle table, each with its length in front.
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        write_row(out, &mut buffer, &self.service)?;
+        for record in self.table.records() {
+            write_row(out, &mut buffer, &record)?;
+        }
+        write_end(out)?;
+        for row in &self.handles {
+            write_row(out, &mut buffer, &row)?;
+        }
+        write_end(out)
+    }
+
+    /// Reads what [`ServiceState::write`] wrote.
+    pub(super) fn read(input: &mut impl Read) -> io::Result<Self> {
+        let mut buffer = Vec::new();
+        let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+        let table = read_table(input, &mut buffer)?;
+        let mut handles = OrdMap::new();
+        while let Some((id, entry)) = read_row(input, &mut buffer)? {
+            handles.insert(id, entry);
+        }
+        Ok(Self {
+            service,
+            table,
+            handles,
+        })
+    }
+
+    /// Reads the state of a store from the time when there was one service and one node.
+    pub(super) fn read_lone(input: &mut impl Read, name: &str) -> io::Result<Self> {
+        let mut buffer = Vec::new();
+        let lone: LoneService = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+        let active = Active {
+            node: NodeId::LONE,
+            incarnation: lone.incarnation,
+        };
+        Ok(Self {
+            service: Service {
+                name: name.into(),
+                epoch: lone.epoch,
+                nsm_state: lone.nsm_state,
+                active: (lone.epoch > 0).then_some(active),
+                wanted: None,
+                completeness: lone.completeness,
+            },
+            table: read_table(input, &mut buffer)?,
+            handles: OrdMap::new(),
+        })
+    }
+}
+
+fn read_table(input: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<LockTable> {
+    let mut table = LockTable::default();
+    while let Some(record) = read_row::<Record>(input, buffer)? {
+        table.restore(record).map_err(|_| damaged())?;
+    }
+    table.restored().map_err(|_| damaged())?;
+    Ok(table)
+}
+
+/// The hosts that a notice means, by their names.
+fn meant(mon_name: &[u8], names: &[&[u8]]) -> Vec<Vec<u8>> {
+    let meant = inbound::meant(mon_name, names.iter().copied());
+    meant.into_iter().map(<[u8]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests;

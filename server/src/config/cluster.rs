@@ -1,0 +1,354 @@
+//! The cluster and its services, as the configuration file says them.
+//!
+//! ```toml
+//! node = "n1"
+//! [cluster]
+//! key_file = "/etc/havenfs/cluster.key"
+//! [[cluster.member]]
+//! name = "n1"
+//! address = "192.0.2.1:7300"
+//! [[service]]
+//! name = "alpha"
+//! names = ["nfs-service.example.com", "nfs-service"]
+//! addresses = ["192.0.2.100"]
+//! exports = ["/srv/alpha 192.0.2.0/24(rw)"]
+//! storage = "cluster-fs"
+//! ```
+//!
+//! Without `[cluster]` this node is alone. Without `[[service]]` it has one service, which is what
+//! the options and keys outside say.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use havenfs_nsm::nsm_name;
+use serde::Deserialize;
+
+use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Settings, merge};
+use crate::cluster::state::LONE_NAME;
+use crate::export::Sources;
+
+/// What `serve` needs to know.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// What is the same for all services, and what the one service has if there are no others.
+    pub settings: Settings,
+    /// The cluster; none if this node is alone.
+    pub cluster: Option<ClusterConfig>,
+    /// The services, in the order of the file.
+    pub services: Vec<ServiceConfig>,
+}
+
+impl NodeConfig {
+    /// What people call this node.
+    pub fn node_name(&self) -> &str {
+        self.cluster
+            .as_ref()
+            .map_or("this node", |cluster| &cluster.node)
+    }
+}
+
+/// The members of a cluster, and how they know each other.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Which member this node is.
+    pub node: String,
+    /// The key that all members share.
+    pub key_file: PathBuf,
+    /// All members, by name.
+    pub members: Vec<MemberConfig>,
+    /// How long a node may serve after it has renewed its lease.
+    pub lease_ms: u32,
+}
+
+/// A member of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// Its name.
+    pub name: String,
+    /// Where the others reach it.
+    pub address: SocketAddr,
+    /// Whether it only votes.
+    #[serde(default)]
+    pub witness: bool,
+}
+
+/// A service.
+#[derive(Debug, Clone)]
+pub struct ServiceConfig {
+    /// What operators call it.
+    pub name: String,
+    /// Addresses, ports, exports, names.
+    pub settings: Settings,
+    /// The node that should serve it if all is well.
+    pub preferred: Option<String>,
+}
+
+/// `[cluster]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterFile {
+    key_file: PathBuf,
+    lease_ms: Option<u32>,
+    #[serde(default)]
+    member: Vec<MemberConfig>,
+}
+
+/// `[[service]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceFile {
+    name: String,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    addresses: Vec<IpAddr>,
+    #[serde(default)]
+    address_mode: AddressMode,
+    #[serde(default)]
+    exports: Vec<String>,
+    exports_file: Option<PathBuf>,
+    storage: Option<Storage>,
+    preferred: Option<String>,
+    announce: Option<Announce>,
+    grace_seconds: Option<u64>,
+}
+
+/// How the addresses of a service come to its active node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AddressMode {
+    /// They are there already: loopback, or behind a load balancer.
+    #[default]
+    Fixed,
+}
+
+/// What keeps a node that lost a service from writing to its storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Storage {
+    /// A cluster file system, which has a fence of its own.
+    ClusterFs,
+    /// Something below decides which node may write, as DRBD with quorum does.
+    Arbitrated,
+    /// Nothing: a fence command must succeed before another node opens it.
+    Fence,
+}
+
+/// Makes the configuration of what the command line says and, where it says nothing, the file.
+pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
+    let (node, cluster) = (file.node.take(), file.cluster.take());
+    let services = std::mem::take(&mut file.service);
+    let is_own = line.export.is_empty() && line.exports_file.is_none();
+    let has_own = !file.export.is_empty() || file.exports_file.is_some() || !is_own;
+    let settings = merge(line, file)?;
+    let cluster = match (node, cluster) {
+        (_, None) => None,
+        (None, Some(_)) => {
+            return Err(wrong(
+                "node",
+                "",
+                "is missing: it says which member this node is",
+            ));
+        }
+        (Some(node), Some(cluster)) => Some(check_cluster(node, cluster)?),
+    };
+    if services.is_empty() {
+        if cluster.is_some() {
+            return Err(wrong(
+                "service",
+                "",
+                "is missing: a cluster serves services",
+            ));
+        }
+        let alone = ServiceConfig {
+            name: LONE_NAME.to_owned(),
+            settings: settings.clone(),
+            preferred: None,
+        };
+        return Ok(NodeConfig {
+            settings,
+            cluster,
+            services: vec![alone],
+        });
+    }
+    if has_own {
+        let problem = "is said outside of [[service]], and each export belongs to one service";
+        return Err(wrong("export", "", problem));
+    }
+    let mut names = BTreeSet::new();
+    let mut checked = Vec::new();
+    for service in services {
+        if !names.insert(service.name.clone()) {
+            return Err(wrong("service.name", &service.name, "is there twice"));
+        }
+        checked.push(check_service(service, &settings, cluster.as_ref())?);
+    }
+    Ok(NodeConfig {
+        settings,
+        cluster,
+        services: checked,
+    })
+}
+
+fn check_cluster(node: String, cluster: ClusterFile) -> Result<ClusterConfig, ConfigError> {
+    let ClusterFile {
+        key_file,
+        lease_ms,
+        mut member,
+    } = cluster;
+    member.sort_by(|a, b| a.name.cmp(&b.name));
+    for pair in member.windows(2) {
+        if let [one, other] = pair
+            && one.name == other.name
+        {
+            return Err(wrong("cluster.member.name", &one.name, "is there twice"));
+        }
+    }
+    for one in &member {
+        check_name("cluster.member.name", &one.name)?;
+        if one.address.port() == 0 || one.address.ip().is_unspecified() {
+            let address = one.address.to_string();
+            let problem = "is no address that others can reach";
+            return Err(wrong("cluster.member.address", &address, problem));
+        }
+    }
+    if !member.iter().any(|one| one.name == node) {
+        return Err(wrong("node", &node, "is no [[cluster.member]]"));
+    }
+    if member.iter().all(|one| one.witness) {
+        return Err(wrong(
+            "cluster.member",
+            "",
+            "are all witnesses, which serve nothing",
+        ));
+    }
+    let lease_ms = lease_ms.unwrap_or(LEASE_MS_DEFAULT);
+    if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
+        let problem = "is not from 600 to 60000";
+        return Err(wrong("cluster.lease_ms", &lease_ms.to_string(), problem));
+    }
+    Ok(ClusterConfig {
+        node,
+        key_file,
+        members: member,
+        lease_ms,
+    })
+}
+
+fn check_service(
+    service: ServiceFile,
+    common: &Settings,
+    cluster: Option<&ClusterConfig>,
+) -> Result<ServiceConfig, ConfigError> {
+    let ServiceFile {
+        name,
+        names,
+        addresses,
+        address_mode: AddressMode::Fixed,
+        exports,
+        exports_file,
+        storage,
+        preferred,
+        announce,
+        grace_seconds,
+    } = service;
+    check_name("service.name", &name)?;
+    for other in &names {
+        nsm_name::judge(other.as_bytes())
+            .map_err(|problem| wrong("service.names", other, &format!("is no name: {problem}")))?;
+    }
+    if addresses.is_empty() {
+        let problem = "has no addresses: clients reach a service by its own address";
+        return Err(wrong("service", &name, problem));
+    }
+    if exports.is_empty() && exports_file.is_none() {
+        return Err(wrong(
+            "service",
+            &name,
+            "exports nothing: say exports or exports_file",
+        ));
+    }
+    match (cluster, storage) {
+        (Some(_), None) => {
+            let problem = "does not say what keeps a node that lost it from writing: storage = \
+                           \"cluster-fs\", \"arbitrated\" or \"fence\"";
+            return Err(wrong("service", &name, problem));
+        }
+        (_, Some(Storage::Fence)) => {
+            let problem = "needs a fence command, which this version does not have yet";
+            return Err(wrong("service", &name, problem));
+        }
+        _ => {}
+    }
+    if let (Some(preferred), Some(cluster)) = (&preferred, cluster) {
+        let mut members = cluster.members.iter();
+        if !members.any(|one| one.name == *preferred && !one.witness) {
+            return Err(wrong(
+                "service.preferred",
+                preferred,
+                "is no member with data",
+            ));
+        }
+    }
+    if grace_seconds.is_some_and(|seconds| seconds > GRACE_SECONDS_MAX) {
+        let problem = format!("has a grace_seconds of more than {GRACE_SECONDS_MAX}");
+        return Err(wrong("service", &name, &problem));
+    }
+    let sources = Sources {
+        arguments: exports.into_iter().map(String::into_bytes).collect(),
+        file: exports_file,
+        directory: None,
+    };
+    let settings = Settings {
+        sources,
+        listen: addresses,
+        service_names: if names.is_empty() {
+            vec![name.clone()]
+        } else {
+            names
+        },
+        announce: announce.unwrap_or(common.announce),
+        grace: grace_seconds.map_or(common.grace, Duration::from_secs),
+        ..common.clone()
+    };
+    Ok(ServiceConfig {
+        name,
+        settings,
+        preferred,
+    })
+}
+
+/// A name that operators type and that names a folder.
+fn check_name(key: &'static str, name: &str) -> Result<(), ConfigError> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(is_good) {
+        let problem = "is no name: up to 64 letters, digits, `-`, `_` and `.`";
+        return Err(wrong(key, name, problem));
+    }
+    if name.starts_with('.') {
+        return Err(wrong(key, name, "begins with a dot"));
+    }
+    Ok(())
+}
+
+fn wrong(name: &'static str, value: &str, problem: &str) -> ConfigError {
+    ConfigError::Value {
+        name,
+        value: value.to_owned(),
+        problem: problem.to_owned(),
+    }
+}
+
+/// How long a node may serve after it has renewed its lease, unless configured otherwise.
+pub const LEASE_MS_DEFAULT: u32 = 1200;
+/// Below this an election of a leader, which takes up to 0.7 s, would end the leases of all.
+const LEASE_MS_MIN: u32 = 600;
+const LEASE_MS_MAX: u32 = 60_000;
+const NAME_BYTES_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests;

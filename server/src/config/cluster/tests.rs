@@ -1,0 +1,118 @@
+//! What the cluster part of a configuration says, and how its mistakes are told.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use super::*;
+
+const WHOLE: &str = r#"
+node = "n2"
+[cluster]
+key_file = "/k"
+[[cluster.member]]
+name = "w"
+address = "192.0.2.3:7300"
+witness = true
+[[cluster.member]]
+name = "n1"
+address = "192.0.2.1:7300"
+[[cluster.member]]
+name = "n2"
+address = "192.0.2.2:7300"
+[[service]]
+name = "alpha"
+addresses = ["192.0.2.100"]
+exports = ["/srv *(rw)"]
+storage = "cluster-fs"
+preferred = "n1"
+"#;
+
+fn read(text: &str) -> Result<NodeConfig, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("havenfs.toml");
+    std::fs::write(&path, text).unwrap();
+    let file = File::read(&path).map_err(|error| error.to_string())?;
+    plan(File::default(), file).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_cluster_is_read_with_its_members_by_name() {
+    let config = read(WHOLE).unwrap();
+    let cluster = config.cluster.unwrap();
+    let names: Vec<&str> = cluster
+        .members
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert_eq!(names, ["n1", "n2", "w"]);
+    assert_eq!((cluster.node.as_str(), cluster.lease_ms), ("n2", 1200));
+    let [service] = &config.services[..] else {
+        panic!("{:?}", config.services);
+    };
+    assert_eq!(service.settings.service_names, ["alpha"]);
+    assert_eq!(service.preferred.as_deref(), Some("n1"));
+    assert!(service.settings.sources.file.is_none());
+}
+
+#[test]
+fn without_a_cluster_there_is_one_service() {
+    let config = read("export = ['/a']\n").unwrap();
+    assert!(config.cluster.is_none());
+    assert_eq!(config.services.len(), 1);
+    assert_eq!(config.services[0].name, LONE_NAME);
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (from, to, expected) in [
+        ("node = \"n2\"", "", "node: `` is missing"),
+        (
+            "node = \"n2\"",
+            "node = \"n9\"",
+            "node: `n9` is no [[cluster.member]]",
+        ),
+        ("name = \"w\"", "name = \"n1\"", "`n1` is there twice"),
+        ("name = \"w\"", "name = \"a/b\"", "`a/b` is no name"),
+        ("192.0.2.3:7300", "192.0.2.3", ":7: invalid socket address"),
+        (
+            "192.0.2.3:7300",
+            "192.0.2.3:0",
+            "is no address that others can reach",
+        ),
+        (
+            "storage = \"cluster-fs\"",
+            "",
+            "does not say what keeps a node",
+        ),
+        ("cluster-fs", "fence", "needs a fence command"),
+        (
+            "cluster-fs",
+            "drbd",
+            "unknown variant `drbd`, expected one of",
+        ),
+        (
+            "preferred = \"n1\"",
+            "preferred = \"w\"",
+            "`w` is no member with data",
+        ),
+        ("addresses = [\"192.0.2.100\"]", "", "has no addresses"),
+        ("exports = [\"/srv *(rw)\"]", "", "exports nothing"),
+        (
+            "key_file = \"/k\"",
+            "key_file = \"/k\"\nlease_ms = 100",
+            "is not from 600",
+        ),
+        (
+            "witness = true",
+            "witnes = true",
+            "unknown field `witnes`, expected",
+        ),
+        (
+            "node = \"n2\"",
+            "node = \"n2\"\nexport = ['/a']",
+            "outside of [[service]]",
+        ),
+    ] {
+        assert!(WHOLE.contains(from), "{from}");
+        let error = read(&WHOLE.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(expected), "{to}: {error}");
+    }
+}

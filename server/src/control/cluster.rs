@@ -1,0 +1,152 @@
+//! The cluster and its services as the control socket shows them, and what an operator may do to
+//! them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cluster::{ClusterCommand, Command, Outcome, ServiceState};
+use crate::services::{Services, Slot, Takeover};
+
+/// What is so of the cluster and all services.
+pub(super) fn status(services: &Services) -> Value {
+    let listed: Vec<Value> = services
+        .slots
+        .iter()
+        .map(|slot| one(services, slot))
+        .collect();
+    let leader = services.cluster.leader();
+    let mut status = json!({
+        "node": services.config.node_name(),
+        "services": listed,
+    });
+    if services.config.cluster.is_some() {
+        status["leader"] = json!(leader.map(|leader| services.cluster.name_of(leader)));
+        status["term"] = json!(services.cluster.term());
+        status["members"] = members(services);
+    }
+    status
+}
+
+fn members(services: &Services) -> Value {
+    let members = services.cluster.members();
+    let state = services.state();
+    let members = members.iter().map(|member| {
+        json!({
+            "name": member.name,
+            "number": member.node.0,
+            "address": member.address,
+            "witness": member.witness,
+            "lives": services.cluster.lives(member.node, &state),
+        })
+    });
+    members.collect()
+}
+
+fn one(services: &Services, slot: &Slot) -> Value {
+    let active = services.active(slot);
+    let state = services.state();
+    let service = slot.id.get().and_then(|id| state.service(*id));
+    let serving = slot.serving();
+    let is_open = serving.is_some_and(|node| node.gate.is_open());
+    json!({
+        "name": slot.config.name,
+        "addresses": slot.config.settings.listen,
+        "names": slot.config.settings.service_names,
+        "preferred": slot.config.preferred,
+        "active": active,
+        "serving": is_open,
+        "epoch": service.map(ServiceState::epoch),
+        "nsm_state": service.map(|service| service.nsm_state().0),
+        "complete": service.map(|service| !service.in_grace()),
+        "locks": service.map(|service| service.table().lock_count()),
+        "waiting": service.map(|service| service.table().waiting_count()),
+        "last_takeover": slot.takeover().map(|takeover| told(services, &takeover)),
+    })
+}
+
+fn told(services: &Services, takeover: &Takeover) -> Value {
+    let phases: Vec<Value> = takeover
+        .phases
+        .iter()
+        .map(|(name, took)| json!({ "name": name, "ms": ms(*took) }))
+        .collect();
+    json!({
+        "kind": takeover.kind,
+        "from": takeover.from.map(|node| services.cluster.name_of(node)),
+        "epoch": takeover.epoch,
+        "phases": phases,
+        "total_ms": ms(takeover.total()),
+    })
+}
+
+/// In tenths.
+fn ms(took: Duration) -> f64 {
+    (took.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// Answers a request that is about the cluster; none if it is not.
+pub(super) async fn answer(
+    services: &Arc<Services>,
+    request: &str,
+) -> Option<Result<Value, Value>> {
+    let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
+    match word {
+        "cluster" => Some(Ok(status(services))),
+        "move" => Some(move_service(services, rest).await),
+        _ => None,
+    }
+}
+
+/// `move SERVICE NODE`.
+async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Value> {
+    let error = |text: String| json!({ "error": text });
+    let (name, to) = words
+        .split_once(' ')
+        .ok_or_else(|| error("say which service to move, and to which node".to_owned()))?;
+    let slot = services.slot(Some(name)).map_err(error)?;
+    let nodes = services.cluster.data_nodes();
+    let node = services
+        .cluster
+        .node_of(to)
+        .filter(|node| nodes.contains(node))
+        .ok_or_else(|| {
+            let names: Vec<String> = nodes
+                .iter()
+                .map(|node| services.cluster.name_of(*node))
+                .collect();
+            error(format!(
+                "no node `{to}` can serve; there are: {}",
+                names.join(", ")
+            ))
+        })?;
+    if services.active(slot).as_deref() == Some(to) {
+        return Err(error(format!("service `{name}` is on node {to} already")));
+    }
+    if !services.cluster.lives(node, &services.state()) {
+        return Err(error(format!(
+            "node {to} has not renewed its lease lately, so it can't take service `{name}`"
+        )));
+    }
+    let Some(service) = slot.id.get().copied() else {
+        return Err(error(format!("service `{name}` was never served yet")));
+    };
+    let command = Command::Cluster(ClusterCommand::Move { service, to: node });
+    let asked = tokio::time::timeout(ASK_TIME_MAX, services.proposer.ask(command)).await;
+    match asked {
+        Ok(Ok(Outcome::Done)) => Ok(json!({
+            "done": format!("service `{name}` moves to node {to}; see `havenfs status`"),
+        })),
+        Ok(Ok(_)) => Err(error(format!(
+            "service `{name}` is not known to the cluster"
+        ))),
+        Ok(Err(problem)) => Err(error(problem.to_string())),
+        Err(_) => Err(error(
+            "the cluster has no majority now, so nothing can be moved".to_owned(),
+        )),
+    }
+}
+
+/// How long an operator is kept waiting.
+const ASK_TIME_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,124 @@
+//! Who is in the cluster, as this node sees it.
+
+use std::sync::Arc;
+
+use openraft::async_runtime::WatchReceiver as _;
+
+use super::Engine;
+use super::log::Shared;
+use crate::clock::boot_time;
+use crate::cluster::lease::wait;
+use crate::cluster::placement::Seen;
+use crate::cluster::service::Active;
+use crate::cluster::{ClusterState, NodeId};
+
+/// The members, the leader, and this node. A handle: clones are alike.
+#[derive(Clone)]
+pub struct Cluster {
+    engine: Engine,
+    log: Arc<Shared>,
+    own: Active,
+    is_alone: bool,
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberSeen {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where the others reach it.
+    pub address: String,
+    /// Whether it only votes.
+    pub witness: bool,
+}
+
+impl Cluster {
+    pub(super) const fn new(engine: Engine, log: Arc<Shared>, own: Active, is_alone: bool) -> Self {
+        Self {
+            engine,
+            log,
+            own,
+            is_alone,
+        }
+    }
+
+    /// This life of this node.
+    pub const fn own(&self) -> Active {
+        self.own
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        let metrics = self.engine.server_metrics();
+        let leader = metrics.borrow_watched().current_leader;
+        leader.map(NodeId)
+    }
+
+    /// The term of the leader that this node follows.
+    pub fn term(&self) -> u64 {
+        let metrics = self.engine.server_metrics();
+        metrics.borrow_watched().vote.leader_id.term
+    }
+
+    /// All members, by number.
+    pub fn members(&self) -> Vec<MemberSeen> {
+        let metrics = self.engine.server_metrics();
+        let membership = Arc::clone(&metrics.borrow_watched().membership_config);
+        let seen = membership.nodes().map(|(node, _member)| MemberSeen {
+            node: NodeId(*node),
+            name: format!("node {node}"),
+            address: String::new(),
+            witness: false,
+        });
+        seen.collect()
+    }
+
+    /// The members that have the data.
+    pub fn data_nodes(&self) -> Vec<NodeId> {
+        if self.is_alone {
+            return vec![self.own.node];
+        }
+        let members = self.members().into_iter();
+        let with_data = members.filter(|member| !member.witness);
+        with_data.map(|member| member.node).collect()
+    }
+
+    /// What people call a node.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let mut members = self.members().into_iter();
+        let member = members.find(|member| member.node == node);
+        member.map_or_else(|| format!("number {node}"), |member| member.name)
+    }
+
+    /// A node by its name.
+    pub fn node_of(&self, name: &str) -> Option<NodeId> {
+        let mut members = self.members().into_iter();
+        members
+            .find(|member| member.name == name)
+            .map(|member| member.node)
+    }
+
+    /// When this node first saw the last renewal of a node's lease.
+    pub fn seen(&self, node: NodeId) -> Option<Seen> {
+        self.log.seen(node)
+    }
+
+    /// Whether a node has renewed its lease lately.
+    pub fn lives(&self, node: NodeId, state: &ClusterState) -> bool {
+        if node == self.own.node {
+            return true;
+        }
+        let last = state.last_renewal(node).zip(self.seen(node));
+        last.is_some_and(|(renewal, seen)| seen.at + wait(renewal) > boot_time())
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Cluster")
+            .field("own", &self.own)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,344 @@
+//! Opening a service in an epoch, and closing it: exports, locks, ports, listeners.
+//!
+//! Nothing answers before the exports are open and the locks of the epoch are there; hosts are told
+//! of the restart when NLM answers. Whatever was opened is closed again if a later step fails.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::ports::{self, Numbers, Ports};
+use super::{ServeError, spawn_port, system, tidy};
+use crate::backend::handle::HandleKey;
+use crate::backend::table::{Entry, HandleTable, TableError};
+use crate::call::Port;
+use crate::cluster::handles::HandleEntry;
+use crate::cluster::{Command, Outcome, ServiceCommand, ServiceId};
+use crate::config::Settings;
+use crate::gate::Gate;
+use crate::host_calls::HostCalls;
+use crate::lock_service::LockService;
+use crate::net::runtimes::Runtimes;
+use crate::net::tcp::Stop;
+use crate::node::{Node, Parts};
+use crate::numbering::Numbering;
+use crate::raft::Proposer;
+use crate::register::{self, Choice};
+use crate::services::{Services, Slot};
+use crate::state::State;
+use crate::volumes;
+
+/// What all services of this node share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) services: Arc<Services>,
+    pub(super) proposer: Proposer,
+    /// The state directory.
+    pub(super) state: Arc<State>,
+    pub(super) handle_keys: Vec<HandleKey>,
+    /// How many files a service may have open.
+    pub(super) descriptors: usize,
+    pub(super) data: Arc<Runtimes>,
+}
+
+/// A service that is open in an epoch.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) node: Arc<Node>,
+    pub(super) locks: Arc<LockService>,
+    settings: Settings,
+    pub(super) choice: Arc<Choice>,
+    pub(super) numbers: Numbers,
+    /// How listeners and connections are stopped; none while there are none.
+    stop: Option<watch::Sender<Stop>>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Open {
+    /// Whatever becomes of it, nothing answers any more.
+    fn drop(&mut self) {
+        self.destroy();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.locks.end();
+    }
+}
+
+/// Opens a service; `note` is told of each step that is done.
+pub(super) async fn open(
+    shared: &Arc<Shared>,
+    slot: &Arc<Slot>,
+    service: ServiceId,
+    gate: &Arc<Gate>,
+    patient: bool,
+    note: &mut impl FnMut(&'static str),
+) -> Result<Open, ServeError> {
+    let made = {
+        let (shared, slot, gate) = (Arc::clone(shared), Arc::clone(slot), Arc::clone(gate));
+        // Directories may lie on a slow disk, and ids on a slow log.
+        tokio::task::spawn_blocking(move || make(&shared, &slot, service, &gate))
+    };
+    let made = made.await.map_err(std::io::Error::other);
+    let (node, locks) = made.map_err(system("open the exports"))??;
+    note("exports");
+    locks.open().await.map_err(ServeError::Activate)?;
+    note("locks");
+    let mut opened = Open {
+        choice: Arc::new(Choice::Off(register::OffReason::Asked)),
+        numbers: Numbers::default(),
+        node,
+        locks,
+        settings: slot.config.settings.clone(),
+        stop: None,
+        tasks: Vec::new(),
+    };
+    opened.listen(shared, patient).await?;
+    note("listen");
+    let tidying = Arc::clone(&opened.node);
+    let unsticking = Arc::clone(&opened.node);
+    opened.tasks.extend([
+        tokio::spawn(async move { tidy(&tidying).await }).abort_handle(),
+        tokio::spawn(async move { unsticking.pool.unstick().await }).abort_handle(),
+    ]);
+    let choice = Arc::clone(&opened.choice);
+    opened
+        .tasks
+        .push(tokio::spawn(async move { watch_registration(&choice).await }).abort_handle());
+    opened.locks.begin();
+    note("answer");
+    Ok(opened)
+}
+
+/// Looks whether rpcbind still has our entries.
+async fn watch_registration(choice: &Choice) {
+    if let Choice::Registered(registration) = choice {
+        registration.watch(REGISTRATION_CHECK).await;
+    }
+}
+
+/// What waits for disks and for the log.
+fn make(
+    shared: &Shared,
+    slot: &Slot,
+    service: ServiceId,
+    gate: &Arc<Gate>,
+) -> Result<(Arc<Node>, Arc<LockService>), ServeError> {
+    let settings = &slot.config.settings;
+    let is_alone = shared.services.config.cluster.is_none();
+    let dir = service_dir(shared, &slot.config.name, is_alone)?;
+    let proposer = shared.proposer.clone();
+    let ask = Box::new(move |command| proposer.ask_blocking(command));
+    let copy = is_alone.then(|| Arc::clone(&shared.state));
+    let numbers = Numbering::new(service, Arc::clone(&shared.services.state), ask, copy);
+    numbers.restore().map_err(ServeError::Activate)?;
+    let exports = volumes::load_table(&settings.sources, &numbers)?;
+    if exports.exports().is_empty() {
+        return Err(ServeError::NoExports);
+    }
+    let handles = if is_alone {
+        HandleTable::load(&dir)?
+    } else {
+        replicated_handles(shared, service, gate.epoch())
+    };
+    let node = Arc::new(Node::new(Parts {
+        gate: Arc::clone(gate),
+        dir,
+        handle_keys: shared.handle_keys.clone(),
+        numbers,
+        handles,
+        exports,
+        descriptors: shared.descriptors,
+    })?);
+    let calls = Arc::new(HostCalls::new(settings.host_portmap_port));
+    let locks = Arc::new(LockService::new(
+        settings,
+        service,
+        Arc::clone(gate),
+        Arc::clone(&shared.services.state),
+        shared.proposer.clone(),
+        calls,
+    ));
+    // Nobody else sets it.
+    let _ = node.locks.set(Arc::clone(&locks));
+    volumes::open_exports(&node, &[])?;
+    Ok((node, locks))
+}
+
+/// Where what is a service's and this node's alone is kept.
+fn service_dir(shared: &Shared, name: &str, is_alone: bool) -> Result<PathBuf, ServeError> {
+    let dir = shared.state.dir();
+    if is_alone {
+        return Ok(dir.to_path_buf());
+    }
+    let dir = dir.join("services").join(name);
+    std::fs::create_dir_all(&dir).map_err(system("make a folder of the state directory"))?;
+    Ok(dir)
+}
+
+fn replicated_handles(shared: &Shared, service: ServiceId, epoch: u32) -> HandleTable {
+    let proposer = shared.proposer.clone();
+    let replicate = move |id, entry: Option<&Entry>| {
+        let entry = entry.map(|entry| {
+            let (export, fs, ino, born) = entry.identity;
+            HandleEntry {
+                export,
+                fs,
+                ino,
+                born,
+                parent: entry.parent,
+                name: entry.name.as_bytes().into(),
+            }
+        });
+        let command = ServiceCommand::SetHandle { epoch, id, entry };
+        match proposer.ask_blocking(Command::Service(service, command)) {
+            Ok(Outcome::Done) => Ok(()),
+            // Nobody is answered in an earlier epoch.
+            Ok(_) | Err(_) => Err(Errno::IO),
+        }
+    };
+    let state = shared.services.state();
+    let entries = state
+        .service(service)
+        .map(|service| service.handles().clone());
+    drop(state);
+    let entries = entries.unwrap_or_default().into_iter();
+    let entries = entries.filter_map(|(id, entry)| {
+        // A name with a zero byte was never written.
+        let name = CString::new(&*entry.name).ok()?;
+        let identity = (entry.export, entry.fs, entry.ino, entry.born);
+        let parent = entry.parent;
+        Some((
+            id,
+            Entry {
+                identity,
+                parent,
+                name,
+            },
+        ))
+    });
+    HandleTable::replicated(entries, Box::new(replicate))
+}
+
+impl Open {
+    /// Binds the ports and serves them. `patient`: an address may still be held by the process of
+    /// an earlier active node on this machine.
+    pub(super) async fn listen(
+        &mut self,
+        shared: &Shared,
+        patient: bool,
+    ) -> Result<(), ServeError> {
+        let settings = &self.settings;
+        let deadline = Instant::now()
+            + if patient {
+                BIND_TIME_MAX
+            } else {
+                Duration::ZERO
+            };
+        let ports = loop {
+            match Ports::bind(settings) {
+                Err(ServeError::Listen { error, .. })
+                    if error.source.kind() == std::io::ErrorKind::AddrInUse
+                        && Instant::now() < deadline
+                        && !self.node.gate.is_over() =>
+                {
+                    tokio::time::sleep(BIND_AGAIN).await;
+                }
+                bound => break bound?,
+            }
+        };
+        self.node.ports.set_own(ports.entries());
+        let portmap_settings = register::Settings::new(settings.portmap_port, &settings.listen);
+        let wanted = settings.portmap;
+        let choice = register::choose(wanted, &portmap_settings, &ports.entries()).await?;
+        // Set at the first time, and the same later.
+        let _ = self.node.portmapper.set(choice.to_string());
+        self.numbers = ports.numbers();
+        let portmap = match &choice {
+            Choice::Embedded => {
+                let bound = ports::bind_portmap(settings)?;
+                self.node
+                    .ports
+                    .set_own(ports.entries_with_portmap(bound.port));
+                Some((Port::Portmap, bound))
+            }
+            _ => None,
+        };
+        self.choice = Arc::new(choice);
+        let (stop, stopped) = watch::channel(Stop::Serve);
+        self.stop = Some(stop);
+        for (port, bound) in ports.into_sockets().into_iter().chain(portmap) {
+            spawn_port(&self.node, &shared.data, port, bound, &stopped)
+                .map_err(system("serve a port"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has listeners.
+    pub(super) const fn is_listening(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// Closes all listeners and connections at once; nothing is answered, nothing unread is read.
+    pub(super) fn destroy(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // Nobody may be left to listen.
+            let _ = stop.send(Stop::Destroy);
+        }
+    }
+
+    /// Takes no new calls, answers what was taken, and closes. Returns when that is done, or its
+    /// time is over.
+    pub(super) async fn finish(&mut self, time_max: Duration) {
+        let Some(stop) = self.stop.take() else { return };
+        let _ = stop.send(Stop::Finish);
+        let drained = async {
+            while self.node.connections.all() > 0 {
+                tokio::time::sleep(STOP_CHECK).await;
+            }
+        };
+        // What is not answered by then is not answered at all.
+        let _ = tokio::time::timeout(time_max, drained).await;
+        let _ = stop.send(Stop::Destroy);
+    }
+
+    /// Brings all that was written to disk.
+    pub(super) async fn sync(&self) {
+        let node = Arc::clone(&self.node);
+        let synced = tokio::task::spawn_blocking(move || node.files.sync_all());
+        // A panic has ended the process already.
+        let _ = synced.await;
+    }
+
+    /// Takes back what is registered elsewhere and saves what is this node's.
+    pub(super) async fn leave(&self) {
+        if let Choice::Registered(registration) = &*self.choice
+            && let Ok(Err(error)) =
+                tokio::time::timeout(LEAVE_TIME_MAX, registration.remove()).await
+        {
+            tracing::warn!(%error, "cannot take the registration with rpcbind back");
+        }
+        if let Err(error) = self.node.mounts.save_if_dirty() {
+            tracing::warn!(%error, "cannot save the mount list");
+        }
+    }
+}
+
+impl From<TableError> for ServeError {
+    fn from(error: TableError) -> Self {
+        Self::Table(error)
+    }
+}
+
+/// How long an address may be held by an earlier active node on this machine.
+const BIND_TIME_MAX: Duration = Duration::from_mins(1);
+/// How often rpcbind is asked whether our entries are still there.
+const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
+const BIND_AGAIN: Duration = Duration::from_millis(20);
+const STOP_CHECK: Duration = Duration::from_millis(5);
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,143 @@
+//! The services of this node, for whoever looks at them from outside: the control socket, the
+//! metrics page. Owns nothing but the list; what a service does is `serve`'s.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use crate::cluster::{ClusterState, NodeId, ServiceId};
+use crate::config::cluster::{NodeConfig, ServiceConfig};
+use crate::node::Node;
+use crate::raft::{Cluster, Proposer};
+
+/// All of them, and the cluster that they belong to.
+#[derive(Debug)]
+pub struct Services {
+    /// What was configured.
+    pub config: NodeConfig,
+    /// The replicated state.
+    pub state: Arc<RwLock<ClusterState>>,
+    /// The way to change it.
+    pub proposer: Proposer,
+    /// Who is in the cluster.
+    pub cluster: Cluster,
+    /// How often a server was started on the state directory, this time included.
+    pub starts: u64,
+    /// The services, in the order of the configuration.
+    pub slots: Vec<Arc<Slot>>,
+}
+
+/// A service on this node.
+#[derive(Debug)]
+pub struct Slot {
+    /// What was configured.
+    pub config: ServiceConfig,
+    /// Its id, once the log has given it one.
+    pub id: OnceLock<ServiceId>,
+    serving: Mutex<Option<Arc<Node>>>,
+    takeover: Mutex<Option<Takeover>>,
+}
+
+/// How a service came to this node.
+#[derive(Debug, Clone)]
+pub struct Takeover {
+    /// Why: `start`, `takeover` or `move`.
+    pub kind: &'static str,
+    /// Who had it before.
+    pub from: Option<NodeId>,
+    /// The epoch that began.
+    pub epoch: u32,
+    /// What was done, in order, and how long it took.
+    pub phases: Vec<(&'static str, Duration)>,
+}
+
+impl Takeover {
+    /// How long all of it took.
+    pub fn total(&self) -> Duration {
+        self.phases.iter().map(|(_, took)| *took).sum()
+    }
+}
+
+impl Slot {
+    /// A service that is not served.
+    pub fn new(config: ServiceConfig) -> Self {
+        Self {
+            config,
+            id: OnceLock::new(),
+            serving: Mutex::default(),
+            takeover: Mutex::default(),
+        }
+    }
+
+    /// The service, if this node has it open.
+    pub fn serving(&self) -> Option<Arc<Node>> {
+        let serving = self.serving.lock();
+        serving.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// This node has opened the service, or closed it.
+    pub fn set_serving(&self, node: Option<Arc<Node>>) {
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = node;
+    }
+
+    /// How it came to this node the last time.
+    pub fn takeover(&self) -> Option<Takeover> {
+        let takeover = self.takeover.lock();
+        takeover.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how it came here.
+    pub fn set_takeover(&self, takeover: Takeover) {
+        *self.takeover.lock().unwrap_or_else(PoisonError::into_inner) = Some(takeover);
+    }
+}
+
+impl Services {
+    /// The replicated state, for a moment.
+    pub fn state(&self) -> RwLockReadGuard<'_, ClusterState> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A service by its name; without a name the only one.
+    ///
+    /// # Errors
+    /// What to tell whoever asked.
+    pub fn slot(&self, name: Option<&str>) -> Result<&Arc<Slot>, String> {
+        let names = || {
+            let names: Vec<&str> = self.slots.iter().map(|slot| &*slot.config.name).collect();
+            names.join(", ")
+        };
+        match (name, &self.slots[..]) {
+            (Some(name), slots) => slots
+                .iter()
+                .find(|slot| slot.config.name == name)
+                .ok_or_else(|| format!("there is no service `{name}`; there are: {}", names())),
+            (None, [slot]) => Ok(slot),
+            (None, _) => Err(format!(
+                "there are several services; say --service with one of: {}",
+                names()
+            )),
+        }
+    }
+
+    /// A service that is open on this node.
+    ///
+    /// # Errors
+    /// What to tell whoever asked: mostly, who has it.
+    pub fn open(&self, name: Option<&str>) -> Result<Arc<Node>, String> {
+        let slot = self.slot(name)?;
+        slot.serving().ok_or_else(|| {
+            let name = &slot.config.name;
+            match self.active(slot) {
+                Some(node) => format!("service `{name}` is served by node {node}: ask there"),
+                None => format!("service `{name}` is served by no node now"),
+            }
+        })
+    }
+
+    /// The name of the node that a service is assigned to.
+    pub fn active(&self, slot: &Slot) -> Option<String> {
+        let state = self.state();
+        let active = state.service(*slot.id.get()?)?.active()?;
+        Some(self.cluster.name_of(active.node))
+    }
+}
