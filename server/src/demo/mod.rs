@@ -11,7 +11,7 @@
 //!
 //! - `site`: directory, addresses, ports, configuration.  - `cluster`: the nodes.
 //! - `client`: a client's machine.  - `writer`: the load.  - `ledger`: what was told.
-//! - `story`: what happens, in order.  - `proof`: the checks.  - `sleeper`: the paused node.
+//! - `story`: what happens, in order, and in it `sleeper`: the paused node.  - `proof`: the checks.
 //! - `timeline`: what is shown.  - `interrupt`: Ctrl-C, and no process left behind.
 //!
 //! Exit status: 0 if all promises were kept, 1 if one was broken (also where a fault was planted),
@@ -30,7 +30,6 @@ mod interrupt;
 mod ledger;
 mod proof;
 mod site;
-mod sleeper;
 mod story;
 mod timeline;
 mod writer;
@@ -149,16 +148,17 @@ fn play(args: &DemoArgs, timeline: &Timeline) -> Result<String> {
     let result = story::tell(&mut cluster, timeline, ending);
     if let Err(error) = &result {
         let wanted = error.is::<Interrupted>() || args.fault.is_some();
-        if !wanted {
-            tell(cluster.logs().trim_end());
-        }
-        if !wanted && !args.keep {
-            tell("hint: run it again with --keep to keep the whole logs");
+        let logs = cluster.logs();
+        if !wanted && !logs.is_empty() {
+            tell(logs.trim_end());
+            if !args.keep {
+                tell("--- to keep the whole logs, run it again with --keep");
+            }
         }
     }
     drop(cluster);
     if args.keep {
-        timeline.step(None, "");
+        timeline.gap();
         timeline.step(None, &format!("kept: {}", site.root().display()));
     }
     result

@@ -11,6 +11,7 @@ use havenfs_nlm::wire::Nlm4Stats;
 
 use super::client::Client;
 use super::client::nfs::Attributes;
+use super::client::nlm::Locks;
 use super::cluster::LOOK;
 use super::interrupt::{self, Interrupted};
 use super::ledger::{BrokenPromise, Ledger, Lock};
@@ -39,17 +40,18 @@ pub(super) fn all_locks_are_held(ledger: &Ledger, a: &Client, b: &Client) -> Res
     let held = ledger.held();
     for lock in &held {
         let other = if lock.owner.client == a.name { b } else { a };
-        is_held(other, *lock)?;
+        is_held(&other.locks, *lock)?;
     }
     ledger.check()?;
     Ok(held.len())
 }
 
-/// Asks as a stranger for bytes that `lock` has: TEST names the holder, LOCK is denied.
-fn is_held(other: &Client, lock: Lock) -> Result<()> {
+/// Asks as a stranger on another client for bytes that `lock` has: TEST names the holder, LOCK is
+/// denied.
+pub(super) fn is_held(other: &Locks, lock: Lock) -> Result<()> {
     const STRANGER: i32 = 99;
-    let wanted = other.lock(STRANGER, lock.bytes.first, lock.bytes.count);
-    match promised(other.locks.test(wanted), "a lock cannot be tested")? {
+    let wanted = other.of_process(STRANGER, lock.bytes);
+    match promised(other.test(wanted), "a lock cannot be tested")? {
         Some(holder) if holder.is(lock.owner) => {}
         Some(holder) => {
             let Lock { owner, bytes } = lock;
@@ -60,12 +62,9 @@ fn is_held(other: &Client, lock: Lock) -> Result<()> {
         }
         None => return broken(format!("the lock on {lock} is forgotten")),
     }
-    match promised(
-        other.locks.lock(wanted, false),
-        "a lock cannot be asked for",
-    )? {
+    match promised(other.lock(wanted, false), "a lock cannot be asked for")? {
         Nlm4Stats::Denied => Ok(()),
-        Nlm4Stats::Granted => broken(format!("client {} was granted {lock}", other.name)),
+        Nlm4Stats::Granted => broken(format!("somebody else was granted {lock}")),
         stat => broken(format!("a LOCK that conflicts is answered {stat:?}")),
     }
 }

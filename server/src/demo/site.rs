@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use havenfs::random::random_u64;
 
 /// The names of the nodes.
@@ -261,9 +261,9 @@ fn make_root(wanted: Option<&Path>) -> Result<(PathBuf, bool)> {
         let name = format!("havenfs-demo-{:08x}", random_u64() as u32);
         let root = std::env::temp_dir().join(name);
         let mut builder = DirBuilder::new();
-        builder.mode(0o700).create(&root).with_context(|| {
-            format!(
-                "cannot make the directory `{}`\nhint: name another place with --root",
+        builder.mode(0o700).create(&root).map_err(|error| {
+            anyhow!(
+                "cannot make the directory `{}`: {error}\nhint: name another place with --root",
                 root.display()
             )
         })?;
@@ -290,7 +290,7 @@ const fn address([a, b]: [u8; 2], last: u8) -> IpAddr {
 
 /// Addresses and ports that nobody has.
 fn free_network() -> Result<([u8; 2], Ports)> {
-    let mut last = None;
+    let mut problem = String::new();
     for _ in 0..TRIES {
         let chance = random_u64();
         let [a, b, ..] = chance.to_ne_bytes();
@@ -309,15 +309,12 @@ fn free_network() -> Result<([u8; 2], Ports)> {
         };
         match probe(network, &ports) {
             Ok(()) => return Ok((network, ports)),
-            Err(error) => last = Some(error),
+            Err(error) => problem = error.to_string(),
         }
     }
-    let Some(error) = last else {
-        bail!("no addresses were tried");
-    };
-    Err(error).context(
-        "no loopback addresses 127.x.y.z can be listened on\nhint: is the loopback device up, with \
-         127.0.0.1/8?",
+    bail!(
+        "no loopback addresses 127.x.y.z can be listened on: {problem}\nhint: is the loopback device \
+         up, with 127.0.0.1/8?"
     )
 }
 

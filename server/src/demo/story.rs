@@ -4,7 +4,6 @@
 //! [`super::writer`]; nothing here decides what a promise is.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,17 +12,20 @@ use havenfs::random::random_u64;
 use havenfs_nlm::wire::Nlm4Stats;
 
 use super::client::nfs::Attributes;
+use super::client::rpc::Machine;
 use super::client::{Client, Export};
 use super::cluster::{Active, Cluster, LOOK, Takeover};
 use super::interrupt;
 use super::ledger::{Ledger, Lock};
 use super::proof::{
-    Heard, all_locks_are_held, broken, handle_still_works, hears_of_it, is_granted, promised,
+    Heard, all_locks_are_held, broken, handle_still_works, hears_of_it, is_granted, is_held,
+    promised,
 };
 use super::site::{NODES, SERVICE_NAME};
-use super::sleeper::Probes;
 use super::timeline::{Timeline, milliseconds};
 use super::writer::{Load, read_back};
+
+mod sleeper;
 
 /// The file that has locks.
 const LOCKED: &str = "account.dat";
@@ -131,10 +133,10 @@ impl<'s, 'c> Scene<'s, 'c> {
         let journal = a.nfs.create(&root, JOURNAL)?;
         let journal_before = a.nfs.getattr(&journal)?;
         let run = random_u64() as u32;
-        let quit = Arc::new(AtomicBool::new(false));
-        let nfs = a.another_nfs(&quit);
+        let machine = Machine::start();
+        let nfs = a.another_nfs(&machine);
         let account = a.lock(1, 0, 1000);
-        let load = Load::start(nfs, journal.clone(), run, Arc::clone(&ledger), quit);
+        let load = Load::start(nfs, journal.clone(), run, Arc::clone(&ledger), machine);
         Ok(Self {
             load,
             a,
@@ -151,7 +153,7 @@ impl<'s, 'c> Scene<'s, 'c> {
     }
 
     /// The request that waits for what client A has.
-    const fn waiting(&self) -> Lock {
+    fn waiting(&self) -> Lock {
         self.b
             .lock(1, self.account.bytes.first, self.account.bytes.count)
     }
@@ -233,7 +235,7 @@ impl<'s, 'c> Scene<'s, 'c> {
         let move_gap = self.bring_back(dead)?;
         let (records, locks) = (self.ledger.stable().len(), self.ledger.grants());
         Ok(format!(
-            "{records} records and {locks} locks, none lost; writes stood still for {} and {}",
+            "{records} records and {locks} locks, none lost; gaps: kill {}, move {}",
             milliseconds(kill_gap),
             milliseconds(move_gap)
         ))
@@ -250,16 +252,16 @@ impl<'s, 'c> Scene<'s, 'c> {
         let text = format!("kill -9 of process {process}: {} is gone", old.node);
         self.timeline.step(Duration::ZERO, &text);
         let new = self.b.lock(3, 4000, 100);
-        let (locks, cluster) = (&self.b.locks, &mut *self.cluster);
-        // Asked at once, and again and again until somebody answers, as clients do.
-        let (active, granted) = thread::scope(|scope| {
+        let stranger = self.b.another_lock_manager(&self.ledger);
+        let (locks, account) = (&self.b.locks, self.account);
+        let cluster = &mut *self.cluster;
+        // Asked at once, and again and again until somebody answers, as clients do. So the answers
+        // come before anybody hears of the restart and reclaims what may be forgotten.
+        let (active, granted, kept) = thread::scope(|scope| {
             let asking = scope.spawn(|| (locks.lock(new, false), Instant::now()));
+            let testing = scope.spawn(|| (is_held(&stranger, account), Instant::now()));
             let active = cluster.wait_active(SERVE_TIME_MAX, |active| active.node != old.node);
-            let granted = asking.join();
-            (
-                active,
-                granted.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            )
+            (active, joined(asking), joined(testing))
         });
         let Some(active) = active? else {
             return broken(format!(
@@ -277,6 +279,11 @@ impl<'s, 'c> Scene<'s, 'c> {
         let (stat, at) = granted;
         is_granted(promised(stat, "a new lock is not granted")?, new)?;
         events.push((at, format!("a new lock, {} for B: GRANTED", new.bytes)));
+        let (held, at) = kept;
+        held?;
+        self.ledger.check()?;
+        let text = format!("{} are still A's: a LOCK by B is DENIED", account.bytes);
+        events.push((at, text));
         self.wait_for_writes(active.at)?;
         let (gap, resumed) = self.ledger.longest_gap(killed);
         let text = format!(
@@ -284,13 +291,20 @@ impl<'s, 'c> Scene<'s, 'c> {
             milliseconds(gap)
         );
         events.push((resumed, text));
+        let mut heard_by = Vec::new();
         for client in [&self.a, &self.b] {
             let heard = hears_of_it(client, killed, &self.ledger)?;
-            self.note_notice(client.name, &heard, &mut events);
+            note_notice(client.name, &heard, &mut events);
+            heard_by.push((client.name, heard));
         }
         events.sort_by_key(|(at, _)| *at);
         for (at, text) in &events {
             self.timeline.step(since(*at), text);
+        }
+        for (client, heard) in heard_by {
+            let (state, names) = (heard.nsm_state, heard.names.join(", "));
+            let text = format!("client {client} was told state {state} of {names}");
+            self.timeline.detail(&text);
         }
         // Nobody unlocked, so nobody may have got it.
         if !self.b.locks.waits_for(self.waiting()) {
@@ -301,7 +315,7 @@ impl<'s, 'c> Scene<'s, 'c> {
             interrupt::sleep(LOOK)?;
         }
         let from = killed.checked_sub(AROUND).unwrap_or(killed);
-        self.timeline.step(None, "");
+        self.timeline.gap();
         self.timeline.step(None, "A's answered writes over time:");
         let back = format!("{} answers", active.node);
         let notes = [(killed, "kill"), (resumed, back.as_str())];
@@ -309,21 +323,6 @@ impl<'s, 'c> Scene<'s, 'c> {
             .strip(&self.ledger.answers(), from, to, &notes);
         self.active = active;
         Ok(gap)
-    }
-
-    fn note_notice(&self, client: &str, heard: &Heard, events: &mut Vec<(Instant, String)>) {
-        let text = format!("client {client} hears of it (SM_NOTIFY from the service's address)");
-        events.push((heard.notice_at, text));
-        let text = format!(
-            "client {client} has reclaimed its {} locks: GRANTED",
-            heard.reclaimed
-        );
-        events.push((heard.reclaimed_at, text));
-        let names = heard.names.join(", ");
-        let state = heard.nsm_state;
-        self.timeline.detail(&format!(
-            "client {client} was told state {state} of {names}"
-        ));
     }
 
     fn wait_for_writes(&self, since: Instant) -> Result<()> {
@@ -421,74 +420,13 @@ impl<'s, 'c> Scene<'s, 'c> {
         Ok(gap)
     }
 
-    /// Pauses the active node until another one has the service, and listens what it says then.
-    fn pause(&mut self) -> Result<String> {
-        let old = self.active.clone();
-        let mut probes = Probes::connect(&self.b)?;
-        self.timeline
-            .section(&format!("{} falls asleep", old.node), "since the pause");
-        let paused = Instant::now();
-        self.cluster.pause(old.node)?;
-        let text = format!(
-            "SIGSTOP: {} stands still, with all its sockets open",
-            old.node
-        );
-        self.timeline.step(Duration::ZERO, &text);
-        probes.send()?;
-        let text = "calls are sent to it over connections that it has had before";
-        self.timeline.step(paused.elapsed(), text);
-        let assigned = self.cluster.wait_assigned_away(old.node, SERVE_TIME_MAX)?;
-        let Some((node, epoch)) = assigned else {
-            return broken(format!(
-                "no other node takes over while {} sleeps",
-                old.node
-            ));
-        };
-        let text = format!("the service is {node}'s now, in epoch {epoch}");
-        self.timeline.step(paused.elapsed(), &text);
-        self.cluster.resume(old.node)?;
-        self.timeline
-            .step(paused.elapsed(), &format!("SIGCONT: {} wakes", old.node));
-        let silence = probes.listen(old.node)?;
-        let all = silence.closed + silence.silent;
-        let text = format!(
-            "{} has answered none of {all} calls and closed {} connections",
-            old.node, silence.closed
-        );
-        self.timeline.step(paused.elapsed(), &text);
-        let active = self
-            .cluster
-            .wait_active(SERVE_TIME_MAX, |active| active.epoch >= epoch)?;
-        let Some(active) = active else {
-            return broken(format!("{node} does not begin to serve"));
-        };
-        self.timeline
-            .step(paused.elapsed(), &format!("{} answers", active.node));
-        self.wait_for_writes(active.at)?;
-        self.active = active;
-        self.timeline.section("What is left", "how long it took");
-        let locked = self.b.locked.clone();
-        let first = promised(self.b.nfs.read(&locked, 0, 4), "a file cannot be read")?;
-        if first == b"late" {
-            return broken(format!("{} wrote after its lease had run out", old.node));
-        }
-        self.records_are_there()?;
-        self.locks_are_held()?;
-        self.unlock()?;
-        self.load.stop();
-        let (records, locks) = (self.ledger.stable().len(), self.ledger.grants());
-        Ok(format!(
-            "{} slept and woke, and said nothing; {records} records, {locks} locks, none lost",
-            old.node
-        ))
-    }
-
     fn end(&mut self) -> Result<()> {
         self.timeline.section("The end", "how long it took");
         let began = Instant::now();
-        let (resends, resent) = (self.a.nfs.resends(), self.load.resent());
+        let (resends, resent) = (self.load.resends(), self.load.resent());
         self.timeline.detail(&format!(
-            "A sent {resends} calls again, and wrote {resent} records again after a takeover"
+            "A sent calls again {resends} times, and wrote {resent} records again because the \
+             write verifier had changed"
         ));
         for lock in self.ledger.held() {
             let client = if lock.owner.client == self.a.name {
@@ -499,6 +437,8 @@ impl<'s, 'c> Scene<'s, 'c> {
             promised(client.locks.unlock(lock), "a lock cannot be given back")?;
         }
         self.ledger.check()?;
+        self.a.unmount();
+        self.b.unmount();
         let late = self.cluster.stop()?;
         let text = if late.is_empty() {
             "all locks are given back, and the nodes have ended".to_owned()
@@ -511,6 +451,22 @@ impl<'s, 'c> Scene<'s, 'c> {
         self.timeline.step(began.elapsed(), &text);
         Ok(())
     }
+}
+
+/// What a thread has returned.
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    let result = thread.join();
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn note_notice(client: &str, heard: &Heard, events: &mut Vec<(Instant, String)>) {
+    let text = format!("client {client} hears of it (SM_NOTIFY from the service's address)");
+    events.push((heard.notice_at, text));
+    let text = format!(
+        "client {client} has reclaimed its {} locks: GRANTED",
+        heard.reclaimed
+    );
+    events.push((heard.reclaimed_at, text));
 }
 
 /// What a step of a takeover is, for a person.

@@ -50,6 +50,11 @@ impl Timeline {
         self.put(&format!("{}{:gap$}{note}", self.paint(BOLD, heading), ""));
     }
 
+    /// An empty line.
+    pub(super) fn gap(&self) {
+        self.put("");
+    }
+
     /// One thing that happened, and how long it took or when it was.
     pub(super) fn step(&self, time: impl Into<Option<Duration>>, text: &str) {
         let time = time.into().map(milliseconds).unwrap_or_default();

@@ -1,20 +1,22 @@
 //! The load: client A writes records, one after the other, as fast as they are answered.
 //!
 //! Owns a thread and a connection. Most records are written FILE_SYNC and so acknowledged at once;
-//! every so often a run of them is written UNSTABLE and made stable by COMMIT. If the write verifier
-//! changes in between, the server may have lost them, and they are written again, as clients do.
+//! every so often a run of them is written UNSTABLE and made stable by COMMIT. If the write
+//! verifier changes in between, the server may have lost them, and they are written again, as
+//! clients do.
 //! What was acknowledged, and when, is in the [`Ledger`].
 //!
 //! Invariant: a record's place in the file is its number, and it is never changed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
 use super::client::nfs::{Nfs, READ_BYTES_MAX, Stable};
+use super::client::rpc::Machine;
 use super::interrupt::Interrupted;
 use super::ledger::{BrokenPromise, Fault, Ledger, RECORD_BYTES, judge, record};
 
@@ -30,8 +32,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The load.
 #[derive(Debug)]
 pub(super) struct Load {
-    quit: Arc<AtomicBool>,
+    machine: Arc<Machine>,
     resent: Arc<AtomicU32>,
+    resends: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -40,27 +43,29 @@ struct Writer {
     fh: Vec<u8>,
     run: u32,
     ledger: Arc<Ledger>,
-    quit: Arc<AtomicBool>,
+    machine: Arc<Machine>,
     resent: Arc<AtomicU32>,
+    resends: Arc<AtomicU32>,
 }
 
 impl Load {
-    /// Begins to write into the file `fh`; `quit` is what `nfs` gives up upon.
+    /// Begins to write into the file `fh`; `machine` is what `nfs` ends with.
     pub(super) fn start(
         nfs: Nfs,
         fh: Vec<u8>,
         run: u32,
         ledger: Arc<Ledger>,
-        quit: Arc<AtomicBool>,
+        machine: Arc<Machine>,
     ) -> Self {
-        let resent = Arc::new(AtomicU32::new(0));
+        let (resent, resends) = <(Arc<AtomicU32>, Arc<AtomicU32>)>::default();
         let mut writer = Writer {
             nfs,
             fh,
             run,
             ledger,
-            quit: Arc::clone(&quit),
+            machine: Arc::clone(&machine),
             resent: Arc::clone(&resent),
+            resends: Arc::clone(&resends),
         };
         let thread = thread::spawn(move || {
             if let Err(error) = writer.write()
@@ -72,8 +77,9 @@ impl Load {
             }
         });
         Self {
-            quit,
+            machine,
             resent,
+            resends,
             thread: Some(thread),
         }
     }
@@ -83,12 +89,18 @@ impl Load {
         self.resent.load(Ordering::Relaxed)
     }
 
+    /// How often a call was sent again because no answer came.
+    pub(super) fn resends(&self) -> u32 {
+        self.resends.load(Ordering::Relaxed)
+    }
+
     /// Ends after the record that is under way.
     pub(super) fn stop(&mut self) {
-        self.quit.store(true, Ordering::SeqCst);
+        self.machine.end();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.machine.close_all();
     }
 }
 
@@ -101,7 +113,7 @@ impl Drop for Load {
 impl Writer {
     fn write(&mut self) -> Result<()> {
         let mut next = 0;
-        while !self.quit.load(Ordering::Relaxed) {
+        while !self.machine.has_ended() {
             for number in next..next + SYNCED_RUN {
                 let (committed, _) = self.write_one(number, Stable::FileSync)?;
                 ensure!(committed == Stable::FileSync, "FILE_SYNC was not done");
@@ -146,6 +158,7 @@ impl Writer {
         let bytes = record(self.run, number);
         let written = self.nfs.write(&self.fh, offset, stable, &bytes)?;
         self.ledger.answered(Instant::now());
+        self.resends.store(self.nfs.resends(), Ordering::Relaxed);
         ensure!(
             written.count as usize == RECORD_BYTES,
             "a WRITE came out short"

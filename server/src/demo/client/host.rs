@@ -10,7 +10,6 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -28,7 +27,7 @@ use havenfs_rpc::xdr::{Writer, decode_all};
 use super::super::interrupt::Interrupted;
 use super::super::ledger::{Ledger, Lock};
 use super::nlm::Locks;
-use super::rpc::{RpcClient, args, is_timeout};
+use super::rpc::{Machine, RpcClient, args, is_timeout};
 
 const RECORD_BYTES_MAX: usize = 8 * 1024;
 const CONNECTIONS_MAX: usize = 32;
@@ -72,7 +71,7 @@ pub(crate) struct Host {
 
 #[derive(Debug)]
 struct Shared {
-    quit: Arc<AtomicBool>,
+    machine: Arc<Machine>,
     service: IpAddr,
     locks: Arc<Locks>,
     ledger: Arc<Ledger>,
@@ -101,7 +100,7 @@ impl Host {
         locks: Arc<Locks>,
         ledger: Arc<Ledger>,
         results: RpcClient,
-        quit: &Arc<AtomicBool>,
+        machine: &Arc<Machine>,
     ) -> Result<Self> {
         let any = SocketAddr::new(place.portmap.ip(), 0);
         let fail = "a client cannot listen on its loopback address";
@@ -110,7 +109,7 @@ impl Host {
         let (reclaims, reclaims_wanted) = sync_channel(JOBS_MAX);
         let (results_out, results_wanted) = sync_channel(JOBS_MAX);
         let shared = Arc::new(Shared {
-            quit: Arc::clone(quit),
+            machine: Arc::clone(machine),
             service: place.service,
             locks,
             ledger,
@@ -160,7 +159,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.shared.quit.store(true, Ordering::SeqCst);
+        self.shared.machine.end();
         for address in &self.tcp {
             let _ = TcpStream::connect(address);
         }
@@ -207,7 +206,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
 
 impl Shared {
     fn has_quit(&self) -> bool {
-        self.quit.load(Ordering::SeqCst)
+        self.machine.has_ended()
     }
 
     fn receive(&self, socket: &UdpSocket) {

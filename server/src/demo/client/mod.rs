@@ -9,7 +9,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use havenfs_nsm::wire as nsm_wire;
@@ -17,7 +16,7 @@ use havenfs_rpc::portmap::{Mapping, Protocol, VERSION_2, procedure as portmap};
 use havenfs_rpc::program;
 use havenfs_rpc::xdr::Reader;
 
-use super::ledger::{Bytes, Ledger, Lock, Owner};
+use super::ledger::{Bytes, Ledger, Lock};
 
 pub(super) mod host;
 pub(super) mod nfs;
@@ -27,7 +26,7 @@ pub(super) mod rpc;
 use self::host::{Host, Place};
 use self::nfs::Nfs;
 use self::nlm::Locks;
-use self::rpc::{RpcClient, Target, args};
+use self::rpc::{Machine, RpcClient, Target, args};
 
 /// The version of MOUNT and NFS.
 const VERSION_3: u32 = 3;
@@ -62,7 +61,7 @@ pub(super) struct Client {
     pub(super) host: Host,
     source: IpAddr,
     ports: Ports,
-    quit: Arc<AtomicBool>,
+    machine: Arc<Machine>,
 }
 
 /// Where the service's programs are.
@@ -81,7 +80,7 @@ impl Client {
         locked: &str,
         ledger: &Arc<Ledger>,
     ) -> Result<Self> {
-        let quit = Arc::new(AtomicBool::new(false));
+        let machine = Machine::start();
         let service = export.portmap.ip();
         let target = |program, version, server| Target {
             source,
@@ -90,7 +89,7 @@ impl Client {
             version,
         };
         let portmap = target(program::PORTMAP, VERSION_2, export.portmap);
-        let mut portmap = RpcClient::new(portmap, &quit);
+        let mut portmap = RpcClient::new(portmap, &machine);
         let mut find = |program, version| -> Result<SocketAddr> {
             let port = get_port(&mut portmap, program, version)?;
             Ok(SocketAddr::new(service, port))
@@ -103,27 +102,27 @@ impl Client {
         // Asked for as clients do, to see that it is there.
         find(program::NSM, nsm_wire::VERSION)?;
         let mount = target(program::MOUNT, VERSION_3, mount);
-        let root = nfs::mount(&mut RpcClient::new(mount, &quit), &export.path)?;
+        let root = nfs::mount(&mut RpcClient::new(mount, &machine), &export.path)?;
         let mut nfs = Nfs::new(RpcClient::new(
             target(program::NFS, VERSION_3, ports.nfs),
-            &quit,
+            &machine,
         ));
         let locked = nfs.create(&root, locked)?;
         let nlm = target(program::NLM, NLM_VERSION, ports.nlm);
-        let calls = RpcClient::new(nlm, &quit);
+        let calls = RpcClient::new(nlm, &machine);
         let locks = Locks::new(name, locked.clone(), calls, Arc::clone(ledger));
         let locks = Arc::new(locks);
         let place = Place {
             portmap: SocketAddr::new(source, export.host_portmap_port),
             service,
         };
-        let results = RpcClient::new(nlm, &quit);
+        let results = RpcClient::new(nlm, &machine);
         let host = Host::start(
             &place,
             Arc::clone(&locks),
             Arc::clone(ledger),
             results,
-            &quit,
+            &machine,
         )?;
         Ok(Self {
             name,
@@ -134,13 +133,24 @@ impl Client {
             host,
             source,
             ports,
-            quit,
+            machine,
         })
     }
 
-    /// Another connection for files, which gives up when `quit` is set.
-    pub(super) fn another_nfs(&self, quit: &Arc<AtomicBool>) -> Nfs {
-        Nfs::new(RpcClient::new(self.nfs_target(), quit))
+    /// Another connection for files, which ends with `machine`.
+    pub(super) fn another_nfs(&self, machine: &Arc<Machine>) -> Nfs {
+        Nfs::new(RpcClient::new(self.nfs_target(), machine))
+    }
+
+    /// Closes all connections to the service.
+    pub(super) fn unmount(&self) {
+        self.machine.close_all();
+    }
+
+    /// Another connection for locks, which nothing else waits for.
+    pub(super) fn another_lock_manager(&self, ledger: &Arc<Ledger>) -> Locks {
+        let calls = RpcClient::new(self.nlm_target(), &self.machine);
+        Locks::new(self.name, self.locked.clone(), calls, Arc::clone(ledger))
     }
 
     /// Who is called for files.
@@ -164,20 +174,14 @@ impl Client {
     }
 
     /// A lock of a process on this machine.
-    pub(super) const fn lock(&self, svid: i32, first: u64, count: u64) -> Lock {
-        Lock {
-            owner: Owner {
-                client: self.name,
-                svid,
-            },
-            bytes: Bytes { first, count },
-        }
+    pub(super) fn lock(&self, svid: i32, first: u64, count: u64) -> Lock {
+        self.locks.of_process(svid, Bytes { first, count })
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.quit.store(true, Ordering::SeqCst);
+        self.machine.end();
     }
 }
 

@@ -81,6 +81,15 @@ impl Locks {
         }
     }
 
+    /// A lock of a process on this machine.
+    pub(crate) const fn of_process(&self, svid: i32, bytes: Bytes) -> Lock {
+        let client = self.client;
+        Lock {
+            owner: Owner { client, svid },
+            bytes,
+        }
+    }
+
     /// LOCK; with `block` the request waits if somebody has the lock.
     pub(crate) fn lock(&self, lock: Lock, block: bool) -> Result<Nlm4Stats> {
         let mut calls = held(&self.calls);

@@ -9,9 +9,10 @@
 //! there has to be one within [`CALL_TIME_MAX`].
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -20,6 +21,8 @@ use havenfs_rpc::auth::{AUTH_SYS, AuthSys, Gids, OpaqueAuth};
 use havenfs_rpc::message::{AcceptStat, Call, Reply, ReplyOutcome};
 use havenfs_rpc::record::{self, RecordReader};
 use havenfs_rpc::xdr::{Writer, decode_all};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{getegid, geteuid};
 use socket2::{Domain, Socket, Type};
 
@@ -51,6 +54,68 @@ pub(crate) struct Target {
     pub(crate) version: u32,
 }
 
+/// What all connections of a machine share: when it ends, and the other side's ends.
+///
+/// A kernel answers the end of a connection with its own end at once, also where nobody reads; a
+/// server that is about to stop waits for that.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
+    quit: AtomicBool,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl Machine {
+    /// Begins to look after connections, until the machine is dropped or ends.
+    pub(crate) fn start() -> Arc<Self> {
+        let machine = Arc::new(Self::default());
+        let weak = Arc::downgrade(&machine);
+        // Holds nothing that has to be waited for.
+        thread::spawn(move || {
+            while let Some(machine) = weak.upgrade().filter(|machine| !machine.has_ended()) {
+                machine.close_ended();
+                drop(machine);
+                thread::sleep(STEP);
+            }
+        });
+        machine
+    }
+
+    /// Ends all calls that are under way.
+    pub(crate) fn end(&self) {
+        self.quit.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it is to end.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.quit.load(Ordering::SeqCst)
+    }
+
+    /// Closes all connections, as unmounting does.
+    pub(crate) fn close_all(&self) {
+        for stream in self.streams().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn close_ended(&self) {
+        self.streams().retain(|stream| {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let is_open = match recv(stream, &mut [0_u8][..], flags) {
+                Ok((count, _)) => count > 0,
+                Err(errno) => matches!(errno, Errno::AGAIN | Errno::INTR),
+            };
+            if !is_open {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            is_open
+        });
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A client of one program.
 #[derive(Debug)]
 pub(crate) struct RpcClient {
@@ -58,15 +123,15 @@ pub(crate) struct RpcClient {
     xid: u32,
     connection: Option<Connection>,
     resends: u32,
-    quit: Arc<AtomicBool>,
+    machine: Arc<Machine>,
 }
 
 impl RpcClient {
-    /// Makes a client that connects when it is used, and gives up when `quit` is set.
-    pub(crate) fn new(target: Target, quit: &Arc<AtomicBool>) -> Self {
+    /// Makes a client that connects when it is used, and gives up when its machine ends.
+    pub(crate) fn new(target: Target, machine: &Arc<Machine>) -> Self {
         Self {
             target,
-            quit: Arc::clone(quit),
+            machine: Arc::clone(machine),
             xid: random_u64() as u32,
             connection: None,
             resends: 0,
@@ -90,7 +155,7 @@ impl RpcClient {
         let deadline = Instant::now() + CALL_TIME_MAX;
         loop {
             interrupt::check()?;
-            if self.quit.load(Ordering::Relaxed) {
+            if self.machine.has_ended() {
                 return Err(interrupt::Interrupted.into());
             }
             let lost = match self.exchange(xid, &message) {
@@ -110,9 +175,12 @@ impl RpcClient {
     }
 
     fn exchange(&mut self, xid: u32, message: &[u8]) -> io::Result<Vec<u8>> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => Connection::open(self.target)?,
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let connection = Connection::open(self.target)?;
+            self.machine.streams().push(connection.stream.try_clone()?);
+            connection
         };
         connection.send(message)?;
         let reply = connection.receive(xid, Instant::now() + ANSWER_WAIT)?;
@@ -182,6 +250,13 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The machine may have a copy of the stream, which would keep it open.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

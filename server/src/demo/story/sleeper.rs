@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use havenfs_rpc::xdr::Writer;
 
-use super::client::Client;
-use super::client::nfs::procedure as nfs;
-use super::client::rpc::{Connection, Target, args, encode};
-use super::interrupt;
-use super::ledger::BrokenPromise;
+use super::super::client::Client;
+use super::super::client::nfs::procedure as nfs;
+use super::super::client::rpc::{Connection, Target, args, encode};
+use super::super::interrupt;
+use super::super::ledger::BrokenPromise;
+use super::super::proof::{broken, promised};
+use super::{SERVE_TIME_MAX, Scene};
 
 /// How long a node that wakes may take to answer.
 const WAKE_TIME_MAX: Duration = Duration::from_secs(3);
@@ -23,8 +25,72 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 /// NULL, the same in every program.
 const NULL: u32 = 0;
 
+impl Scene<'_, '_> {
+    /// Pauses the active node until another one has the service, and listens what it says then.
+    pub(super) fn pause(&mut self) -> Result<String> {
+        let old = self.active.clone();
+        let mut probes = Probes::connect(&self.b)?;
+        self.timeline
+            .section(&format!("{} falls asleep", old.node), "since the pause");
+        let paused = Instant::now();
+        self.cluster.pause(old.node)?;
+        let text = format!(
+            "SIGSTOP: {} stands still, with all its sockets open",
+            old.node
+        );
+        self.timeline.step(Duration::ZERO, &text);
+        probes.send()?;
+        let text = "calls are sent to it over connections that it has had before";
+        self.timeline.step(paused.elapsed(), text);
+        let assigned = self.cluster.wait_assigned_away(old.node, SERVE_TIME_MAX)?;
+        let Some((node, epoch)) = assigned else {
+            return broken(format!(
+                "no other node takes over while {} sleeps",
+                old.node
+            ));
+        };
+        let text = format!("the service is {node}'s now, in epoch {epoch}");
+        self.timeline.step(paused.elapsed(), &text);
+        self.cluster.resume(old.node)?;
+        self.timeline
+            .step(paused.elapsed(), &format!("SIGCONT: {} wakes", old.node));
+        let silence = probes.listen(old.node)?;
+        let all = silence.closed + silence.silent;
+        let text = format!(
+            "{} has answered none of {all} calls and closed {} connections",
+            old.node, silence.closed
+        );
+        self.timeline.step(paused.elapsed(), &text);
+        let active = self
+            .cluster
+            .wait_active(SERVE_TIME_MAX, |active| active.node != old.node)?;
+        let Some(active) = active else {
+            return broken(format!("{node} does not begin to serve"));
+        };
+        self.timeline
+            .step(paused.elapsed(), &format!("{} answers", active.node));
+        self.wait_for_writes(active.at)?;
+        self.active = active;
+        self.timeline.section("What is left", "how long it took");
+        let locked = self.b.locked.clone();
+        let first = promised(self.b.nfs.read(&locked, 0, 4), "a file cannot be read")?;
+        if first == b"late" {
+            return broken(format!("{} wrote after its lease had run out", old.node));
+        }
+        self.records_are_there()?;
+        self.locks_are_held()?;
+        self.unlock()?;
+        self.load.stop();
+        let (records, locks) = (self.ledger.stable().len(), self.ledger.grants());
+        Ok(format!(
+            "{} slept and woke, and said nothing; {records} records, {locks} locks, none lost",
+            old.node
+        ))
+    }
+}
+
 /// Connections to a node, each with a call that is to be sent while it sleeps.
-pub(super) struct Probes {
+struct Probes {
     probes: Vec<Probe>,
 }
 
@@ -39,16 +105,16 @@ struct Probe {
 
 /// What became of the probes.
 #[derive(Debug, Default)]
-pub(super) struct Silence {
+struct Silence {
     /// Connections that the node closed.
-    pub(super) closed: usize,
+    closed: usize,
     /// Connections on which nothing came.
-    pub(super) silent: usize,
+    silent: usize,
 }
 
 impl Probes {
     /// Connects to whoever answers now, and makes sure that it does.
-    pub(super) fn connect(client: &Client) -> Result<Self> {
+    fn connect(client: &Client) -> Result<Self> {
         let fh = &client.locked;
         let test = test_args(client);
         let write = args(|w| {
@@ -93,7 +159,7 @@ impl Probes {
     }
 
     /// Sends all calls to the sleeping node; nothing of it is answered now.
-    pub(super) fn send(&mut self) -> Result<()> {
+    fn send(&mut self) -> Result<()> {
         for probe in &mut self.probes {
             let message = encode(&probe.target, probe.xid, probe.procedure, &probe.args);
             probe.connection.send(&message)?;
@@ -105,7 +171,7 @@ impl Probes {
     ///
     /// # Errors
     /// [`BrokenPromise`] if one of them is answered.
-    pub(super) fn listen(&mut self, node: &str) -> Result<Silence> {
+    fn listen(&mut self, node: &str) -> Result<Silence> {
         let mut silence = Silence::default();
         let deadline = Instant::now() + WAKE_TIME_MAX;
         for probe in &mut self.probes {
