@@ -15,6 +15,8 @@ use havenfs::mount_help::{self, Served};
 use havenfs::{export, serve};
 use serde_json::Value;
 
+use crate::demo;
+
 /// NFSv3 service of a node in one process: NFS, MOUNT and portmapper.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
@@ -32,7 +34,9 @@ Examples:
   havenfs exports check /etc/exports
       Say what an export list means, and what is wrong with it.
   havenfs status
-      Look at the running server.";
+      Look at the running server.
+  havenfs demo
+      See a cluster of three nodes lose one, on this machine, in a few seconds.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -67,6 +71,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show a cluster at work on this machine: three nodes, two clients with locks and data, a
+    /// killed node and a planned move. Needs no root and leaves nothing behind
+    Demo(demo::DemoArgs),
     /// Print the mount commands for Linux, macOS, FreeBSD and Windows
     MountHelp {
         /// The server's name or address, as clients know it
@@ -147,6 +154,9 @@ struct ServeArgs {
     /// Break a promise on purpose, for whoever wants to see that it would be noticed
     #[arg(long, value_name = "FAULT", hide = true)]
     plant: Option<String>,
+    /// End when the process that started this one ends, however it ends
+    #[arg(long, hide = true)]
+    with_parent: bool,
 }
 
 #[derive(Debug, Args)]
@@ -287,6 +297,7 @@ pub(crate) fn run() -> ExitCode {
             command: ServiceCommand::EndGrace(control),
         } => done(show(&control, "end-grace")),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
+        Command::Demo(args) => Ok(demo::run(&args)),
         Command::MountHelp {
             host,
             path,
@@ -316,6 +327,9 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
+    if args.with_parent {
+        demo::end_with_parent()?;
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     tracing_subscriber::fmt()

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod demo;
 
 fn main() -> std::process::ExitCode {
     // A bug ends the process at once, whatever thread it is in: a half-dead server is worse than

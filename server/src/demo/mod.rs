@@ -1,0 +1,171 @@
+//! `havenfs demo`: a cluster on this machine loses a node while two clients lock and write.
+//!
+//! Three nodes are started as processes of this program, on loopback addresses of their own. Two
+//! clients in this process, which share no code with the server but the wire formats, keep a ledger
+//! of what they were told; then the active node is killed, and the ledger is held against what the
+//! others answer. Needs no root, no other software and no home directory, and takes its directory
+//! and its processes away again.
+//!
+//! An edge like `cli`: errors are sentences for a person, so `anyhow` is right here. Nothing of the
+//! server knows this module.
+//!
+//! - `site`: directory, addresses, ports, configuration.  - `cluster`: the nodes.
+//! - `client`: a client's machine.  - `writer`: the load.  - `ledger`: what was told.
+//! - `story`: what happens, in order, and in it `sleeper`: the paused node.  - `proof`: the checks.
+//! - `timeline`: what is shown.  - `interrupt`: Ctrl-C, and no process left behind.
+//!
+//! Exit status: 0 if all promises were kept, 1 if one was broken (also where a fault was planted),
+//! 2 if the demo could not be carried out or did not notice the fault, 130 after Ctrl-C.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+mod client;
+mod cluster;
+mod interrupt;
+mod ledger;
+mod proof;
+mod site;
+mod story;
+mod timeline;
+mod writer;
+
+pub(crate) use self::interrupt::end_with_parent;
+
+use self::cluster::Cluster;
+use self::interrupt::Interrupted;
+use self::ledger::BrokenPromise;
+use self::site::Site;
+use self::story::Ending;
+use self::timeline::Timeline;
+
+const EXIT_BROKEN: u8 = 1;
+const EXIT_FAILED: u8 = 2;
+
+/// What the demo is to do.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Keep the directory with the nodes' logs, and say where it is
+    #[arg(long)]
+    keep: bool,
+    /// Directory to work in, empty or new [default: a new one in the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Plant a fault in the nodes, to see that the demo notices it: ends with a broken promise
+    #[arg(long = "break", value_name = "FAULT")]
+    fault: Option<Fault>,
+    /// Pause the active node instead of killing it, and see that it does not answer when it wakes
+    #[arg(long, conflicts_with = "fault")]
+    pause: bool,
+    /// Show details
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// A fault that can be planted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Fault {
+    /// A granted lock is forgotten
+    Grant,
+    /// A node goes on answering after its lease has run out
+    Lease,
+    /// Acknowledged data is not on stable storage
+    Fsync,
+}
+
+impl Fault {
+    /// What `serve --plant` calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Grant => "grant",
+            Self::Lease => "lease",
+            Self::Fsync => "fsync",
+        }
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Grant => "the nodes forget locks that they have granted",
+            Self::Lease => "the nodes answer although their lease has run out",
+            Self::Fsync => "the nodes acknowledge data that they only have in memory",
+        }
+    }
+}
+
+/// Runs the demo.
+pub(crate) fn run(args: &DemoArgs) -> ExitCode {
+    let timeline = Timeline::new(args.verbose);
+    match play(args, &timeline) {
+        Ok(verdict) if args.fault.is_none() => {
+            timeline.verdict(true, &format!("OK: {verdict}"));
+            ExitCode::SUCCESS
+        }
+        Ok(_) => {
+            let text = "NOT NOTICED: a fault was planted, and every check has passed";
+            timeline.verdict(false, text);
+            ExitCode::from(EXIT_FAILED)
+        }
+        Err(error) if error.is::<Interrupted>() => {
+            tell(if args.keep {
+                "stopped"
+            } else {
+                "stopped; nothing is left behind"
+            });
+            ExitCode::from(interrupt::EXIT_CODE)
+        }
+        Err(error) => {
+            if let Some(promise) = error.downcast_ref::<BrokenPromise>() {
+                timeline.verdict(false, &format!("BROKEN PROMISE: {promise}"));
+                return ExitCode::from(EXIT_BROKEN);
+            }
+            tell(&format!(
+                "error: the demo could not be carried out: {error:#}"
+            ));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+/// Tells the story; everything that was started or made is gone when this returns.
+fn play(args: &DemoArgs, timeline: &Timeline) -> Result<String> {
+    interrupt::watch()?;
+    timeline.title("havenfs demo: three nodes, two clients, one of the nodes dies");
+    let site = Site::make(args.root.as_deref(), args.keep)?;
+    if let Some(fault) = args.fault {
+        timeline.section("Planted fault", "");
+        timeline.step(None, &format!("{}: this must be noticed", fault.words()));
+    }
+    let mut cluster = Cluster::new(&site, args.fault.map(Fault::name));
+    let ending = if args.pause || args.fault == Some(Fault::Lease) {
+        Ending::Pause
+    } else {
+        Ending::Kill
+    };
+    let result = story::tell(&mut cluster, timeline, ending);
+    if let Err(error) = &result {
+        let wanted = error.is::<Interrupted>() || args.fault.is_some();
+        let logs = cluster.logs();
+        if !wanted && !logs.is_empty() {
+            tell(logs.trim_end());
+            if !args.keep {
+                tell("--- to keep the whole logs, run it again with --keep");
+            }
+        }
+    }
+    drop(cluster);
+    if args.keep {
+        timeline.gap();
+        timeline.step(None, &format!("kept: {}", site.root().display()));
+    }
+    result
+}
+
+fn tell(text: &str) {
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
