@@ -174,7 +174,7 @@ impl Store {
             let elected = self.engine.trigger().elect(false).await;
             elected.map_err(|error| stopped("elect itself", &error))?;
         } else {
-            let members = BTreeMap::from([(NODE, Member { store_id })]);
+            let members = BTreeMap::from([(NODE, Member::alone(store_id))]);
             let formed = self.engine.initialize(members).await;
             formed.map_err(|error| stopped("form a cluster of one", &error))?;
         }
