@@ -51,13 +51,22 @@ mod error;
 mod index;
 mod log;
 mod machine;
-mod network;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the store does not form clusters yet")
+)]
+mod peer;
 #[cfg(test)]
 mod planted;
 mod proposer;
 mod recover;
 mod segment;
 mod snapshot;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the store does not form clusters yet")
+)]
+mod stored;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests;
@@ -66,7 +75,6 @@ mod types;
 mod wal;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -75,7 +83,6 @@ use std::thread::JoinHandle;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::Fatal;
 use openraft::{Config, Raft, SnapshotPolicy};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub use self::error::StoreError;
@@ -83,17 +90,16 @@ pub use self::proposer::{PROPOSALS_MAX, Proposer, Unavailable};
 
 use self::log::Log;
 use self::machine::{Machine, Snapshots};
-use self::network::Alone;
+use self::peer::Alone;
 use self::proposer::Driver;
 use self::segment::Header;
+use self::stored::Stored;
 use self::thread::EngineThread;
 use self::types::{Member, Types};
 use self::wal::Options;
 use crate::cluster::ClusterState;
 use crate::random::random_u64;
-use crate::state::replace_file;
 
-const STORE_VERSION: u32 = 1;
 /// The number of a node that has no configured one.
 const NODE: u64 = 1;
 const HEARTBEAT_MS: u64 = 50;
@@ -290,42 +296,17 @@ impl Opened {
     }
 }
 
-/// What of any version's `store.json` can be read.
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredId {
-    version: u32,
-    store_id: String,
-}
-
 /// The id that the store was born with; bears it if it does not exist.
 fn store_id(dir: &Path, options: &Options) -> Result<u64, StoreError> {
-    let path = dir.join("store.json");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return bear(dir, options),
-        Err(error) => return Err(StoreError::io("read", &path)(error)),
-    };
-    let damaged = |error: serde_json::Error| StoreError::damaged(&path, 0, error.to_string());
-    let Version { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
-    if version > STORE_VERSION {
-        return Err(StoreError::Newer {
-            path,
-            problem: format!("version {version}, and this program knows {STORE_VERSION}"),
-        });
+    match stored::read(dir)? {
+        Some(stored) => Ok(stored.store_id),
+        None => bear(dir, options),
     }
-    let stored: StoredId = serde_json::from_slice(&bytes).map_err(damaged)?;
-    u64::from_str_radix(&stored.store_id, 16)
-        .map_err(|error| StoreError::damaged(&path, 0, error.to_string()))
 }
 
 /// Makes an empty store. Its id is written last: without it there is no store yet.
 fn bear(dir: &Path, options: &Options) -> Result<u64, StoreError> {
-    let path = dir.join("store.json");
+    let path = stored::path(dir);
     let mut builder = std::fs::DirBuilder::new();
     builder
         .recursive(true)
@@ -356,13 +337,13 @@ fn bear(dir: &Path, options: &Options) -> Result<u64, StoreError> {
         first_sequence: 1,
     };
     recover::create(dir, &header, options.segment_bytes)?;
-    let stored = StoredId {
-        version: STORE_VERSION,
-        store_id: format!("{store_id:016x}"),
-    };
-    let text = serde_json::to_vec_pretty(&stored)
-        .map_err(|error| StoreError::damaged(&path, 0, error.to_string()))?;
-    replace_file(&path, &text).map_err(StoreError::io("write", &path))?;
+    stored::write(
+        dir,
+        &Stored {
+            store_id,
+            formed: None,
+        },
+    )?;
     if let Some(parent) = dir.parent() {
         recover::sync_folder(parent)?;
     }

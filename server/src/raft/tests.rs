@@ -403,7 +403,7 @@ fn a_store_without_its_id_is_no_new_store() {
     for (text, newer) in [
         ("", false),
         ("{\"version\": 1", false),
-        ("{\"version\": 2}", true),
+        ("{\"version\": 3}", true),
     ] {
         std::fs::write(&id, text).unwrap();
         let error = open();
