@@ -368,17 +368,16 @@ impl Receiver {
     }
 
     fn is_whole(&mut self) -> Result<bool, LinkError> {
-        let total = match self.total {
-            Some(total) => total,
-            None => {
-                let length = self.message.first_chunk().ok_or(LinkError::Forged)?;
-                let bytes = u32::from_le_bytes(*length) as usize;
-                let bytes_max = self.bytes_max;
-                if bytes > bytes_max {
-                    return Err(LinkError::TooLong { bytes, bytes_max });
-                }
-                *self.total.insert(LENGTH_BYTES + bytes)
+        let total = if let Some(total) = self.total {
+            total
+        } else {
+            let length = self.message.first_chunk().ok_or(LinkError::Forged)?;
+            let bytes = u32::from_le_bytes(*length) as usize;
+            let bytes_max = self.bytes_max;
+            if bytes > bytes_max {
+                return Err(LinkError::TooLong { bytes, bytes_max });
             }
+            *self.total.insert(LENGTH_BYTES + bytes)
         };
         match self.message.len().cmp(&total) {
             std::cmp::Ordering::Less => Ok(false),
@@ -387,3 +386,7 @@ impl Receiver {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the same is not said again about a subject.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 /// How long nothing else is said about it: two reasons may take turns.
 const PAUSE_OTHERWISE: Duration = Duration::from_secs(5);
 /// How many subjects are told apart; of further ones only what is new is said.
@@ -24,22 +24,18 @@ impl Pace {
     pub(super) fn says(&self, subject: u64, text: &str) -> bool {
         let now = Instant::now();
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match said.get_mut(&subject) {
-            Some((last, when)) => {
-                let pause = if last == text { PAUSE } else { PAUSE_OTHERWISE };
-                let due = now.duration_since(*when) >= pause;
-                if due {
-                    (*last, *when) = (text.to_owned(), now);
-                }
-                due
+        if let Some((last, when)) = said.get_mut(&subject) {
+            let pause = if last == text { PAUSE } else { PAUSE_OTHERWISE };
+            let due = now.duration_since(*when) >= pause;
+            if due {
+                (*last, *when) = (text.to_owned(), now);
             }
-            None => {
-                if said.len() < SUBJECTS_MAX {
-                    said.insert(subject, (text.to_owned(), now));
-                }
-                true
-            }
+            return due;
         }
+        if said.len() < SUBJECTS_MAX {
+            said.insert(subject, (text.to_owned(), now));
+        }
+        true
     }
 
     /// All is well with `subject`; the next complaint is said at once. Returns whether there was

@@ -30,7 +30,7 @@ const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
 /// How long the next piece may take.
 const CHUNK_MAX: Duration = Duration::from_secs(10);
 /// How long a member may take to read a snapshot that it has, and to write its own.
-const INSTALL_MAX: Duration = Duration::from_secs(300);
+const INSTALL_MAX: Duration = Duration::from_mins(5);
 
 /// Why a snapshot is not taken.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@
 //! entry goes as it is stored, and so does a snapshot's description. A message that is not whole,
 //! contradicts itself or has more elements than a named limit is refused whole. What a member
 //! vouches for and openraft takes for granted is checked here too, because a breach would end the
-//! process there: requests to append come from a leader, and their entries have no gaps.
+//! process there: entries and snapshots come from a leader that may have them, without gaps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -219,11 +219,7 @@ impl Message {
             KIND_SNAPSHOT => Self::Snapshot(announced(input)?),
             KIND_CHUNK => Self::Chunk(chunk(input)?),
             KIND_INSTALLED => Self::Installed(SnapshotResponse::new(input.vote()?)),
-            KIND_TRANSFER => Self::Transfer(TransferLeaderRequest::new(
-                input.vote()?,
-                input.u64()?,
-                input.option()?,
-            )),
+            KIND_TRANSFER => Self::Transfer(transfer(input)?),
             KIND_TRANSFERRED => Self::Transferred(transferred(input)?),
             KIND_FORWARD => Self::Forward(forward(input)?),
             KIND_NOT_LEADER => Self::NotLeader,
@@ -307,6 +303,9 @@ fn append(input: &mut Input<'_>) -> Result<AppendEntriesRequest<Types>, DecodeEr
         last = Some(entry.log_id);
         entries.push(entry);
     }
+    if last.is_some_and(|last| last.leader_id > vote.leader_id) {
+        return Err(malformed("entries of a later leader"));
+    }
     Ok(AppendEntriesRequest {
         vote,
         prev_log_id,
@@ -347,7 +346,11 @@ fn put_vote_request(out: &mut Vec<u8>, request: &VoteRequest<Types>) {
 }
 
 fn vote_request(input: &mut Input<'_>) -> Result<VoteRequest<Types>, DecodeError> {
-    let mut request = VoteRequest::new(input.vote()?, input.option()?);
+    let vote = input.vote()?;
+    if vote.committed {
+        return Err(malformed("a candidate that leads already"));
+    }
+    let mut request = VoteRequest::new(vote, input.option()?);
     request.leadership_transfer = input.flag()?;
     Ok(request)
 }
@@ -377,6 +380,18 @@ fn reason(input: &mut Input<'_>) -> Result<String, DecodeError> {
         return Err(malformed("a reason is too long"));
     }
     Ok(String::from_utf8_lossy(bytes).into_owned())
+}
+
+fn transfer(input: &mut Input<'_>) -> Result<TransferLeaderRequest<Types>, DecodeError> {
+    let vote = input.vote()?;
+    if !vote.committed {
+        return Err(malformed("a transfer from one that does not lead"));
+    }
+    Ok(TransferLeaderRequest::new(
+        vote,
+        input.u64()?,
+        input.option()?,
+    ))
 }
 
 fn put_transferred(out: &mut Vec<u8>, response: &TransferLeaderResponse<Types>) {
@@ -635,6 +650,18 @@ mod tests {
         refused(append_of(false, &[10]));
         refused(append_of(true, &[11]));
         refused(append_of(true, &[10, 12]));
+        let Message::Append(mut later) = append_of(true, &[10]) else {
+            return;
+        };
+        later.vote = Vote::new_committed(2, 7);
+        refused(Message::Append(later));
+        let leads = Vote::new_committed(4, 7);
+        refused(Message::Vote(VoteRequest::new(leads, None)));
+        refused(Message::PreVote(VoteRequest::new(leads, None)));
+        let candidate = Vote::new(4, 7);
+        refused(Message::Transfer(TransferLeaderRequest::new(
+            candidate, 1, None,
+        )));
         let meta = SnapshotMeta {
             last_log_id: Some(log_id(5, 5)),
             ..SnapshotMeta::default()
@@ -654,7 +681,7 @@ mod tests {
             return;
         };
         let whole = encoded(&Message::Append(request.clone())).len();
-        for (bytes_max, expected) in [(0, 1), (1, 1), (whole / 2, 1), (whole, 3)] {
+        for (bytes_max, expected) in [(0, 1), (1, 1), (whole / 2, 2), (whole, 3)] {
             let mut out = Vec::new();
             let count = Message::encode_append(&mut out, &request, bytes_max);
             assert_eq!(count, expected, "{bytes_max}");

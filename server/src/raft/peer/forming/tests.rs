@@ -22,19 +22,27 @@ fn store_of(name: &str) -> u64 {
     u64::from(name.bytes().last().unwrap()) << 32
 }
 
-fn empty(name: &str) -> Answer {
-    Ok(Hello {
+fn ready(name: &str) -> Hello {
+    Hello {
         name: name.into(),
         store_id: store_of(name),
         standing: Standing::Unformed {
             empty: true,
             configured: Arc::from(configured(&["n1", "n2", "n3"])),
         },
-    })
+    }
 }
 
+fn empty(name: &str) -> Answer {
+    changed(name, |_| {})
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a node that was asked may also be silent"
+)]
 fn changed(name: &str, change: impl FnOnce(&mut Hello)) -> Answer {
-    let mut hello = empty(name)?;
+    let mut hello = ready(name);
     change(&mut hello);
     Ok(hello)
 }
