@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use openraft::Config;
 use openraft::async_runtime::WatchReceiver as _;
+use openraft::error::ClientWriteError;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -175,6 +176,7 @@ impl Node {
         name: &str,
         listener: TcpListener,
         members: &[Configured],
+        config: Config,
     ) -> Self {
         let open = {
             let dir = dir.clone();
@@ -187,10 +189,7 @@ impl Node {
         let port = tokio::spawn(serve_peers(listener, peers.clone(), served));
         let formed = form(&peers, &dir).await.unwrap();
         let state = opened.machine.state();
-        let config = Arc::new(Config {
-            max_in_snapshot_log_to_keep: 0,
-            ..config().unwrap()
-        });
+        let config = Arc::new(config);
         let (log, machine) = (opened.log, opened.machine);
         let engine = Engine::new(formed.node, config, peers.clone(), log, machine);
         let engine = engine.await.unwrap();
@@ -217,13 +216,6 @@ impl Node {
         self.state.read().unwrap().clone()
     }
 
-    async fn write(&self, from: u64, to: u64) {
-        for number in from..to {
-            let proposed = Proposed(Arc::new(command(number)));
-            self.engine.client_write(proposed).await.unwrap();
-        }
-    }
-
     async fn has(&self, count: u64) {
         let expected = expected(count);
         let what = format!("`{}` has {count} commands", self.peers.name());
@@ -239,6 +231,23 @@ impl Node {
         let ended = tokio::task::spawn_blocking(move || log_thread.join());
         ended.await.unwrap().unwrap();
         self.dir
+    }
+}
+
+/// The timings of the product.
+fn brisk() -> Config {
+    Config {
+        max_in_snapshot_log_to_keep: 0,
+        ..config().unwrap()
+    }
+}
+
+/// With a leader that no slow disk unseats.
+fn patient() -> Config {
+    Config {
+        election_timeout_min: 1000,
+        election_timeout_max: 1500,
+        ..config().unwrap()
     }
 }
 
@@ -261,14 +270,16 @@ async fn configured(names: &[&str]) -> (Vec<TcpListener>, Vec<Configured>) {
 }
 
 /// Three nodes that form a cluster from nothing.
-async fn three(parent: &TempDir) -> (Vec<Node>, Vec<Configured>) {
+async fn three(parent: &TempDir, config: fn() -> Config) -> (Vec<Node>, Vec<Configured>) {
     let (listeners, members) = configured(&["n1", "n2", "n3"]).await;
     let starting: Vec<_> = listeners
         .into_iter()
         .zip(members.clone())
         .map(|(listener, member)| {
             let (dir, members) = (store(parent, &member.name), members.clone());
-            tokio::spawn(async move { Node::start(dir, &member.name, listener, &members).await })
+            tokio::spawn(async move {
+                Node::start(dir, &member.name, listener, &members, config()).await
+            })
         })
         .collect();
     let mut nodes = Vec::new();
@@ -276,6 +287,35 @@ async fn three(parent: &TempDir) -> (Vec<Node>, Vec<Configured>) {
         nodes.push(starting.await.unwrap());
     }
     (nodes, members)
+}
+
+/// Proposes commands to whoever leads. A leader refuses what comes before the others have answered
+/// it, or when they have not for a while.
+async fn write(nodes: &[Node], from: u64, to: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    for number in from..to {
+        let proposed = Proposed(Arc::new(command(number)));
+        loop {
+            let engine = &nodes[leader(nodes).await].engine;
+            match engine.client_write(proposed.clone()).await {
+                Ok(_) => break,
+                Err(error) => {
+                    let refused = error.api_error();
+                    let refused = matches!(refused, Some(ClientWriteError::ForwardToLeader(_)));
+                    assert!(refused && Instant::now() < deadline, "{error}");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Returns when all have applied so much. Before, none may be stopped: the last one would not hear
+/// what is committed.
+async fn all_have(nodes: &[Node], count: u64) {
+    for node in nodes {
+        node.has(count).await;
+    }
 }
 
 /// Which of the nodes all of them take for the leader.
@@ -296,7 +336,7 @@ async fn leader(nodes: &[Node]) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_form_replicate_and_outlive_a_leader_and_a_lost_log() {
     let parent = tempfile::tempdir().unwrap();
-    let (mut nodes, members) = three(&parent).await;
+    let (mut nodes, members) = three(&parent, brisk).await;
     let cluster_id = nodes[0].formed.cluster_id;
     for (number, node) in (1..).zip(&nodes) {
         assert_eq!(
@@ -307,37 +347,40 @@ async fn three_nodes_form_replicate_and_outlive_a_leader_and_a_lost_log() {
         assert_eq!(stored.formed.as_ref(), Some(&node.formed));
     }
     let first = leader(&nodes).await;
-    nodes[first].write(0, 50).await;
-    for node in &nodes {
-        node.has(50).await;
-    }
+    write(&nodes, 0, 50).await;
+    all_have(&nodes, 50).await;
     let lost = nodes.remove(first);
     let (name, address) = (lost.peers.name().to_owned(), members[first].address);
     let dir = lost.stop().await;
-    let second = leader(&nodes).await;
-    nodes[second].write(50, 80).await;
+    write(&nodes, 50, 80).await;
+    all_have(&nodes, 80).await;
+    // What the lost one lacks is only in snapshots now.
     for node in &nodes {
-        node.has(80).await;
+        let engine = &node.engine;
+        let last = engine.metrics().borrow_watched().last_applied;
+        engine.trigger().snapshot().await.unwrap();
+        until("the snapshot is written", || {
+            let snapshot = engine.metrics().borrow_watched().snapshot;
+            (snapshot >= last).then_some(())
+        })
+        .await;
+        let index = last.unwrap().index;
+        engine.trigger().purge_log(index).await.unwrap();
+        until("the log is purged", || {
+            let purged = engine.metrics().borrow_watched().purged;
+            (purged >= last).then_some(())
+        })
+        .await;
     }
-    // What the lost one lacks is only in a snapshot now.
-    let engine = &nodes[second].engine;
-    let last = engine.metrics().borrow_watched().last_applied.unwrap();
-    engine.trigger().snapshot().await.unwrap();
-    engine.trigger().purge_log(last.index).await.unwrap();
-    until("the log is purged", || {
-        let purged = engine.metrics().borrow_watched().purged;
-        (purged == Some(last)).then_some(())
-    })
-    .await;
     assert!(!snapshot::path(&dir).exists());
     let listener = TcpListener::bind(address).await.unwrap();
-    let back = Node::start(dir, &name, listener, &members).await;
+    let back = Node::start(dir, &name, listener, &members, brisk()).await;
     assert_eq!(back.formed.cluster_id, cluster_id);
     back.has(80).await;
     assert!(snapshot::path(&back.dir).exists());
-    nodes[second].write(80, 90).await;
-    back.has(90).await;
     nodes.push(back);
+    write(&nodes, 80, 90).await;
+    all_have(&nodes, 90).await;
     for node in nodes {
         node.stop().await;
     }
@@ -346,7 +389,7 @@ async fn three_nodes_form_replicate_and_outlive_a_leader_and_a_lost_log() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proposals_are_forwarded_in_order_to_the_one_that_leads() {
     let parent = tempfile::tempdir().unwrap();
-    let (nodes, _) = three(&parent).await;
+    let (nodes, _) = three(&parent, patient).await;
     let leads = leader(&nodes).await;
     let follows = (leads + 1) % 3;
     let (from, to) = (&nodes[follows], &nodes[leads].formed);
@@ -361,9 +404,7 @@ async fn proposals_are_forwarded_in_order_to_the_one_that_leads() {
     let (first, rest) = batch.split_at(10);
     forwarder.send(first).await.unwrap();
     forwarder.send(rest).await.unwrap();
-    for node in &nodes {
-        node.has(5000).await;
-    }
+    all_have(&nodes, 5000).await;
     // It is still there, and the other one never was.
     tokio::select! {
         biased;
@@ -425,17 +466,16 @@ async fn a_founder_that_died_before_it_told_anybody_founds_the_same_cluster() {
     stored::write(&stores[0], &stored).unwrap();
     let [first, second] = <[TcpListener; 2]>::try_from(listeners).ok().unwrap();
     let (one, other) = tokio::join!(
-        Node::start(stores[0].clone(), "n1", first, &members),
-        Node::start(stores[1].clone(), "n2", second, &members),
+        Node::start(stores[0].clone(), "n1", first, &members, brisk()),
+        Node::start(stores[1].clone(), "n2", second, &members, brisk()),
     );
     assert_eq!((one.formed.cluster_id, one.formed.node), (99, 1));
     assert_eq!((other.formed.cluster_id, other.formed.node), (99, 2));
     assert_eq!(other.formed.members, settled.members);
     let nodes = [one, other];
-    let leads = leader(&nodes).await;
-    nodes[leads].write(0, 5).await;
+    write(&nodes, 0, 5).await;
+    all_have(&nodes, 5).await;
     for node in nodes {
-        node.has(5).await;
         node.stop().await;
     }
 }
