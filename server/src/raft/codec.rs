@@ -2,8 +2,8 @@
 //!
 //! The encoding is our own, because what a library derives may change with the library. Every
 //! record begins with [`VERSION`]; a record from a newer program is refused as such, so that it is
-//! never misread. Commands bring an encoding and a version of their own, and so do lists of members,
-//! which have had names and addresses since their version 1; before that, they were store ids alone.
+//! never misread. Commands bring an encoding and a version of their own, and so do lists of
+//! members, which have names and addresses; what older programs wrote are store ids alone.
 //!
 //! What goes between nodes is made of the same pieces, see `peer::wire`.
 

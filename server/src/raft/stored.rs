@@ -3,7 +3,7 @@
 //! Version 1 has the random id that the store was born with, and that is all of a store that
 //! belongs to no cluster. Version 2 has what forming the cluster settled as well: the cluster's id,
 //! this node's number, and the members as they were then. Who is a member now is in the log; the
-//! file is what a node knows before it has read any log, and it is written once, by `peer::forming`.
+//! file is what a node knows before it has read any log. `peer::forming` writes it, once.
 //!
 //! The file is replaced whole, so that after a crash there is the old one or the new one.
 
