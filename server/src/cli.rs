@@ -331,7 +331,7 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
         demo::end_with_parent()?;
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

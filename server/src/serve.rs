@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use self::keeper::{Event, Keeper};
 use self::leases::Leases;
 use self::opening::Shared;
+use crate::backend::handle::HandleKey;
 use crate::backend::table::TableError;
 use crate::backend::{credential, sys};
 use crate::call::Port;
@@ -119,7 +120,10 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let settings = &config.settings;
     let state = Arc::new(State::open(&settings.state_dir)?);
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
-    let store = control.block_on(Store::open(&settings.state_dir.join("store")))?;
+    let store = control.block_on(Store::open(
+        &settings.state_dir.join("store"),
+        config.cluster.as_ref(),
+    ))?;
     let slots = config.services.iter().cloned().map(Slot::new).map(Arc::new);
     let services = Arc::new(Services {
         config: config.clone(),
@@ -130,7 +134,10 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         slots: slots.collect(),
     });
     let shared = Arc::new(Shared {
-        handle_keys: state.handle_keys(),
+        handle_keys: match store.handle_secret() {
+            Some(secret) => vec![HandleKey { id: 1, secret }],
+            None => state.handle_keys(),
+        },
         services,
         proposer: store.proposer(),
         state,

@@ -90,8 +90,11 @@ impl ClusterState {
             Queue::Calls => calls,
             Queue::Leases => leases,
         };
-        let is_next = origin.number > *applied;
-        *applied = origin.number.max(*applied);
+        // One that comes without those before it does nothing either: all are sent again then.
+        let is_next = origin.number == *applied + 1;
+        if is_next {
+            *applied = origin.number;
+        }
         is_next
     }
 

@@ -66,11 +66,11 @@ impl Cluster {
     pub fn members(&self) -> Vec<MemberSeen> {
         let metrics = self.engine.server_metrics();
         let membership = Arc::clone(&metrics.borrow_watched().membership_config);
-        let seen = membership.nodes().map(|(node, _member)| MemberSeen {
+        let seen = membership.nodes().map(|(node, member)| MemberSeen {
             node: NodeId(*node),
-            name: format!("node {node}"),
-            address: String::new(),
-            witness: false,
+            name: member.name.to_string(),
+            address: member.address.to_string(),
+            witness: member.witness,
         });
         seen.collect()
     }

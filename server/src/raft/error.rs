@@ -68,6 +68,9 @@ pub enum StoreError {
         /// What is older.
         problem: String,
     },
+    /// This node can't be a member of its cluster.
+    #[error("cannot join the cluster: {0}")]
+    Cluster(String),
     /// The consensus engine ended.
     #[error(
         "the replicated store has stopped: cannot {step}: {problem}\nhint: start the server \

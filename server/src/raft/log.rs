@@ -12,7 +12,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt, stream};
@@ -51,6 +51,8 @@ pub(super) struct Shared {
     /// The proposals of this node.
     pending: Arc<Pending>,
     seen: Mutex<BTreeMap<NodeId, Seen>>,
+    /// Whether there are other voters, or may be.
+    has_others: AtomicBool,
     /// Changes that the log's thread has not carried out yet.
     queued: AtomicUsize,
 }
@@ -109,6 +111,11 @@ impl Shared {
     /// A snapshot covers `bytes` of what was counted.
     pub(super) fn covered(&self, bytes: u64) {
         self.since_snapshot.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// There are other voters, or may be soon.
+    pub(super) fn set_others(&self) {
+        self.has_others.store(true, Ordering::Relaxed);
     }
 
     /// When this node first saw the last renewal of a node's lease; it may be one that was taken
@@ -238,6 +245,7 @@ impl Log {
             since_snapshot: AtomicU64::new(recovered.bytes_above),
             pending,
             seen: Mutex::default(),
+            has_others: AtomicBool::new(false),
             queued: AtomicUsize::new(0),
         });
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
@@ -259,6 +267,11 @@ impl Log {
         Arc::clone(&self.shared)
     }
 
+    /// Whether it has never had an entry.
+    pub(super) fn is_empty(&self) -> bool {
+        self.shared.lock().past.last.is_none()
+    }
+
     /// The index up to which entries are purged.
     pub(super) fn purged(&self) -> Option<u64> {
         let memory = self.shared.lock();
@@ -272,10 +285,12 @@ impl Log {
 
     /// Whether to hand a change to another thread would gain nothing: no other proposal could be
     /// made ready meanwhile. There is no other voter either, who could write meanwhile, and no
-    /// heartbeat to send: a cluster of several must not write here.
+    /// heartbeat to send: a cluster of several does not write here.
     fn is_alone(&self) -> bool {
         // Nobody else adds to the queue, so nothing comes between this look and the write.
-        self.shared.pending.count() == 1 && self.shared.queued.load(Ordering::Acquire) == 0
+        !self.shared.has_others.load(Ordering::Relaxed)
+            && self.shared.pending.count() == 1
+            && self.shared.queued.load(Ordering::Acquire) == 0
     }
 
     /// Gives one record and waits until it is durable.

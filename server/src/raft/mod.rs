@@ -50,16 +50,20 @@ mod cluster;
 mod codec;
 mod error;
 mod index;
+mod joining;
 mod log;
 mod machine;
-mod network;
+mod opened;
+mod peer;
 mod pending;
 #[cfg(test)]
 mod planted;
 mod proposer;
 mod recover;
+mod route;
 mod segment;
 mod snapshot;
+mod stored;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests;
@@ -67,40 +71,30 @@ mod thread;
 mod types;
 mod wal;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::error::Fatal;
 use openraft::{Config, Raft, SnapshotPolicy};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
 pub use self::proposer::{PROPOSALS_MAX, Proposer, Unavailable};
 
-use self::log::{Log, Shared};
-use self::machine::{Machine, Snapshots};
-use self::network::Alone;
-use self::pending::Pending;
+use self::joining::{Joined, Started, lead_alone, start_alone, start_member};
+use self::log::Shared;
+use self::machine::Machine;
+use self::opened::Opened;
 use self::proposer::Driver;
-use self::segment::Header;
 use self::thread::EngineThread;
-use self::types::{Member, Types};
+use self::types::Types;
 use self::wal::Options;
 use crate::cluster::service::Active;
 use crate::cluster::{ClusterState, NodeId};
-use crate::random::random_u64;
-use crate::state::replace_file;
+use crate::config::cluster::ClusterConfig;
 
-const STORE_VERSION: u32 = 1;
-/// The number of a node that has no configured one.
-const NODE: u64 = 1;
 const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MS_MIN: u64 = 200;
 const ELECTION_MS_MAX: u64 = 400;
@@ -122,40 +116,54 @@ pub struct Store {
     incarnation: u64,
     thread: EngineThread,
     log_thread: JoinHandle<()>,
+    joined: Option<Joined>,
 }
 
 impl Store {
-    /// Opens the store in `dir`, or makes it if there is none. Returns when this node leads its
-    /// cluster of one and all that the log holds is applied.
-    pub async fn open(dir: &Path) -> Result<Self, StoreError> {
-        Self::open_with(dir, Options::default()).await
+    /// Opens the store in `dir`, or makes it if there is none. Alone, it returns when this node
+    /// leads its cluster of one and all that the log holds is applied; with a cluster, when that is
+    /// formed and this node's engine runs, whoever leads.
+    pub async fn open(dir: &Path, cluster: Option<&ClusterConfig>) -> Result<Self, StoreError> {
+        Self::open_with(dir, cluster.cloned(), Options::default()).await
     }
 
-    async fn open_with(dir: &Path, options: Options) -> Result<Self, StoreError> {
+    async fn open_with(
+        dir: &Path,
+        cluster: Option<ClusterConfig>,
+        options: Options,
+    ) -> Result<Self, StoreError> {
         let dir = dir.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || Opened::open(dir, options));
-        let opened = opened
+        let opening = dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Opened::open(opening, options));
+        let mut opened = opened
             .await
             .map_err(|error| stopped("open its files", &error))??;
-        let shared = opened.log.shared();
-        let log = Arc::clone(&shared);
-        let mut failure = shared.watch_failure();
+        let log = opened.log.shared();
+        let mut failure = log.watch_failure();
         let state = opened.machine.state();
         let changes = opened.machine.watch_changes();
         let incarnation = opened.pending.origin().incarnation;
-        let config = Arc::new(config()?);
-        let thread = EngineThread::start().map_err(|error| stopped("start its thread", &error))?;
+        let store_id = opened.stored.store_id;
+        let Some(log_thread) = opened.log_thread.take() else {
+            return Err(stopped("start", &"its log has no thread"));
+        };
+        let (config, is_alone) = (config()?, cluster.is_none());
+        let thread =
+            EngineThread::start(!is_alone).map_err(|error| stopped("start its thread", &error))?;
         let start = async move {
-            let (log, machine) = (opened.log, opened.machine);
-            let engine = Engine::new(NODE, config, Alone, log, machine).await?;
-            let driver = Driver::start(engine.clone(), opened.snapshots, opened.pending);
-            Ok::<_, Fatal<Types>>((engine, driver))
+            match cluster {
+                None => start_alone(opened, config).await,
+                Some(cluster) => start_member(dir, opened, config, cluster).await,
+            }
         };
         let started = thread.handle().spawn(start).await;
         let started = started.map_err(|error| stopped("start", &error))?;
         // It reads the log, and that names what is wrong better than openraft does.
-        let (engine, driver) =
-            started.map_err(|error| first(&failure, stopped("start", &error)))?;
+        let Started {
+            engine,
+            driver,
+            joined,
+        } = started.map_err(|error| first(&failure, error))?;
         let store = Self {
             state,
             proposer: driver.proposer(),
@@ -165,12 +173,15 @@ impl Store {
             log,
             incarnation,
             thread,
-            log_thread: opened.log_thread,
+            log_thread,
+            joined,
             engine,
         };
-        let store_id = opened.store_id;
+        if !is_alone {
+            return Ok(store);
+        }
         let result = tokio::select! {
-            result = store.lead(store_id) => result,
+            result = lead_alone(&store.engine, store_id) => result,
             // The sender lives as long as the engine.
             Ok(_) = failure.wait_for(Option::is_some) => Ok(()),
         };
@@ -179,26 +190,6 @@ impl Store {
             (Some(error), _) | (None, Err(error)) => Err(error),
             (None, Ok(())) => Ok(store),
         }
-    }
-
-    /// Becomes the leader and waits until the log is applied.
-    async fn lead(&self, store_id: u64) -> Result<(), StoreError> {
-        let initialized = self.engine.is_initialized().await;
-        if initialized.map_err(|error| stopped("start", &error))? {
-            let elected = self.engine.trigger().elect(false).await;
-            elected.map_err(|error| stopped("elect itself", &error))?;
-        } else {
-            let members = BTreeMap::from([(NODE, Member { store_id })]);
-            let formed = self.engine.initialize(members).await;
-            formed.map_err(|error| stopped("form a cluster of one", &error))?;
-        }
-        // An entry that is durable may have been acknowledged: all of them must be applied, and
-        // they are once an entry of this start is committed.
-        let applied = self.engine.wait_for_recovery(None).await;
-        applied.map_err(|error| stopped("apply the log", &error))?;
-        // Ticks are for heartbeats and elections, and there is nobody else: an idle node sleeps.
-        self.engine.runtime_config().tick(false);
-        Ok(())
     }
 
     /// The replicated state, for reading. It changes between two reads; a reader holds the lock for
@@ -223,7 +214,13 @@ impl Store {
             node: NodeId(*self.engine.node_id()),
             incarnation: self.incarnation,
         };
-        Cluster::new(self.engine.clone(), Arc::clone(&self.log), own, true)
+        let is_alone = self.joined.is_none();
+        Cluster::new(self.engine.clone(), Arc::clone(&self.log), own, is_alone)
+    }
+
+    /// What signs file handles, the same on all nodes of the cluster; none if this node is alone.
+    pub fn handle_secret(&self) -> Option<[u8; 16]> {
+        self.joined.as_ref().map(|joined| joined.handle_secret)
     }
 
     /// Returns when the store has failed and the process must end. Never before.
@@ -256,6 +253,7 @@ impl Store {
         self.driver.stop().await;
         // Whatever went wrong is in the log, and the process ends now.
         let _ = self.engine.shutdown().await;
+        drop(self.joined);
         drop(self.engine);
         drop(self.driver);
         let (thread, log_thread) = (self.thread, self.log_thread);
@@ -267,153 +265,6 @@ impl Store {
         // A panic was seen already.
         let _ = ended.await;
     }
-}
-
-/// The files of a store, read.
-struct Opened {
-    store_id: u64,
-    log: Log,
-    log_thread: JoinHandle<()>,
-    machine: Machine,
-    snapshots: Arc<Snapshots>,
-    pending: Arc<Pending>,
-}
-
-impl Opened {
-    /// Waits for the disk.
-    fn open(dir: PathBuf, options: Options) -> Result<Self, StoreError> {
-        let store_id = store_id(&dir, &options)?;
-        let pending = Arc::new(Pending::new(NodeId(NODE), next_life(&dir)?));
-        let (state, current) = match snapshot::read(&dir, store_id)? {
-            Some(snapshot) => (snapshot.state, Some((snapshot.meta, snapshot.bytes))),
-            None => (ClusterState::default(), None),
-        };
-        let meta = current.as_ref().map(|(meta, _)| meta.clone());
-        let meta = meta.unwrap_or_default();
-        let above = meta.last_log_id.map(|last| last.index);
-        let after_bytes = options.snapshot_after_bytes;
-        let (log, log_thread) = Log::open(&dir, store_id, above, Arc::clone(&pending), options)?;
-        if let Some(purged) = log.purged()
-            && above.is_none_or(|above| above < purged)
-        {
-            return Err(StoreError::Missing {
-                path: snapshot::path(&dir),
-                problem: "the log's older entries were purged because a snapshot had them",
-            });
-        }
-        let snapshots = Arc::new(Snapshots::new(
-            dir,
-            store_id,
-            log.shared(),
-            after_bytes,
-            current,
-        ));
-        let state = Arc::new(RwLock::new(state));
-        let machine = Machine::new(state, meta, Arc::clone(&snapshots), Arc::clone(&pending));
-        Ok(Self {
-            store_id,
-            log,
-            log_thread,
-            machine,
-            snapshots,
-            pending,
-        })
-    }
-}
-
-/// Counts the lives of this node's process on this store; what an earlier one has left on its way
-/// must not be taken for this one's.
-fn next_life(dir: &Path) -> Result<u64, StoreError> {
-    let path = dir.join("lives");
-    let lives = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|error| {
-            StoreError::damaged(&path, 0, format!("it holds no count of starts: {error}"))
-        })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(StoreError::io("read", &path)(error)),
-    };
-    let life = lives.saturating_add(1);
-    replace_file(&path, format!("{life}\n").as_bytes()).map_err(StoreError::io("write", &path))?;
-    Ok(life)
-}
-
-/// What of any version's `store.json` can be read.
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredId {
-    version: u32,
-    store_id: String,
-}
-
-/// The id that the store was born with; bears it if it does not exist.
-fn store_id(dir: &Path, options: &Options) -> Result<u64, StoreError> {
-    let path = dir.join("store.json");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return bear(dir, options),
-        Err(error) => return Err(StoreError::io("read", &path)(error)),
-    };
-    let damaged = |error: serde_json::Error| StoreError::damaged(&path, 0, error.to_string());
-    let Version { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
-    if version > STORE_VERSION {
-        return Err(StoreError::Newer {
-            path,
-            problem: format!("version {version}, and this program knows {STORE_VERSION}"),
-        });
-    }
-    let stored: StoredId = serde_json::from_slice(&bytes).map_err(damaged)?;
-    u64::from_str_radix(&stored.store_id, 16)
-        .map_err(|error| StoreError::damaged(&path, 0, error.to_string()))
-}
-
-/// Makes an empty store. Its id is written last: without it there is no store yet.
-fn bear(dir: &Path, options: &Options) -> Result<u64, StoreError> {
-    let path = dir.join("store.json");
-    let mut builder = std::fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(StoreError::io("make", dir))?;
-    let half_born = |number: &u64| {
-        let path = recover::path(dir, *number);
-        let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
-        let unused = bytes.iter().skip(segment::HEADER_BYTES).all(|b| *b == 0);
-        Ok((path, unused))
-    };
-    let found = recover::numbers(dir)?;
-    let found: Vec<_> = found.iter().map(half_born).collect::<Result<_, _>>()?;
-    if snapshot::path(dir).exists() || found.iter().any(|(_, unused)| !unused) {
-        return Err(StoreError::Missing {
-            path,
-            problem: "the folder holds a log or a snapshot",
-        });
-    }
-    for (path, _) in found {
-        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-    }
-    let store_id = random_u64();
-    let header = Header {
-        store_id,
-        number: 1,
-        first_sequence: 1,
-    };
-    recover::create(dir, &header, options.segment_bytes)?;
-    let stored = StoredId {
-        version: STORE_VERSION,
-        store_id: format!("{store_id:016x}"),
-    };
-    let text = serde_json::to_vec_pretty(&stored)
-        .map_err(|error| StoreError::damaged(&path, 0, error.to_string()))?;
-    replace_file(&path, &text).map_err(StoreError::io("write", &path))?;
-    if let Some(parent) = dir.parent() {
-        recover::sync_folder(parent)?;
-    }
-    Ok(store_id)
 }
 
 fn config() -> Result<Config, StoreError> {

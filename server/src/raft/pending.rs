@@ -7,7 +7,7 @@
 //! queue, or its node ends before.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -21,7 +21,8 @@ pub(super) type Done = Box<dyn FnOnce(Result<Outcome, Unavailable>) + Send>;
 
 /// All of them.
 pub(super) struct Pending {
-    node: NodeId,
+    /// 0 until this node knows its number; nothing is proposed before.
+    node: AtomicU64,
     incarnation: u64,
     queues: Mutex<Queues>,
     /// How many there are.
@@ -57,9 +58,9 @@ struct Waiting {
 }
 
 impl Pending {
-    pub(super) fn new(node: NodeId, incarnation: u64) -> Self {
+    pub(super) fn new(incarnation: u64) -> Self {
         Self {
-            node,
+            node: AtomicU64::new(0),
             incarnation,
             queues: Mutex::default(),
             count: AtomicUsize::new(0),
@@ -67,10 +68,19 @@ impl Pending {
         }
     }
 
+    /// This node has a number now.
+    pub(super) fn set_node(&self, node: u64) {
+        self.node.store(node, Ordering::Release);
+    }
+
+    fn node(&self) -> NodeId {
+        NodeId(self.node.load(Ordering::Acquire))
+    }
+
     /// Whose proposals they are, in which life.
     pub(super) fn origin(&self) -> Origin {
         Origin {
-            node: self.node,
+            node: self.node(),
             incarnation: self.incarnation,
             ..Origin::default()
         }
@@ -106,7 +116,7 @@ impl Pending {
         let waiting = queues.of(queue);
         waiting.last += 1;
         let origin = Origin {
-            node: self.node,
+            node: self.node(),
             incarnation: self.incarnation,
             queue,
             number: waiting.last,
@@ -145,7 +155,7 @@ impl Pending {
     /// The entry of a proposal is applied: takes it out. None if it is not from this life of this
     /// node.
     pub(super) fn applied(&self, origin: &Origin) -> Option<Done> {
-        if (origin.node, origin.incarnation) != (self.node, self.incarnation) {
+        if (origin.node, origin.incarnation) != (self.node(), self.incarnation) {
             return None;
         }
         let mut queues = self.lock();
@@ -218,7 +228,7 @@ impl Pending {
 impl std::fmt::Debug for Pending {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Pending")
-            .field("node", &self.node)
+            .field("node", &self.node())
             .field("incarnation", &self.incarnation)
             .field("count", &self.count())
             .finish_non_exhaustive()

@@ -7,20 +7,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::machine::Snapshots;
+use super::peer::Peers;
 use super::pending::Pending;
-use super::types::{Proposed, Reply};
+use super::route::{EngineEnded, Route};
+use super::types::Proposed;
 use crate::cluster::{Command, Outcome, Queue};
 
 /// How many proposals may be under way, from being proposed to being answered.
 pub const PROPOSALS_MAX: usize = 16_384;
-/// How soon a leader that refused is asked again, if nobody else leads meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why a proposal has no outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -114,10 +113,16 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Starts it on the current runtime.
-    pub(super) fn start(engine: Engine, snapshots: Arc<Snapshots>, pending: Arc<Pending>) -> Self {
+    /// Starts it on the current runtime; `peers` are the other nodes, if there are any.
+    pub(super) fn start(
+        engine: Engine,
+        snapshots: Arc<Snapshots>,
+        pending: Arc<Pending>,
+        peers: Option<Peers>,
+    ) -> Self {
         let stop = Arc::new(Notify::new());
-        let driving = drive(engine, snapshots, Arc::clone(&pending), Arc::clone(&stop));
+        let route = Route::new(engine.clone(), peers);
+        let driving = drive(route, snapshots, Arc::clone(&pending), Arc::clone(&stop));
         Self {
             pending,
             stop,
@@ -141,7 +146,7 @@ impl Driver {
 }
 
 /// How long proposals may take at the end.
-const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+const STOP_TIME_MAX: Duration = Duration::from_millis(500);
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -150,58 +155,25 @@ impl Drop for Driver {
     }
 }
 
-/// Where proposals go now.
-enum Route {
-    /// Nowhere: nobody leads, as far as is known.
-    None,
-    /// This node leads.
-    Here,
-}
-
 async fn drive(
-    engine: Engine,
+    mut route: Route,
     snapshots: Arc<Snapshots>,
     pending: Arc<Pending>,
     stop: Arc<Notify>,
 ) {
+    let engine = route.engine().clone();
     let mut batch: Vec<Proposed> = Vec::new();
-    // Not the metrics of every entry.
-    let mut leadership = engine.server_metrics();
-    let refused = Arc::new(Notify::new());
-    let mut route = Route::None;
-    let mut leader = None;
-    // Whether what was sent may be lost.
-    let mut lost = false;
     let mut stopping = false;
     loop {
-        let now = {
-            let metrics = leadership.borrow_watched();
-            (metrics.vote.leader_id, metrics.current_leader)
-        };
-        if lost || leader != Some(now) {
-            (leader, lost) = (Some(now), false);
-            route = if now.1 == Some(*engine.node_id()) {
-                Route::Here
-            } else {
-                Route::None
-            };
+        if route.find().await {
+            // What the leader before was sent may be lost.
             pending.send_again();
         }
-        if let Route::Here = route {
+        if route.leads_somewhere() {
             pending.to_send(&mut batch);
-            for proposed in batch.drain(..) {
-                let refused = Arc::clone(&refused);
-                let reply = Reply::new(move |result| {
-                    // Its outcome is told where it is applied.
-                    if !matches!(result, Ok(Ok(_))) {
-                        refused.notify_one();
-                    }
-                });
-                // If the engine has ended, `Store::failed` reports it, and nobody is answered any
-                // more.
-                if engine.client_write_ff(proposed, Some(reply)).await.is_err() {
-                    return pending.give_up();
-                }
+            if let Err(EngineEnded) = route.send(&mut batch).await {
+                // `Store::failed` reports it. Nobody is answered any more.
+                return pending.give_up();
             }
         }
         if stopping && pending.count() == 0 {
@@ -212,13 +184,9 @@ async fn drive(
             () = stop.notified() => stopping = true,
             // An error says that the engine has ended, which `Store::failed` reports.
             () = snapshots.due() => drop(engine.trigger().snapshot().await),
-            changed = leadership.changed() => if changed.is_err() {
+            changed = route.changed() => if let Err(EngineEnded) = changed {
                 return pending.give_up();
             },
-            () = refused.notified() => {
-                lost = true;
-                tokio::time::sleep(ASK_AGAIN).await;
-            }
             () = pending.changed() => {}
         }
     }

@@ -115,6 +115,45 @@ pub(super) fn read_file(
     file: &File,
     store_id: Option<u64>,
 ) -> Result<Snapshot, StoreError> {
+    let mut opened = open(path, file)?;
+    if store_id.is_some_and(|expected| expected != opened.store_id) {
+        return Err(StoreError::damaged(path, 0, "it belongs to another store"));
+    }
+    let state_at = opened.state_at;
+    let state = ClusterState::read(&mut opened.rest).map_err(|error| match error.kind() {
+        io::ErrorKind::Unsupported => StoreError::Newer {
+            path: path.to_path_buf(),
+            problem: error.to_string(),
+        },
+        _ => StoreError::damaged(path, state_at, format!("its state: {error}")),
+    })?;
+    if opened.rest.limit() != 0 {
+        let problem = "bytes are left over after the state";
+        return Err(StoreError::damaged(path, state_at, problem));
+    }
+    Ok(Snapshot {
+        meta: opened.meta,
+        state,
+        bytes: opened.bytes,
+    })
+}
+
+/// Checks what [`write`] wrote, of whichever store, up to its checksum, without reading the state;
+/// returns what it says about itself. Waits for the disk.
+pub(super) fn check_file(path: &Path, file: &File) -> Result<SnapshotMeta, StoreError> {
+    Ok(open(path, file)?.meta)
+}
+
+/// A snapshot of which all but the state is read.
+struct Opened<'a> {
+    meta: SnapshotMeta,
+    store_id: u64,
+    bytes: u64,
+    state_at: u64,
+    rest: io::Take<BufReader<&'a File>>,
+}
+
+fn open<'a>(path: &Path, file: &'a File) -> Result<Opened<'a>, StoreError> {
     let damaged = |problem: &str| StoreError::damaged(path, 0, problem);
     let fail = || StoreError::io("read", path);
     let mut input = file;
@@ -145,29 +184,19 @@ pub(super) fn read_file(
             StoreError::Older { path, problem }
         });
     }
-    let id = u64::from(number(16)) | u64::from(number(20)) << 32;
-    if store_id.is_some_and(|expected| expected != id) {
-        return Err(damaged("it belongs to another store"));
-    }
     let mut meta = Vec::new();
     let meta_bytes = u64::from(number(12));
     let read = (&mut input).take(meta_bytes).read_to_end(&mut meta);
     read.map_err(fail())?;
     let meta =
         codec::read_snapshot_meta(&meta).map_err(|error| error.at(path, HEADER_BYTES as u64))?;
-    let state_at = HEADER_BYTES as u64 + meta_bytes;
-    let state = ClusterState::read(&mut input).map_err(|error| match error.kind() {
-        io::ErrorKind::Unsupported => StoreError::Newer {
-            path: path.to_path_buf(),
-            problem: error.to_string(),
-        },
-        _ => StoreError::damaged(path, state_at, format!("its state: {error}")),
-    })?;
-    if input.limit() != 0 {
-        let problem = "bytes are left over after the state";
-        return Err(StoreError::damaged(path, state_at, problem));
-    }
-    Ok(Snapshot { meta, state, bytes })
+    Ok(Opened {
+        meta,
+        store_id: u64::from(number(16)) | u64::from(number(20)) << 32,
+        bytes,
+        state_at: HEADER_BYTES as u64 + meta_bytes,
+        rest: input,
+    })
 }
 
 /// Compares length and checksum of the first `content` bytes with what follows them.

@@ -1,5 +1,6 @@
 //! The store as a whole: proposals, restarts, failures.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, mpsc};
 
@@ -7,6 +8,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::planted::Planted;
+use super::segment::Header;
+use super::types::Proposed;
 use super::*;
 use crate::cluster::command::Activation;
 use crate::cluster::{
@@ -31,7 +34,7 @@ impl Node {
             .enable_all()
             .build()
             .unwrap();
-        let store = runtime.block_on(Store::open_with(dir, options))?;
+        let store = runtime.block_on(Store::open_with(dir, None, options))?;
         let node = Self {
             runtime,
             store,
@@ -110,6 +113,14 @@ pub(super) fn command(number: u64) -> Command {
         recover: false,
     };
     Command::Service(ServiceId::FIRST, ServiceCommand::Activate(activation))
+}
+
+/// That command without an origin, so that it may come any number of times.
+pub(super) fn proposed(number: u64) -> Proposed {
+    Proposed {
+        origin: Origin::default(),
+        command: Arc::new(command(number)),
+    }
 }
 
 /// The state after the commands below `count`.
@@ -435,7 +446,7 @@ fn a_store_without_its_id_is_no_new_store() {
     for (text, newer) in [
         ("", false),
         ("{\"version\": 1", false),
-        ("{\"version\": 2}", true),
+        ("{\"version\": 3}", true),
     ] {
         std::fs::write(&id, text).unwrap();
         let error = open();

@@ -1,9 +1,9 @@
 //! The thread that consensus runs on.
 //!
 //! It is a runtime of its own, so that whoever runs there may wait for the disk and hold up nobody
-//! but those who wait for the log anyway: a lone proposal is written there and not handed to the
-//! log's thread, which would cost two wake-ups. It has no network, and so it sleeps and wakes by
-//! one system call each.
+//! but those who wait for the log anyway: on a node that is alone a lone proposal is written there
+//! and not handed to the log's thread, which would cost two wake-ups. Such a node has no network
+//! here, and so the thread sleeps and wakes by one system call each.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -20,9 +20,14 @@ pub(super) struct EngineThread {
 }
 
 impl EngineThread {
-    /// Starts it.
-    pub(super) fn start() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_time().build()?;
+    /// Starts it; `with_network`: there are other nodes.
+    pub(super) fn start(with_network: bool) -> io::Result<Self> {
+        let mut builder = Builder::new_current_thread();
+        builder.enable_time();
+        if with_network {
+            builder.enable_io();
+        }
+        let runtime = builder.build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let run = move || {

@@ -5,6 +5,7 @@
 //! which is used up exactly once: of a proposal that openraft drops it is told too.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use openraft::impls::{BoxedErrorSource, InlineBatch, TokioRuntime};
@@ -69,11 +70,40 @@ impl fmt::Display for Proposed {
 pub(super) struct Applied;
 
 /// What is known of a voter: its number alone would not tell a wiped disk from the voter's own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Member {
     /// The random number that the member's store was born with.
     pub(super) store_id: u64,
+    /// What people call it; at most [`NAME_BYTES_MAX`], and empty in a cluster of one without one.
+    pub(super) name: Box<str>,
+    /// Where the others reach it; [`NO_ADDRESS`] if nobody does.
+    pub(super) address: SocketAddr,
+    /// Whether it votes and keeps the log, and serves nobody.
+    pub(super) witness: bool,
 }
+
+impl Member {
+    /// The only member of a cluster of one.
+    pub(super) fn alone(store_id: u64) -> Self {
+        Self {
+            store_id,
+            name: Box::default(),
+            address: NO_ADDRESS,
+            witness: false,
+        }
+    }
+}
+
+impl Default for Member {
+    fn default() -> Self {
+        Self::alone(0)
+    }
+}
+
+/// The longest name of a member.
+pub(super) const NAME_BYTES_MAX: usize = 64;
+/// The address of a member that has no other members to talk to.
+pub(super) const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 type Done<T> = Box<dyn FnOnce(Result<T, Unavailable>) + Send>;
 

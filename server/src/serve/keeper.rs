@@ -445,7 +445,7 @@ const CLOCK_STEP: Duration = Duration::from_millis(1);
 const MOVE_TIME_MAX: Duration = Duration::from_millis(100);
 /// How long they may take at the end of the process.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
-const RELEASE_TIME_MAX: Duration = Duration::from_secs(2);
+const RELEASE_TIME_MAX: Duration = Duration::from_millis(500);
 /// How long a node that failed to open a service leaves it to others, doubled each time.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 const FAILED_MAX: u32 = 5;

@@ -176,9 +176,15 @@ fn copies_of_a_proposal_do_nothing() {
     // The other queue has numbers of its own.
     let other = Origin {
         queue: Queue::Calls,
+        number: 1,
         ..origin
     };
     assert!(story.state.apply(&other, &name).is_some());
+    // One that comes without those before it waits for them: all are sent again.
+    let next = |number| Origin { number, ..origin };
+    assert_eq!(story.state.apply(&next(4), &name), None);
+    assert!(story.state.apply(&next(3), &name).is_some());
+    assert!(story.state.apply(&next(4), &name).is_some());
 }
 
 #[test]

@@ -14,8 +14,16 @@ fn log_id(term: u64, index: u64) -> LogId {
 
 fn membership() -> Membership {
     let members = BTreeMap::from([
-        (1, Member { store_id: 11 }),
-        (2, Member { store_id: u64::MAX }),
+        (1, Member::alone(11)),
+        (
+            2,
+            Member {
+                store_id: u64::MAX,
+                name: "n".repeat(NAME_BYTES_MAX).into(),
+                address: "[fe80::1%4294967295]:65535".parse().unwrap(),
+                witness: true,
+            },
+        ),
     ]);
     let configurations = vec![BTreeSet::from([1]), BTreeSet::from([1, 2])];
     Membership::new(configurations, members).unwrap()
@@ -105,9 +113,59 @@ fn a_shortened_record_is_refused() {
     }
 }
 
+/// The members as version 1 of all records had them: their stores alone.
+fn stores() -> (Vec<u8>, Membership) {
+    let mut bytes = Vec::new();
+    for number in [2, 1, 1, 2, 1, 2, 2, 1, 11, 2, 12] {
+        put_u64(&mut bytes, number);
+    }
+    let members = BTreeMap::from([(1, Member::alone(11)), (2, Member::alone(12))]);
+    let configurations = vec![BTreeSet::from([1]), BTreeSet::from([1, 2])];
+    (bytes, Membership::new(configurations, members).unwrap())
+}
+
+#[test]
+fn members_of_older_programs_are_read() {
+    let (stores, membership) = stores();
+    let mut entry = vec![VERSION, KIND_ENTRY];
+    put_log_id(&mut entry, log_id(2, 3));
+    entry.push(PAYLOAD_STORES);
+    entry.extend_from_slice(&stores);
+    let expected = Record::Entry(Entry {
+        log_id: log_id(2, 3),
+        payload: Payload::Membership(membership.clone()),
+    });
+    assert_eq!(record(&entry).unwrap(), expected);
+    let mut meta = vec![1];
+    put_option(&mut meta, Some(log_id(2, 3)));
+    put_option(&mut meta, Some(log_id(1, 0)));
+    meta.extend_from_slice(&stores);
+    let expected = SnapshotMeta {
+        last_log_id: Some(log_id(2, 3)),
+        last_membership: StoredMembership::new(Some(log_id(1, 0)), membership),
+    };
+    assert_eq!(read_snapshot_meta(&meta).unwrap(), expected);
+}
+
+#[test]
+fn newer_members_are_called_newer() {
+    let mut meta = snapshot_meta(&SnapshotMeta::default());
+    meta[0] = META_VERSION + 1;
+    let newer = DecodeError::NewerMeta(META_VERSION + 1);
+    assert_eq!(read_snapshot_meta(&meta), Err(newer));
+    let payload = Payload::Membership(membership());
+    let mut entry = encoded(&Record::Entry(Entry {
+        log_id: log_id(1, 1),
+        payload,
+    }));
+    entry[2 + 24 + 1] = MEMBERS_VERSION + 1;
+    let newer = DecodeError::NewerMembers(MEMBERS_VERSION + 1);
+    assert_eq!(record(&entry), Err(newer));
+}
+
 proptest! {
     #[test]
-    fn any_bytes_are_decoded_without_a_panic(bytes: Vec<u8>, kind in 0_u8..7, payload in 0_u8..4) {
+    fn any_bytes_are_decoded_without_a_panic(bytes: Vec<u8>, kind in 0_u8..7, payload in 0_u8..6) {
         // Refusing is fine; random bytes are rarely records.
         let _ = record(&bytes);
         let mut entry = vec![VERSION, kind];

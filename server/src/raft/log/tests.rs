@@ -14,10 +14,9 @@ use super::super::machine::{Machine, Snapshots};
 use super::super::pending::Pending;
 use super::super::recover::{Recovered, create, recover};
 use super::super::segment::{FrameBuilder, HEADER_BYTES, Header, Step, step};
-use super::super::tests::command;
-use super::super::types::{LeaderId, Payload, Proposed, SnapshotMeta};
+use super::super::tests::{command, proposed};
+use super::super::types::{LeaderId, Payload, SnapshotMeta};
 use super::*;
-use crate::cluster::Origin;
 
 const STORE: u64 = 0x1234_5678_9abc_def0;
 
@@ -52,14 +51,7 @@ fn open(dir: &TempDir) -> (Log, JoinHandle<()>) {
 }
 
 fn pending() -> Arc<Pending> {
-    Arc::new(Pending::new(NodeId(1), 1))
-}
-
-fn proposed(index: u64) -> Proposed {
-    Proposed {
-        origin: Origin::default(),
-        command: Arc::new(command(index)),
-    }
+    Arc::new(Pending::new(1))
 }
 
 fn close((log, thread): (Log, JoinHandle<()>)) {

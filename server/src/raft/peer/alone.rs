@@ -10,14 +10,14 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
-use super::machine::Content;
-use super::types::{LeaderId, Member, Types, Vote};
+use crate::raft::machine::Content;
+use crate::raft::types::{LeaderId, Member, Types, Vote};
 
 type RaftSnapshot = openraft::Snapshot<LeaderId, u64, Member, Content>;
 
 /// Makes connections that reach nobody.
 #[derive(Debug)]
-pub(super) struct Alone;
+pub(in crate::raft) struct Alone;
 
 impl RaftNetworkFactory<Types> for Alone {
     type Network = Self;

@@ -1,0 +1,210 @@
+//! Starting the engine: of a node that is alone, or of a member of a cluster.
+//!
+//! A member opens its port first, since the others ask there who it is while the cluster is formed;
+//! then it waits until it belongs to a cluster, and only then does the engine run. Runs on the
+//! thread of consensus.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use openraft::Config;
+use openraft::error::Fatal;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::error::StoreError;
+use super::opened::Opened;
+use super::peer::{Alone, ClusterKey, Configured, Peers, Served, form, members_of, serve_peers};
+use super::proposer::Driver;
+use super::stored::Formed;
+use super::types::{Member, Types};
+use super::{Engine, stopped};
+use crate::config::cluster::ClusterConfig;
+
+/// The number of a node that is alone.
+const LONE_NODE: u64 = 1;
+/// Connections of members that wait to be accepted.
+const BACKLOG: i32 = 128;
+const HANDLE_KEY_LABEL: &str = "havenfs file handles 1";
+
+/// A running engine.
+pub(super) struct Started {
+    pub(super) engine: Engine,
+    pub(super) driver: Driver,
+    /// What it has of a cluster; none if it is alone.
+    pub(super) joined: Option<Joined>,
+}
+
+/// What a member of a cluster has besides its engine.
+pub(super) struct Joined {
+    pub(super) peers: Peers,
+    formed: Formed,
+    /// What signs file handles, the same on all nodes.
+    pub(super) handle_secret: [u8; 16],
+    /// The task that serves the members' port.
+    port: AbortHandle,
+    /// Gone with this: whoever comes to the port finds no engine.
+    served: watch::Sender<Option<Served>>,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.port.abort();
+    }
+}
+
+/// Starts the engine of a node that is alone.
+pub(super) async fn start_alone(opened: Opened, config: Config) -> Result<Started, StoreError> {
+    if opened.stored.formed.is_some() {
+        return Err(StoreError::Cluster(
+            "the store belongs to a cluster, and the configuration names no members\nhint: start \
+             it with the configuration of its cluster, or with another state directory"
+                .to_owned(),
+        ));
+    }
+    opened.pending.set_node(LONE_NODE);
+    let (log, machine) = (opened.log, opened.machine);
+    let engine = Engine::new(LONE_NODE, Arc::new(config), Alone, log, machine).await;
+    let engine = engine.map_err(|error: Fatal<Types>| stopped("start", &error))?;
+    Ok(Started {
+        driver: Driver::start(engine.clone(), opened.snapshots, opened.pending, None),
+        engine,
+        joined: None,
+    })
+}
+
+/// Makes a node that is alone lead, and waits until its log is applied.
+pub(super) async fn lead_alone(engine: &Engine, store_id: u64) -> Result<(), StoreError> {
+    let initialized = engine.is_initialized().await;
+    if initialized.map_err(|error| stopped("start", &error))? {
+        let elected = engine.trigger().elect(false).await;
+        elected.map_err(|error| stopped("elect itself", &error))?;
+    } else {
+        let members = BTreeMap::from([(LONE_NODE, Member::alone(store_id))]);
+        let formed = engine.initialize(members).await;
+        formed.map_err(|error| stopped("form a cluster of one", &error))?;
+    }
+    // An entry that is durable may have been acknowledged: all of them must be applied, and they
+    // are once an entry of this start is committed.
+    let applied = engine.wait_for_recovery(None).await;
+    applied.map_err(|error| stopped("apply the log", &error))?;
+    // Ticks are for heartbeats and elections, and there is nobody else: an idle node sleeps.
+    engine.runtime_config().tick(false);
+    Ok(())
+}
+
+/// Starts the engine of a member, when the cluster is formed.
+pub(super) async fn start_member(
+    dir: PathBuf,
+    opened: Opened,
+    config: Config,
+    cluster: ClusterConfig,
+) -> Result<Started, StoreError> {
+    opened.log.shared().set_others();
+    let key = ClusterKey::read(&cluster.key_file);
+    let key = key.map_err(|error| StoreError::Cluster(error.to_string()))?;
+    let [handle_secret, _] = halves(key.derive(HANDLE_KEY_LABEL));
+    let configured: Vec<Configured> = cluster
+        .members
+        .iter()
+        .map(|member| Configured {
+            name: member.name.as_str().into(),
+            address: member.address,
+            witness: member.witness,
+        })
+        .collect();
+    let own = configured
+        .iter()
+        .find(|member| *member.name == *cluster.node);
+    let Some(own) = own else {
+        let problem = format!("node `{}` is no member", cluster.node);
+        return Err(StoreError::Cluster(problem));
+    };
+    let listener = listen(own.address)?;
+    let peers = Peers::new(
+        key,
+        &cluster.node,
+        &opened.stored,
+        opened.is_empty,
+        &configured,
+    );
+    let (served, engines) = watch::channel(None);
+    let port = tokio::spawn(serve_peers(listener, peers.clone(), engines)).abort_handle();
+    let formed = form(&peers, &dir).await;
+    let formed = formed.map_err(|error| StoreError::Cluster(error.to_string()))?;
+    let joined = Joined {
+        peers: peers.clone(),
+        formed,
+        handle_secret,
+        port,
+        served,
+    };
+    run_member(&dir, opened, config, joined).await
+}
+
+async fn run_member(
+    dir: &Path,
+    opened: Opened,
+    config: Config,
+    joined: Joined,
+) -> Result<Started, StoreError> {
+    let Joined { peers, formed, .. } = &joined;
+    opened.pending.set_node(formed.node);
+    let (log, machine) = (opened.log, opened.machine);
+    let config = Arc::new(config);
+    let engine = Engine::new(formed.node, config, peers.clone(), log, machine).await;
+    let engine = engine.map_err(|error: Fatal<Types>| stopped("start", &error))?;
+    peers.follow(members_of(&engine));
+    joined
+        .served
+        .send_replace(Some(Served::new(engine.clone(), dir)));
+    let initialized = engine.is_initialized().await;
+    if formed.is_founder() && !initialized.map_err(|error| stopped("start", &error))? {
+        let begun = engine.initialize(formed.members.clone()).await;
+        begun.map_err(|error| stopped("begin the log of the cluster", &error))?;
+    }
+    let pending = opened.pending;
+    let driver = Driver::start(
+        engine.clone(),
+        opened.snapshots,
+        pending,
+        Some(peers.clone()),
+    );
+    Ok(Started {
+        engine,
+        driver,
+        joined: Some(joined),
+    })
+}
+
+/// Opens the members' port.
+fn listen(address: SocketAddr) -> Result<TcpListener, StoreError> {
+    let open = || {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        // A restarted node must not wait for its old connections to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    open().map_err(|error| {
+        StoreError::Cluster(format!(
+            "cannot listen on {address} for the other nodes: {error}\nhint: the address of this \
+             node in [[cluster.member]] must be one of this machine's, and its port free"
+        ))
+    })
+}
+
+fn halves(whole: [u8; 32]) -> [[u8; 16]; 2] {
+    let mut halves = [[0; 16]; 2];
+    for (place, byte) in halves.as_flattened_mut().iter_mut().zip(whole) {
+        *place = byte;
+    }
+    halves
+}

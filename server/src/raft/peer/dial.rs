@@ -1,0 +1,268 @@
+//! Reaching other nodes: who this node is, whom it knows, and connections to them.
+//!
+//! Owns what both directions need: the key, this node's standing, the membership to compare with,
+//! and the counters. Does not keep connections; whoever asked for one does.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::hello::{Configured, Hello, Refusal, Standing, admit, confirm};
+use super::key::ClusterKey;
+use super::link::{Link, LinkError};
+use super::pace::Pace;
+use super::wire::Message;
+use crate::metrics::Counter;
+use crate::raft::Engine;
+use crate::raft::stored::{Formed, Stored};
+use crate::raft::types::Member;
+
+/// How long making a connection may take, handshake and all. Short, since a lost first packet is
+/// sent again only after a second, and a new connection sends a new one.
+const DIAL_MAX: Duration = Duration::from_millis(500);
+
+/// Why a node can't be asked.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::raft) enum PeerError {
+    /// There is no connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It is not the node that was meant.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It says that this node is not the one that it takes it for.
+    #[error("it refuses this node: {0}")]
+    RefusedBy(String),
+    /// This node belongs to no cluster.
+    #[error("this node belongs to no cluster yet")]
+    Unformed,
+}
+
+impl From<std::io::Error> for PeerError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Link(error.into())
+    }
+}
+
+/// The members as the engine knows them; empty before it has read or been told any.
+type Membership = Box<dyn Fn() -> BTreeMap<u64, Member> + Send + Sync>;
+
+/// The other nodes, and what this one is to them. A handle: clones are alike.
+#[derive(Clone)]
+pub(in crate::raft) struct Peers(Arc<Shared>);
+
+struct Shared {
+    key: ClusterKey,
+    name: Box<str>,
+    store_id: u64,
+    standing: RwLock<Standing>,
+    membership: OnceLock<Membership>,
+    counters: Counters,
+    pace: Pace,
+}
+
+/// What came to the members' port.
+#[derive(Debug, Default)]
+pub(in crate::raft) struct Counters {
+    /// Connections of members.
+    pub(in crate::raft) accepted: Counter,
+    /// Connections closed because the key was wrong, the handshake none or too slow.
+    pub(in crate::raft) strangers: Counter,
+    /// Connections closed because too many had not shown the key.
+    pub(in crate::raft) limit_handshakes: Counter,
+    /// Connections closed because there were too many.
+    pub(in crate::raft) limit_connections: Counter,
+    /// Connections refused to nodes with the key.
+    pub(in crate::raft) refused: Counter,
+}
+
+impl Peers {
+    /// `name` is this node's, `stored` what its store says of itself; `empty` says whether its log
+    /// holds nothing, and `configured` are the members that the configuration names. These two
+    /// matter only as long as the store belongs to no cluster.
+    pub(in crate::raft) fn new(
+        key: ClusterKey,
+        name: &str,
+        stored: &Stored,
+        empty: bool,
+        configured: &[Configured],
+    ) -> Self {
+        let mut configured = configured.to_vec();
+        configured.sort();
+        let unformed = Standing::Unformed {
+            empty,
+            configured: configured.into(),
+        };
+        let peers = Self(Arc::new(Shared {
+            key,
+            name: name.into(),
+            store_id: stored.store_id,
+            standing: RwLock::new(unformed),
+            membership: OnceLock::new(),
+            counters: Counters::default(),
+            pace: Pace::default(),
+        }));
+        if let Some(formed) = &stored.formed {
+            peers.join(formed);
+        }
+        peers
+    }
+
+    /// From now on this node belongs to a cluster.
+    pub(super) fn join(&self, formed: &Formed) {
+        let standing = &self.0.standing;
+        *standing.write().unwrap_or_else(PoisonError::into_inner) = Standing::Formed {
+            cluster_id: formed.cluster_id,
+            node: formed.node,
+            members: formed.members.clone(),
+        };
+    }
+
+    /// From now on `membership` says who is a member, whenever it names any; until then those do
+    /// that the cluster was formed of. Only the first call counts.
+    pub(in crate::raft) fn follow(
+        &self,
+        membership: impl Fn() -> BTreeMap<u64, Member> + Send + Sync + 'static,
+    ) {
+        // A second one would be a second engine.
+        let _ = self.0.membership.set(Box::new(membership));
+    }
+
+    /// What came to the members' port.
+    pub(in crate::raft) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    pub(super) fn key(&self) -> &ClusterKey {
+        &self.0.key
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.0.pace
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(super) fn store_id(&self) -> u64 {
+        self.0.store_id
+    }
+
+    /// Which cluster this node belongs to, with the members as they are now.
+    pub(super) fn standing(&self) -> Standing {
+        let standing = &self.0.standing;
+        let standing = standing.read().unwrap_or_else(PoisonError::into_inner);
+        let mut standing = standing.clone();
+        if let Standing::Formed { members, .. } = &mut standing
+            && let Some(membership) = self.0.membership.get()
+        {
+            let now = membership();
+            if !now.is_empty() {
+                *members = now;
+            }
+        }
+        standing
+    }
+
+    /// What this node says first, to a node that belongs to a cluster or to one that does not.
+    pub(super) fn hello(&self, to_formed: bool) -> Hello {
+        let mut standing = self.standing();
+        if to_formed && let Standing::Formed { members, .. } = &mut standing {
+            members.clear();
+        }
+        Hello {
+            name: self.0.name.clone(),
+            store_id: self.0.store_id,
+            standing,
+        }
+    }
+
+    /// Whether whoever says `hello` may ask more than that; returns its number.
+    pub(super) fn admit(&self, hello: &Hello) -> Result<u64, Refusal> {
+        match self.standing() {
+            Standing::Formed {
+                cluster_id,
+                members,
+                ..
+            } => admit(cluster_id, &members, hello),
+            Standing::Unformed { .. } => Err(Refusal::Unformed {
+                name: self.0.name.clone(),
+            }),
+        }
+    }
+
+    /// Connects to a member and makes sure that it is the one.
+    pub(super) async fn dial(&self, node: u64, member: &Member) -> Result<Link, PeerError> {
+        let own = self.hello(true);
+        let Standing::Formed { cluster_id, .. } = own.standing else {
+            return Err(PeerError::Unformed);
+        };
+        let dialed = timeout(DIAL_MAX, self.greet(member.address, own));
+        let (mut link, hello) = dialed.await.map_err(|_| LinkError::TimedOut)??;
+        confirm(cluster_id, node, member, &hello)?;
+        link.receiver.admit();
+        Ok(link)
+    }
+
+    /// Asks whoever is at `address` who it is.
+    pub(super) async fn ask(&self, address: SocketAddr) -> Result<Hello, PeerError> {
+        let asked = timeout(DIAL_MAX, self.greet(address, self.hello(false)));
+        let (_, hello) = asked.await.map_err(|_| LinkError::TimedOut)??;
+        Ok(hello)
+    }
+
+    async fn greet(&self, address: SocketAddr, own: Hello) -> Result<(Link, Hello), PeerError> {
+        let stream = TcpStream::connect(address).await?;
+        let mut link = Link::open(stream, &self.0.key).await?;
+        match link.ask(&Message::Hello(own)).await? {
+            Message::Hello(hello) => Ok((link, hello)),
+            Message::Refused(reason) => Err(PeerError::RefusedBy(reason)),
+            _ => Err(LinkError::OutOfPlace.into()),
+        }
+    }
+
+    /// Says in the log why a member can't be asked, unless that was said of it just now.
+    pub(super) fn complain(&self, node: u64, member: &Member, error: &PeerError) {
+        let text = error.to_string();
+        if !self.0.pace.says(node, &text) {
+            return;
+        }
+        let (name, address) = (&member.name, member.address);
+        match error {
+            PeerError::Refused(_) | PeerError::RefusedBy(_) => {
+                tracing::error!(node, %name, %address, "cannot use a member: {text}");
+            }
+            PeerError::Link(_) | PeerError::Unformed => {
+                tracing::warn!(node, %name, %address, "cannot reach a member: {text}");
+            }
+        }
+    }
+
+    /// A member answers; says so if it did not before.
+    pub(super) fn settle(&self, node: u64, member: &Member) {
+        if self.0.pace.settle(node) {
+            let (name, address) = (&member.name, member.address);
+            tracing::info!(node, %name, %address, "a member answers again");
+        }
+    }
+}
+
+/// For [`Peers::follow`]: the members as `engine` knows them. Does not keep the engine alive.
+pub(in crate::raft) fn members_of(
+    engine: &Engine,
+) -> impl Fn() -> BTreeMap<u64, Member> + Send + Sync + 'static {
+    let metrics = engine.server_metrics();
+    move || {
+        let metrics = metrics.borrow_watched();
+        let nodes = metrics.membership_config.nodes();
+        nodes
+            .map(|(node, member)| (*node, member.clone()))
+            .collect()
+    }
+}

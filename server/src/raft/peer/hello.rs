@@ -1,0 +1,263 @@
+//! Who is at the other end, and whether it is the one that is meant: plain decisions.
+//!
+//! Both sides of a connection say [`Hello`]. In a cluster, a node is what its number, name and
+//! store say together: the number alone would let a wiped disk vote as if it had its log, and a
+//! node of another cluster change ours. A node that belongs to no cluster yet may only ask who is
+//! there, see `forming`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::raft::types::Member;
+
+/// A member as the configuration file names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::raft) struct Configured {
+    /// Its name.
+    pub(in crate::raft) name: Box<str>,
+    /// Where it is reached.
+    pub(in crate::raft) address: SocketAddr,
+    /// Whether it only votes.
+    pub(in crate::raft) witness: bool,
+}
+
+/// What a node says first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hello {
+    /// The name that its configuration gives it.
+    pub(super) name: Box<str>,
+    /// The random number that its store was born with.
+    pub(super) store_id: u64,
+    /// Which cluster it belongs to.
+    pub(super) standing: Standing,
+}
+
+/// Which cluster a node belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// None yet.
+    Unformed {
+        /// Whether its log holds nothing.
+        empty: bool,
+        /// The members of the cluster that it is meant for, by name.
+        configured: Arc<[Configured]>,
+    },
+    /// One.
+    Formed {
+        /// The random number that the cluster was born with.
+        cluster_id: u64,
+        /// The number that the node has there.
+        node: u64,
+        /// All members; told only to those who belong to none yet.
+        members: BTreeMap<u64, Member>,
+    },
+}
+
+/// Why a node is not served, or not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(in crate::raft) enum Refusal {
+    /// It belongs to no cluster, or we don't.
+    #[error("node `{name}` belongs to no cluster yet")]
+    Unformed {
+        /// Which node.
+        name: Box<str>,
+    },
+    /// It belongs to another cluster.
+    #[error(
+        "node `{name}` belongs to another cluster ({theirs:016x}, and this is {ours:016x})\nhint: \
+         correct the addresses in its configuration; if it is to change clusters, stop it and move \
+         its state directory away"
+    )]
+    OtherCluster {
+        /// Which node.
+        name: Box<str>,
+        /// Its cluster.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// Its disk was wiped or replaced, or a copy of its name runs elsewhere.
+    #[error(
+        "node `{name}` comes with another store than the one it was admitted with\nhint: if its \
+         state directory was lost, remove the node from the cluster and add it anew; if not, two \
+         machines are called `{name}`: stop the wrong one"
+    )]
+    OtherStore {
+        /// Which node.
+        name: Box<str>,
+    },
+    /// It has another name than its number stands for.
+    #[error(
+        "node {node} calls itself `{name}`, and was admitted as `{admitted}`\nhint: give it its \
+         name back, or remove it from the cluster and add it anew"
+    )]
+    OtherName {
+        /// Its number.
+        node: u64,
+        /// What it calls itself.
+        name: Box<str>,
+        /// What it is.
+        admitted: Box<str>,
+    },
+    /// It is a member no more.
+    #[error(
+        "node `{name}` was removed from the cluster\nhint: stop it; to have it back, move its \
+         state directory away and add it anew"
+    )]
+    Removed {
+        /// Which node.
+        name: Box<str>,
+    },
+    /// Another node answers at its address.
+    #[error(
+        "node `{name}` (number {node}) answers where node {expected} was expected\nhint: compare \
+         the addresses in the configuration of all nodes"
+    )]
+    OtherNode {
+        /// Who answers.
+        name: Box<str>,
+        /// Its number.
+        node: u64,
+        /// Who was asked.
+        expected: u64,
+    },
+}
+
+/// Whether the node that says `hello` is the member that it says it is; returns its number.
+///
+/// `members` is the membership as far as this node knows it, which may be behind: a number above
+/// all known ones is that of a node that was added since, and whoever has the key and belongs to
+/// the cluster is believed about that. Numbers are never given twice, so that a lower unknown one
+/// is that of a removed node. A removed node that had the highest number is let in, and gets
+/// nothing by it: openraft counts no vote of it, and asks no leave of it.
+pub(super) fn admit(
+    ours: u64,
+    members: &BTreeMap<u64, Member>,
+    hello: &Hello,
+) -> Result<u64, Refusal> {
+    let name = hello.name.clone();
+    let Standing::Formed {
+        cluster_id, node, ..
+    } = &hello.standing
+    else {
+        return Err(Refusal::Unformed { name });
+    };
+    if *cluster_id != ours {
+        let theirs = *cluster_id;
+        return Err(Refusal::OtherCluster { name, theirs, ours });
+    }
+    match members.get(node) {
+        Some(member) => check(*node, member, hello)?,
+        None if members.keys().next_back().is_some_and(|last| last > node) => {
+            return Err(Refusal::Removed { name });
+        }
+        None => {}
+    }
+    Ok(*node)
+}
+
+/// Whether the node that says `hello` is the member that was to be reached.
+pub(super) fn confirm(
+    ours: u64,
+    expected: u64,
+    member: &Member,
+    hello: &Hello,
+) -> Result<(), Refusal> {
+    let found = admit(ours, &BTreeMap::new(), hello)?;
+    if found != expected {
+        return Err(Refusal::OtherNode {
+            name: hello.name.clone(),
+            node: found,
+            expected,
+        });
+    }
+    check(expected, member, hello)
+}
+
+fn check(node: u64, member: &Member, hello: &Hello) -> Result<(), Refusal> {
+    let name = hello.name.clone();
+    if member.store_id != hello.store_id {
+        return Err(Refusal::OtherStore { name });
+    }
+    if member.name != hello.name {
+        let admitted = member.name.clone();
+        return Err(Refusal::OtherName {
+            node,
+            name,
+            admitted,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    fn member(number: u64) -> Member {
+        Member {
+            name: format!("n{number}").into(),
+            ..Member::alone(number * 100)
+        }
+    }
+
+    fn hello(number: u64) -> Hello {
+        Hello {
+            name: format!("n{number}").into(),
+            store_id: number * 100,
+            standing: Standing::Formed {
+                cluster_id: 7,
+                node: number,
+                members: BTreeMap::new(),
+            },
+        }
+    }
+
+    fn members() -> BTreeMap<u64, Member> {
+        [1, 3].map(|number| (number, member(number))).into()
+    }
+
+    #[test]
+    fn a_member_with_its_store_is_admitted() {
+        assert_eq!(admit(7, &members(), &hello(3)), Ok(3));
+        confirm(7, 3, &member(3), &hello(3)).unwrap();
+        // Added since.
+        assert_eq!(admit(7, &members(), &hello(4)), Ok(4));
+    }
+
+    #[test]
+    fn others_are_refused_with_what_to_do() {
+        let refused = |hello: &Hello| admit(7, &members(), hello).unwrap_err();
+        let wiped = Hello {
+            store_id: 5,
+            ..hello(3)
+        };
+        let text = refused(&wiped).to_string();
+        assert!(
+            text.contains("node `n3` comes with another store"),
+            "{text}"
+        );
+        assert!(text.contains("remove the node from the cluster"), "{text}");
+        assert_eq!(confirm(7, 3, &member(3), &wiped), Err(refused(&wiped)));
+        let renamed = Hello {
+            name: "n9".into(),
+            ..hello(3)
+        };
+        assert!(matches!(refused(&renamed), Refusal::OtherName { .. }));
+        assert!(matches!(refused(&hello(2)), Refusal::Removed { .. }));
+        let foreign = admit(8, &members(), &hello(3)).unwrap_err();
+        assert!(matches!(foreign, Refusal::OtherCluster { .. }), "{foreign}");
+        let other = confirm(7, 1, &member(1), &hello(3)).unwrap_err();
+        assert!(matches!(other, Refusal::OtherNode { .. }), "{other}");
+        let unformed = Hello {
+            standing: Standing::Unformed {
+                empty: true,
+                configured: Arc::new([]),
+            },
+            ..hello(3)
+        };
+        assert!(matches!(refused(&unformed), Refusal::Unformed { .. }));
+    }
+}
