@@ -190,7 +190,7 @@ pub(crate) fn commits(directory: &Path, length: Duration) -> anyhow::Result<Figu
 pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Result<Figures> {
     let directory = directory.join("store-of-its-own");
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let store = runtime.block_on(Store::open(&directory))?;
+    let store = runtime.block_on(Store::open(&directory, None))?;
     let proposer = store.proposer();
     let change = ServiceCommand::EndGrace {
         epoch: u32::MAX,

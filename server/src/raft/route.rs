@@ -1,8 +1,9 @@
-//! Where the proposals of this node go: to the engine here while it leads, or to the node that does.
+//! Where the proposals of this node go: to the engine here while it leads, or to the node that
+//! does.
 //!
 //! What is sent on one route is bound to one leadership, and what gets into the log of it is a
-//! beginning of what was sent: never a later proposal without the earlier ones. When a route is lost
-//! the caller sends everything again on the next one that [`Route::find`] finds.
+//! beginning of what was sent: never a later proposal without the earlier ones. When a route is
+//! lost the caller sends everything again on the next one that [`Route::find`] finds.
 
 use std::sync::Arc;
 use std::time::Duration;
