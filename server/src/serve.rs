@@ -199,10 +199,9 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
             Arc::clone(&leases),
             Arc::clone(slot),
             store.changes(),
-            stopped.clone(),
             events.clone(),
         );
-        keepers.spawn(keeper.keep());
+        keepers.spawn(keeper.keep(stopped.clone()));
     }
     drop(events);
     let control = control::start(Arc::clone(services), stopped.clone())

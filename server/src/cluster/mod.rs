@@ -1,9 +1,9 @@
 //! The replicated state: what every node agrees on, and the one function that changes it; and what
 //! a node makes of it by itself: whether it may serve, and whether it is its turn to take over.
 //!
-//! Owns [`ClusterState`] and [`Command`]; [`lease`] and [`placement`] are local. Pure: no clock, no
-//! randomness, no files, no tasks; what a command needs of these it carries. The log of `raft`
-//! feeds [`ClusterState::apply`], and nothing else does.
+//! Owns [`ClusterState`] and [`Command`]; [`lease`], [`placement`] and [`reconcile`] are local.
+//! Pure: no clock, no randomness, no files, no tasks; what a command needs of these it carries. The
+//! log of `raft` feeds [`ClusterState::apply`], and nothing else does.
 
 pub mod command;
 pub mod handles;
@@ -11,6 +11,7 @@ mod ids;
 pub mod lease;
 pub mod numbers;
 pub mod placement;
+pub mod reconcile;
 mod rows;
 pub mod service;
 pub mod state;

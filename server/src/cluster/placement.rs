@@ -114,6 +114,11 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
         }
     }
 
+    /// Whether a node lives and has the data.
+    pub(super) fn is_able(&self, node: NodeId, now: Moment) -> bool {
+        self.candidates.contains(&node) && (node == self.me || self.over(node, now) > now)
+    }
+
     /// When the lease of a node is over for sure.
     fn over(&self, node: NodeId, now: Moment) -> Moment {
         let Some(last) = self.state.last_renewal(node) else {
@@ -138,7 +143,8 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
         let active = service.active().map(|active| active.node);
         let before = self.candidates.iter().filter(|node| {
             let node = **node;
-            node != self.me && active != Some(node) && key(node) < own && self.over(node, now) > now
+            let is_other = node != self.me && active != Some(node);
+            is_other && key(node) < own && self.is_able(node, now)
         });
         u32::try_from(before.count()).unwrap_or(u32::MAX)
     }

@@ -1,0 +1,285 @@
+//! What a node does about one service, step by step: takes it, opens it, serves it while its lease
+//! holds, stops it and lets it go.
+//!
+//! Local and pure: [`Reconciler::poll`] says the next step from the replicated state, the clock and
+//! the lease; whoever asks carries it out and tells what came of it, one step at a time. The truth
+//! is the replicated state; what is kept here is only what this life of the node has done.
+//!
+//! ```text
+//!             Take                   Open                    Silence, when the lease is over
+//!   standby -------> assigned ------------------> serving <---------------------> silent
+//!      ^  ^             |                           |   |  Speak, renewed: same epoch  |
+//!      |  |             | can't be opened           |   |                              |
+//!      |  |             v            Stop           |   |                              |
+//!      |  +--Release-- stopped <--------------------+---|------------------------------+
+//!      |                    a move, or the end          |
+//!      +------------------------Drop--------------------+
+//!                    another node has it
+//! ```
+//!
+//! # If the node dies
+//!
+//! - In standby: it has nothing.
+//! - Assigned or serving: its next life, or after its lease another node, takes the service in a
+//!   new epoch. It takes it over from the replicated state, which has all that hosts were told.
+//! - Stopped: the same. Nothing answers any more before the release is proposed, so it does not
+//!   matter whether that is ever committed, nor when.
+
+use std::time::Duration;
+
+use super::NodeId;
+use super::command::RenewalId;
+use super::lease::Moment;
+use super::placement::{Seen, Turn, View};
+use super::service::{Active, ServiceState};
+
+/// The next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Propose to take the service; then [`Reconciler::taken`].
+    Take {
+        /// The epoch that the new one follows.
+        expected_epoch: u32,
+        /// See [`Assign::after`](super::command::Assign).
+        after: Option<RenewalId>,
+    },
+    /// Open the service, with its listeners; then [`Reconciler::opened`].
+    Open {
+        /// The epoch that this node was given.
+        epoch: u32,
+    },
+    /// Close listeners and connections: the lease is over.
+    Silence,
+    /// Open the listeners again: the lease holds.
+    Speak,
+    /// Close everything at once, since another node has the service: then [`Reconciler::dropped`].
+    Drop,
+    /// Finish what is under way, bring all to disk, close everything for good; then
+    /// [`Reconciler::stopped`].
+    Stop {
+        /// Where it goes; none if the process ends.
+        to: Option<NodeId>,
+    },
+    /// Propose the release of what is stopped; then [`Reconciler::released`].
+    Release {
+        /// The epoch that this node had.
+        epoch: u32,
+    },
+    /// Nothing before this moment, unless the state or the lease change.
+    Wait(Moment),
+    /// Nothing any more: the process ends.
+    End,
+}
+
+/// What this life of the node has of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    StandBy,
+    Assigned { epoch: u32 },
+    Serving { epoch: u32, speaks: bool },
+    Stopped { epoch: u32 },
+}
+
+/// What is to be done about one service.
+#[derive(Debug)]
+pub struct Reconciler {
+    phase: Phase,
+    /// Since when nobody has it, as far as this node knows.
+    free_since: Option<Moment>,
+    /// It is not taken before this, since it failed here.
+    not_before: Moment,
+    failures: u32,
+    ends: bool,
+}
+
+/// What the node knows, besides what the [`Reconciler`] does.
+#[derive(Debug, Clone, Copy)]
+pub struct Sight<'a, S> {
+    /// The state, the node, the candidates; its moments are filled in here.
+    pub view: View<'a, S>,
+    /// When this life of the node began to renew its lease; none if it has not.
+    pub joined: Option<Moment>,
+    /// Until when the lease holds for the epoch that this node has.
+    pub lease: Moment,
+    /// Whether there are no other voters, so that nothing need be released.
+    pub is_alone: bool,
+}
+
+impl Default for Reconciler {
+    fn default() -> Self {
+        Self {
+            phase: Phase::StandBy,
+            free_since: None,
+            not_before: Moment::default(),
+            failures: 0,
+            ends: false,
+        }
+    }
+}
+
+impl Reconciler {
+    /// The process is to end.
+    pub const fn end(&mut self) {
+        self.ends = true;
+    }
+
+    /// What came of [`Step::Take`]: the epoch; none if another node was faster, or it is not known.
+    pub const fn taken(&mut self, epoch: Option<u32>) {
+        if let Some(epoch) = epoch {
+            self.free_since = None;
+            self.phase = Phase::Assigned { epoch };
+        }
+    }
+
+    /// What came of [`Step::Open`].
+    pub fn opened(&mut self, now: Moment, is_open: bool) {
+        let Phase::Assigned { epoch } = self.phase else {
+            return;
+        };
+        if is_open {
+            self.failures = 0;
+            let speaks = true;
+            self.phase = Phase::Serving { epoch, speaks };
+        } else {
+            let pause = FAILED_PAUSE.saturating_mul(1 << self.failures.min(FAILED_MAX));
+            self.failures += 1;
+            self.not_before = now + pause;
+            self.phase = Phase::Stopped { epoch };
+        }
+    }
+
+    /// What came of [`Step::Silence`] and [`Step::Speak`].
+    pub const fn speaks(&mut self, now: bool) {
+        if let Phase::Serving { speaks, .. } = &mut self.phase {
+            *speaks = now;
+        }
+    }
+
+    /// [`Step::Drop`] is done.
+    pub const fn dropped(&mut self) {
+        self.phase = Phase::StandBy;
+    }
+
+    /// [`Step::Stop`] is done, or the listeners can't be opened again: nothing of that epoch
+    /// answers here any more.
+    pub const fn stopped(&mut self) {
+        if let Phase::Serving { epoch, .. } | Phase::Assigned { epoch } = self.phase {
+            self.phase = Phase::Stopped { epoch };
+        }
+    }
+
+    /// [`Step::Release`] was proposed, whatever became of it.
+    pub const fn released(&mut self) {
+        self.phase = Phase::StandBy;
+    }
+
+    /// The next step.
+    pub fn poll<S: Fn(NodeId) -> Option<Seen>>(
+        &mut self,
+        now: Moment,
+        sight: Sight<'_, S>,
+    ) -> Step {
+        match self.phase {
+            Phase::StandBy if self.ends => Step::End,
+            Phase::StandBy => self.stand_by(now, sight),
+            Phase::Assigned { epoch } => {
+                if sight.has(epoch) {
+                    Step::Open { epoch }
+                } else {
+                    Step::Drop
+                }
+            }
+            Phase::Serving { epoch, .. } if !sight.has(epoch) => Step::Drop,
+            Phase::Serving { .. } if self.ends => Step::Stop { to: None },
+            Phase::Serving { speaks, .. } => sight.serve(now, speaks),
+            Phase::Stopped { .. } if sight.is_alone => Step::End,
+            Phase::Stopped { epoch } => Step::Release { epoch },
+        }
+    }
+
+    fn stand_by<S: Fn(NodeId) -> Option<Seen>>(
+        &mut self,
+        now: Moment,
+        sight: Sight<'_, S>,
+    ) -> Step {
+        let Some(joined) = sight.joined else {
+            return Step::Wait(now + JOIN_AGAIN);
+        };
+        let service = sight.service();
+        let expected_epoch = service.map_or(0, ServiceState::epoch);
+        match service.and_then(ServiceState::active) {
+            // This life has nothing open, so what it was given must be begun anew.
+            Some(active) if active == sight.own() => {
+                let after = None;
+                return Step::Take {
+                    expected_epoch,
+                    after,
+                };
+            }
+            Some(_) => self.free_since = None,
+            None => {
+                self.free_since.get_or_insert(now);
+            }
+        }
+        let view = View {
+            free_since: self.free_since.unwrap_or(now),
+            joined,
+            not_before: self.not_before,
+            ..sight.view
+        };
+        match view.turn(now) {
+            Turn::Mine { after } => Step::Take {
+                expected_epoch,
+                after,
+            },
+            Turn::NotBefore(moment) => Step::Wait(moment.min(now + LOOK_AGAIN)),
+            Turn::Nobodys => Step::Wait(now + LOOK_AGAIN),
+        }
+    }
+}
+
+impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
+    fn own(&self) -> Active {
+        Active {
+            node: self.view.me,
+            incarnation: self.view.incarnation,
+        }
+    }
+
+    fn service(&self) -> Option<&ServiceState> {
+        self.view.state.service(self.view.service)
+    }
+
+    /// Whether this life of the node still has the service in that epoch.
+    fn has(&self, epoch: u32) -> bool {
+        self.service()
+            .is_some_and(|service| service.epoch() == epoch && service.active() == Some(self.own()))
+    }
+
+    fn serve(&self, now: Moment, speaks: bool) -> Step {
+        let holds = now < self.lease;
+        let wanted = self.service().and_then(ServiceState::wanted);
+        match wanted {
+            Some(to) if to != self.view.me && self.view.is_able(to, now) => {
+                Step::Stop { to: Some(to) }
+            }
+            _ if holds && !speaks => Step::Speak,
+            _ if !holds && speaks => Step::Silence,
+            _ if holds => Step::Wait(self.lease.min(now + LOOK_AGAIN)),
+            _ => Step::Wait(now + LEASE_LOOK),
+        }
+    }
+}
+
+/// While the lease of this node has not begun.
+const JOIN_AGAIN: Duration = Duration::from_millis(20);
+/// How often a node without a lease looks whether it has one.
+const LEASE_LOOK: Duration = Duration::from_millis(20);
+/// However quiet it is.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a node that failed to open a service leaves it to others, doubled each time.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+const FAILED_MAX: u32 = 5;
+
+#[cfg(test)]
+mod tests;

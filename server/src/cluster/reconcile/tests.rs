@@ -1,0 +1,212 @@
+//! The steps of a service's life on a node, as they follow from what the log says.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use super::*;
+use crate::cluster::command::{Assign, Release, Renewal};
+use crate::cluster::{ClusterCommand, ClusterState, Command, Origin, ServiceId};
+
+const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
+
+fn at(ms: u64) -> Moment {
+    Moment(ms * 1_000_000)
+}
+
+fn renewal(node: u64) -> Renewal {
+    Renewal {
+        node: NodeId(node),
+        incarnation: 1,
+        seq: 1,
+        lease_ms: 1200,
+    }
+}
+
+/// Node 1, a log, and when node 2 was seen last.
+struct Scene {
+    state: ClusterState,
+    reconciler: Reconciler,
+    other_seen: Moment,
+    lease: Moment,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut scene = Self {
+            state: ClusterState::default(),
+            reconciler: Reconciler::default(),
+            other_seen: Moment::default(),
+            lease: Moment::default(),
+        };
+        scene.log(ClusterCommand::Name { name: "a".into() });
+        scene.log(ClusterCommand::Renew(renewal(2)));
+        scene
+    }
+
+    fn log(&mut self, command: ClusterCommand) {
+        let command = Command::Cluster(command);
+        // From the time before there were queues: nothing here is about copies.
+        self.state.apply(&Origin::default(), &command).unwrap();
+    }
+
+    fn assign(&mut self, node: u64, expected_epoch: u32, after: Option<RenewalId>) {
+        self.log(ClusterCommand::Assign(Assign {
+            service: self.service(),
+            expected_epoch,
+            after,
+            renewal: renewal(node),
+            unix_seconds: 0,
+            recover: false,
+        }));
+    }
+
+    fn service(&self) -> ServiceId {
+        self.state.service_named("a").unwrap()
+    }
+
+    fn poll(&mut self, ms: u64) -> Step {
+        let other = Seen {
+            id: renewal(2).id(),
+            at: self.other_seen,
+        };
+        let sight = Sight {
+            view: View {
+                state: &self.state,
+                service: self.service(),
+                me: NODES[0],
+                incarnation: 1,
+                candidates: &NODES,
+                preferred: None,
+                seen: |_| Some(other),
+                free_since: Moment::default(),
+                joined: Moment::default(),
+                not_before: Moment::default(),
+            },
+            joined: Some(at(0)),
+            lease: self.lease,
+            is_alone: false,
+        };
+        self.reconciler.poll(at(ms), sight)
+    }
+
+    /// Takes and opens the service in epoch 1, with a lease until 1200.
+    fn serving() -> Self {
+        let mut scene = Self::new();
+        let take = Step::Take {
+            expected_epoch: 0,
+            after: None,
+        };
+        assert_eq!(scene.poll(5000), take);
+        scene.assign(1, 0, None);
+        scene.reconciler.taken(Some(1));
+        assert_eq!(scene.poll(5001), Step::Open { epoch: 1 });
+        scene.reconciler.opened(at(5002), true);
+        scene.lease = at(6200);
+        assert_eq!(scene.poll(5003), Step::Wait(at(6003)));
+        scene
+    }
+}
+
+#[test]
+fn without_a_lease_it_is_silent_and_with_one_it_speaks_in_the_same_epoch() {
+    let mut scene = Scene::serving();
+    assert_eq!(scene.poll(6199), Step::Wait(at(6200)));
+    assert_eq!(scene.poll(6200), Step::Silence);
+    scene.reconciler.speaks(false);
+    assert_eq!(scene.poll(6300), Step::Wait(at(6320)));
+    scene.lease = at(7500);
+    assert_eq!(scene.poll(6320), Step::Speak);
+    scene.reconciler.speaks(true);
+    assert_eq!(scene.poll(6330), Step::Wait(at(7330)));
+}
+
+#[test]
+fn what_another_node_has_is_dropped_also_before_it_was_opened() {
+    let mut scene = Scene::serving();
+    scene.assign(2, 1, Some(renewal(1).id()));
+    assert_eq!(scene.poll(6000), Step::Drop);
+    scene.reconciler.dropped();
+    scene.other_seen = at(5990);
+    assert!(matches!(scene.poll(6001), Step::Wait(_)));
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.assign(2, 1, Some(renewal(1).id()));
+    assert_eq!(scene.poll(1), Step::Drop);
+}
+
+#[test]
+fn a_move_stops_first_and_releases_then() {
+    let mut scene = Scene::serving();
+    let (service, to) = (scene.service(), NODES[1]);
+    scene.log(ClusterCommand::Move { service, to });
+    // Node 2 does not live: it could not take it.
+    assert!(matches!(scene.poll(5500), Step::Wait(_)));
+    scene.other_seen = at(5400);
+    assert_eq!(scene.poll(5500), Step::Stop { to: Some(to) });
+    scene.reconciler.stopped();
+    // Whatever the lease says: it never serves in that epoch again.
+    assert_eq!(scene.poll(5501), Step::Release { epoch: 1 });
+    scene.log(ClusterCommand::Release(Release {
+        service,
+        epoch: 1,
+        node: NODES[0],
+        incarnation: 1,
+    }));
+    scene.reconciler.released();
+    // The other one is given time; if it does not come, this node takes it again.
+    assert_eq!(scene.poll(5600), Step::Wait(at(5900)));
+    let take = Step::Take {
+        expected_epoch: 1,
+        after: None,
+    };
+    assert_eq!(scene.poll(5900), take);
+}
+
+#[test]
+fn a_release_that_got_lost_is_followed_by_a_higher_epoch() {
+    let mut scene = Scene::serving();
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5501), Step::Release { epoch: 1 });
+    scene.reconciler.released();
+    // The log still gives it to this life, which serves nothing: it is begun anew.
+    let take = Step::Take {
+        expected_epoch: 1,
+        after: None,
+    };
+    assert_eq!(scene.poll(5600), take);
+}
+
+#[test]
+fn what_cannot_be_opened_is_released_and_left_to_others_for_longer_each_time() {
+    let mut scene = Scene::new();
+    let mut now = 5000;
+    for (round, pause) in [1000, 2000, 4000].into_iter().enumerate() {
+        let epoch = round as u32 + 1;
+        scene.assign(1, round as u32, None);
+        scene.reconciler.taken(Some(epoch));
+        assert_eq!(scene.poll(now), Step::Open { epoch });
+        scene.reconciler.opened(at(now), false);
+        assert_eq!(scene.poll(now), Step::Release { epoch });
+        let service = scene.service();
+        scene.log(ClusterCommand::Release(Release {
+            service,
+            epoch,
+            node: NODES[0],
+            incarnation: 1,
+        }));
+        scene.reconciler.released();
+        assert!(matches!(scene.poll(now + pause - 1), Step::Wait(_)));
+        now += pause;
+        assert!(matches!(scene.poll(now), Step::Take { .. }));
+    }
+}
+
+#[test]
+fn at_the_end_it_stops_releases_and_ends() {
+    let mut scene = Scene::serving();
+    scene.reconciler.end();
+    assert_eq!(scene.poll(5100), Step::Stop { to: None });
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5101), Step::Release { epoch: 1 });
+    scene.reconciler.released();
+    assert_eq!(scene.poll(5102), Step::End);
+}
