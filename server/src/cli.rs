@@ -58,7 +58,18 @@ enum Command {
         #[command(subcommand)]
         command: HostsCommand,
     },
-    /// Deal with the service as a whole
+    /// Look at the cluster
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
+    /// Vote in a cluster and serve nothing: the third voter beside two machines with data
+    Witness {
+        /// Configuration file (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Deal with services as a whole
     Service {
         #[command(subcommand)]
         command: ServiceCommand,
@@ -167,6 +178,9 @@ struct ControlArgs {
     /// Control socket of the server
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Which service, where the node has several
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -253,7 +267,25 @@ enum HostsCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Show the members, who leads, and where each service is
+    Status(ControlArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum ServiceCommand {
+    /// Show where each service is
+    List(ControlArgs),
+    /// Move a service to another node: clients notice a short pause
+    Move {
+        /// The service
+        name: String,
+        /// The node that is to serve it
+        #[arg(long, value_name = "NODE")]
+        to: String,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
     /// End grace now: locks that were not reclaimed are gone
     EndGrace(ControlArgs),
 }
@@ -293,9 +325,11 @@ pub(crate) fn run() -> ExitCode {
         },
         Command::Locks { command } => done(run_locks(command)),
         Command::Hosts { command } => done(run_hosts(command)),
-        Command::Service {
-            command: ServiceCommand::EndGrace(control),
-        } => done(show(&control, "end-grace")),
+        Command::Cluster {
+            command: ClusterCommand::Status(control),
+        } => done(show(&control, "cluster")),
+        Command::Witness { config } => done(run_witness(config)),
+        Command::Service { command } => done(run_service(command)),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::Demo(args) => Ok(demo::run(&args)),
         Command::MountHelp {
@@ -326,18 +360,23 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
+fn run_witness(config: PathBuf) -> anyhow::Result<()> {
+    start_log();
+    let config = config::cluster::plan(File::default(), File::read(&config)?)?;
+    anyhow::ensure!(
+        config.is_witness(),
+        "node `{}` is not a witness\nhint: say `witness = true` at its [[cluster.member]] in the \
+         configuration of all nodes, or start it with `havenfs serve`",
+        config.node_name()
+    );
+    Ok(serve::run(&config)?)
+}
+
 fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
+    start_log();
     if args.with_parent {
         demo::end_with_parent()?;
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
     match args
         .plant
         .as_deref()
@@ -348,6 +387,18 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
         None => fault::plant_from_environment(),
     }
     Ok(serve::run(&configuration(args)?)?)
+}
+
+/// The log goes to standard error.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
 
 /// What the command line and the configuration file make together.
@@ -408,6 +459,14 @@ fn run_locks(command: LocksCommand) -> anyhow::Result<()> {
             &control,
             &format!("allow {}", subject(host, path.as_deref())),
         ),
+    }
+}
+
+fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
+    match command {
+        ServiceCommand::EndGrace(control) => show(&control, "end-grace"),
+        ServiceCommand::List(control) => show(&control, "services"),
+        ServiceCommand::Move { name, to, control } => show(&control, &format!("move {name} {to}")),
     }
 }
 
@@ -493,7 +552,11 @@ fn show(args: &ControlArgs, request: &str) -> anyhow::Result<()> {
 
 fn ask_server(args: &ControlArgs, request: &str) -> anyhow::Result<Value> {
     let path = args.control.clone().unwrap_or_else(config::default_control);
-    let answer = ask(&path, request).with_context(|| {
+    let request = match &args.service {
+        Some(service) => format!("@{service} {request}"),
+        None => request.to_owned(),
+    };
+    let answer = ask(&path, &request).with_context(|| {
         format!(
             "no server answers on `{}`\nhint: is `havenfs serve` running? name its socket with \
              --control",
@@ -513,7 +576,7 @@ fn ask(path: &Path, request: &str) -> anyhow::Result<Value> {
     );
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
     // `locks verify` goes on as long as the host does.
-    if !request.starts_with("verify ") {
+    if !request.contains("verify ") {
         stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
     }
     stream.write_all(format!("{request}\n").as_bytes())?;

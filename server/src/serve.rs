@@ -188,9 +188,13 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
         lease_ms,
         services.config.cluster.is_none(),
     ));
-    let _renewing = leases
-        .start()
-        .map_err(system("start the thread of the lease"))?;
+    // A witness has no lease: nothing is ever assigned to it.
+    let renewing = if services.config.is_witness() {
+        Ok(None)
+    } else {
+        leases.start()
+    };
+    let _renewing = renewing.map_err(system("start the thread of the lease"))?;
     let (events, mut heard) = mpsc::channel(EVENTS_MAX);
     let mut keepers = JoinSet::new();
     for slot in &services.slots {
@@ -227,7 +231,8 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
                 }
                 // A panic has ended the process already.
                 Some(Ok(ended)) = keepers.join_next() => return ended,
-                else => return Ok(()),
+                // A witness.
+                else => std::future::pending().await,
             }
         }
     };

@@ -84,16 +84,20 @@ impl Place {
         let mut command = self.command(&havenfs_binary()?, &[]);
         let mut child = command
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn()?;
         let output = child.stdout.take().context("no standard output")?;
+        let mut told = String::new();
         for line in BufReader::new(output).lines() {
-            if line?.contains(words) {
+            let line = line?;
+            if line.contains(words) {
                 return Ok(child);
             }
+            told.push_str(&line);
+            told.push('\n');
         }
-        child.wait()?;
-        bail!("the demo ends before it says `{words}`")
+        let status = child.wait()?;
+        bail!("the demo ends before it says `{words}`: {status}\n{told}")
     }
 }
 

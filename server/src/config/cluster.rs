@@ -42,6 +42,11 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
+    /// Whether this node only votes.
+    pub fn is_witness(&self) -> bool {
+        self.cluster.as_ref().is_some_and(ClusterConfig::is_witness)
+    }
+
     /// What people call this node.
     pub fn node_name(&self) -> &str {
         self.cluster
@@ -61,6 +66,14 @@ pub struct ClusterConfig {
     pub members: Vec<MemberConfig>,
     /// How long a node may serve after it has renewed its lease.
     pub lease_ms: u32,
+}
+
+impl ClusterConfig {
+    /// Whether this node only votes.
+    fn is_witness(&self) -> bool {
+        let mut members = self.members.iter();
+        members.any(|one| one.witness && one.name == self.node)
+    }
 }
 
 /// A member of a cluster.
@@ -156,6 +169,14 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         }
         (Some(node), Some(cluster)) => Some(check_cluster(node, cluster)?),
     };
+    // It serves nothing, whatever the file says for the others.
+    if cluster.as_ref().is_some_and(ClusterConfig::is_witness) {
+        return Ok(NodeConfig {
+            settings,
+            cluster,
+            services: Vec::new(),
+        });
+    }
     if services.is_empty() {
         if cluster.is_some() {
             return Err(wrong(

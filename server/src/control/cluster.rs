@@ -11,11 +11,7 @@ use crate::services::{Services, Slot, Takeover};
 
 /// What is so of the cluster and all services.
 pub(super) fn status(services: &Services) -> Value {
-    let listed: Vec<Value> = services
-        .slots
-        .iter()
-        .map(|slot| one(services, slot))
-        .collect();
+    let listed = services_known(services);
     let leader = services.cluster.leader();
     let mut status = json!({
         "node": services.config.node_name(),
@@ -44,25 +40,42 @@ fn members(services: &Services) -> Value {
     members.collect()
 }
 
-fn one(services: &Services, slot: &Slot) -> Value {
-    let active = services.active(slot);
+/// Those that this node has in its configuration, and those that only the cluster knows.
+fn services_known(services: &Services) -> Vec<Value> {
     let state = services.state();
-    let service = slot.id.get().and_then(|id| state.service(*id));
-    let serving = slot.serving();
-    let is_open = serving.is_some_and(|node| node.gate.is_open());
+    let configured = services.slots.iter().map(|slot| {
+        let service = slot.id.get().and_then(|id| state.service(*id));
+        one(services, &slot.config.name, service, Some(slot))
+    });
+    let is_configured = |name: &str| services.slots.iter().any(|slot| slot.config.name == name);
+    let others = state.services();
+    let others = others.filter(|(_, service)| !is_configured(service.name()));
+    let others = others.map(|(_, service)| one(services, service.name(), Some(service), None));
+    configured.chain(others).collect()
+}
+
+fn one(
+    services: &Services,
+    name: &str,
+    service: Option<&ServiceState>,
+    slot: Option<&Arc<Slot>>,
+) -> Value {
+    let active = service.and_then(ServiceState::active);
+    let serving = slot.and_then(|slot| slot.serving());
+    let takeover = slot.and_then(|slot| slot.takeover());
     json!({
-        "name": slot.config.name,
-        "addresses": slot.config.settings.listen,
-        "names": slot.config.settings.service_names,
-        "preferred": slot.config.preferred,
-        "active": active,
-        "serving": is_open,
+        "name": name,
+        "addresses": slot.map(|slot| &slot.config.settings.listen),
+        "names": slot.map(|slot| &slot.config.settings.service_names),
+        "preferred": slot.and_then(|slot| slot.config.preferred.as_ref()),
+        "active": active.map(|active| services.cluster.name_of(active.node)),
+        "serving": serving.is_some_and(|node| node.gate.is_open()),
         "epoch": service.map(ServiceState::epoch),
         "nsm_state": service.map(|service| service.nsm_state().0),
         "complete": service.map(|service| !service.in_grace()),
         "locks": service.map(|service| service.table().lock_count()),
         "waiting": service.map(|service| service.table().waiting_count()),
-        "last_takeover": slot.takeover().map(|takeover| told(services, &takeover)),
+        "last_takeover": takeover.map(|takeover| told(services, &takeover)),
     })
 }
 
@@ -93,7 +106,7 @@ pub(super) async fn answer(
 ) -> Option<Result<Value, Value>> {
     let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
     match word {
-        "cluster" => Some(Ok(status(services))),
+        "cluster" | "services" => Some(Ok(status(services))),
         "move" => Some(move_service(services, rest).await),
         _ => None,
     }
@@ -105,7 +118,13 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
     let (name, to) = words
         .split_once(' ')
         .ok_or_else(|| error("say which service to move, and to which node".to_owned()))?;
-    let slot = services.slot(Some(name)).map_err(error)?;
+    let (service, active) = {
+        let state = services.state();
+        let id = state
+            .service_named(name)
+            .ok_or_else(|| error(format!("the cluster has no service `{name}`")))?;
+        (id, state.service(id).and_then(ServiceState::active))
+    };
     let nodes = services.cluster.data_nodes();
     let node = services
         .cluster
@@ -121,7 +140,7 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
                 names.join(", ")
             ))
         })?;
-    if services.active(slot).as_deref() == Some(to) {
+    if active.is_some_and(|active| active.node == node) {
         return Err(error(format!("service `{name}` is on node {to} already")));
     }
     if !services.cluster.lives(node, &services.state()) {
@@ -129,9 +148,6 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
             "node {to} has not renewed its lease lately, so it can't take service `{name}`"
         )));
     }
-    let Some(service) = slot.id.get().copied() else {
-        return Err(error(format!("service `{name}` was never served yet")));
-    };
     let command = Command::Cluster(ClusterCommand::Move { service, to: node });
     let asked = tokio::time::timeout(ASK_TIME_MAX, services.proposer.ask(command)).await;
     match asked {

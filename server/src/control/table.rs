@@ -1,12 +1,19 @@
 //! Answers of the control socket as tables for people. (Writing to a string can't fail: the results
 //! of `write!` are left alone.)
 
+mod cluster;
+
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
 /// Renders an answer; `request` says what was asked.
 pub fn render(request: &str, answer: &Value) -> String {
+    // It may name its service first.
+    let named = request
+        .strip_prefix('@')
+        .and_then(|named| named.split_once(' '));
+    let request = named.map_or(request, |(_, rest)| rest);
     match request {
         "status" => status(answer),
         "clients" => columns(
@@ -29,6 +36,8 @@ pub fn render(request: &str, answer: &Value) -> String {
         _ if request.starts_with("host ") => host(answer),
         _ if request.starts_with("verify ") => verified(answer),
         "exports" => exports(answer),
+        "cluster" => cluster::whole(answer),
+        "services" => cluster::services(answer),
         _ => match answer.get("done").and_then(Value::as_str) {
             Some(done) => format!("{done}\n"),
             None => format!("{answer:#}\n"),
@@ -167,12 +176,22 @@ fn columns(names: &[&str], answer: &Value, none: &str) -> String {
 fn status(answer: &Value) -> String {
     let get = |name: &str| answer.get(name).map_or_else(|| "-".to_owned(), text);
     let mut out = format!(
-        "havenfs {} (process {}), start number {}\nstate directory  {}\nportmapper       {}\nexports          {}\n\
-         connections      {}\ncalls served     {}\nfiles open       {}\nbytes held       {}\n",
+        "havenfs {} (process {}), start number {}\nstate directory  {}\n",
         get("version"),
         get("pid"),
         get("starts"),
         get("state_dir"),
+    );
+    if answer.get("members").is_some() {
+        out.push_str(&cluster::whole(answer));
+    }
+    if answer.get("exports").is_none() {
+        return out;
+    }
+    let _ = write!(
+        out,
+        "portmapper       {}\nexports          {}\nconnections      {}\ncalls served     {}\n\
+         files open       {}\nbytes held       {}\n",
         get("portmapper"),
         get("exports"),
         get("connections"),

@@ -49,11 +49,14 @@ impl Cluster {
         self.own
     }
 
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows; a leader that a majority has not answered lately leads
+    /// nobody.
     pub fn leader(&self) -> Option<NodeId> {
-        let metrics = self.engine.server_metrics();
-        let leader = metrics.borrow_watched().current_leader;
-        leader.map(NodeId)
+        let metrics = self.engine.metrics();
+        let metrics = metrics.borrow_watched();
+        let silent_ms = metrics.millis_since_quorum_ack.unwrap_or(0);
+        let leader = metrics.current_leader.map(NodeId);
+        leader.filter(|leader| *leader != self.own.node || silent_ms < SILENT_MS_MAX)
     }
 
     /// The term of the leader that this node follows.
@@ -114,6 +117,9 @@ impl Cluster {
         last.is_some_and(|(renewal, seen)| seen.at + wait(renewal) > boot_time())
     }
 }
+
+/// A leader that has heard of no majority for so long has none.
+const SILENT_MS_MAX: u64 = 1000;
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,0 +1,149 @@
+//! The cluster and its services for people. (Writing to a string can't fail: the results of
+//! `write!` are left alone.)
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::text;
+
+/// Who is in the cluster, who leads, and where each service is.
+pub(super) fn whole(answer: &Value) -> String {
+    let mut out = members(answer);
+    for service in list(answer, "services") {
+        out.push_str(&one(answer, service));
+    }
+    out
+}
+
+/// The services alone, as `service list` shows them.
+pub(super) fn services(answer: &Value) -> String {
+    let services = list(answer, "services").iter();
+    services.map(|service| one(answer, service)).collect()
+}
+
+fn members(answer: &Value) -> String {
+    let members = list(answer, "members");
+    if members.is_empty() {
+        return String::new();
+    }
+    let leads = match answer.get("leader").and_then(Value::as_str) {
+        Some(leader) => format!("{leader} leads"),
+        None => "NOBODY LEADS: there is no majority".to_owned(),
+    };
+    let mut out = format!("node             {}; {leads}\n", text_of(answer, "node"));
+    for (place, member) in members.iter().enumerate() {
+        let head = if place == 0 { "members" } else { "" };
+        let is = |name: &str| member.get(name).and_then(Value::as_bool) == Some(true);
+        let state = match (is("lives"), is("witness")) {
+            (_, true) => ", witness",
+            (true, false) => "",
+            (false, false) => ", NOT HEARD OF lately",
+        };
+        let (name, address) = (text_of(member, "name"), text_of(member, "address"));
+        let _ = writeln!(out, "{head:<17}{name} at {address}{state}");
+    }
+    out
+}
+
+fn one(answer: &Value, service: &Value) -> String {
+    let get = |name: &str| text_of(service, name);
+    let is = |name: &str| service.get(name).and_then(Value::as_bool) == Some(true);
+    let here = text_of(answer, "node");
+    let place = match service.get("active").and_then(Value::as_str) {
+        Some(active) if active == here && is("serving") => format!("on {active}, here"),
+        Some(active) if active == here => format!("on {active}, here, and SILENT: no lease"),
+        Some(active) => format!("on {active}"),
+        None => "on NO NODE".to_owned(),
+    };
+    let table = if is("complete") {
+        ""
+    } else {
+        ", LOCKS MAY BE MISSING"
+    };
+    let mut out = format!(
+        "service          {}: {place}; epoch {}, NSM state {}{table}\n{:17}{} locks, {} waiting",
+        get("name"),
+        get("epoch"),
+        get("nsm_state"),
+        "",
+        get("locks"),
+        get("waiting"),
+    );
+    if service.get("addresses").is_some_and(Value::is_array) {
+        let _ = write!(out, "; {} at {}", get("names"), get("addresses"));
+    }
+    out.push('\n');
+    if let Some(takeover) = service.get("last_takeover").filter(|last| last.is_object()) {
+        let from = match takeover.get("from").and_then(Value::as_str) {
+            Some(from) => format!(" from {from}"),
+            None => String::new(),
+        };
+        let phases: Vec<String> = list(takeover, "phases")
+            .iter()
+            .map(|phase| format!("{} {}", text_of(phase, "name"), text_of(phase, "ms")))
+            .collect();
+        let _ = writeln!(
+            out,
+            "{:17}last came here by {}{from} in {} ms: {}",
+            "",
+            text_of(takeover, "kind"),
+            text_of(takeover, "total_ms"),
+            phases.join(", ")
+        );
+    }
+    out
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    let list = value.get(name).and_then(Value::as_array);
+    list.map_or(&[][..], Vec::as_slice)
+}
+
+fn text_of(value: &Value, name: &str) -> String {
+    value.get(name).map_or_else(|| "-".to_owned(), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn it_says_who_leads_and_where_each_service_is() {
+        let service = json!({
+            "name": "alpha", "names": ["nfs.example"], "addresses": ["192.0.2.100"],
+            "active": "n1", "serving": true, "complete": true, "epoch": 3, "nsm_state": 7,
+            "locks": 18, "waiting": 1,
+            "last_takeover": {
+                "kind": "takeover", "from": "n2", "total_ms": 1250.5,
+                "phases": [{ "name": "lease", "ms": 1248.0 }, { "name": "assign", "ms": 2.5 }],
+            },
+        });
+        let mut answer = json!({
+            "node": "n1", "leader": "n2", "services": [service],
+            "members": [
+                { "name": "n1", "address": "192.0.2.1:7300", "lives": true, "witness": false },
+                { "name": "n2", "address": "192.0.2.2:7300", "lives": false, "witness": false },
+                { "name": "w", "address": "192.0.2.3:7300", "lives": false, "witness": true },
+            ],
+        });
+        let shown = whole(&answer);
+        let expected = "\
+node             n1; n2 leads
+members          n1 at 192.0.2.1:7300
+                 n2 at 192.0.2.2:7300, NOT HEARD OF lately
+                 w at 192.0.2.3:7300, witness
+service          alpha: on n1, here; epoch 3, NSM state 7
+                 18 locks, 1 waiting; nfs.example at 192.0.2.100
+                 last came here by takeover from n2 in 1250.5 ms: lease 1248.0, assign 2.5
+";
+        assert_eq!(shown, expected);
+        answer["leader"] = Value::Null;
+        answer["services"][0]["serving"] = json!(false);
+        let shown = whole(&answer);
+        assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
+        assert!(shown.contains("SILENT: no lease"), "{shown}");
+    }
+}
