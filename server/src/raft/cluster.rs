@@ -1,8 +1,9 @@
 //! Who is in the cluster, as this node sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver as _;
+use openraft::async_runtime::{Instant as _, WatchReceiver as _};
 
 use super::Engine;
 use super::log::Shared;
@@ -54,9 +55,10 @@ impl Cluster {
     pub fn leader(&self) -> Option<NodeId> {
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow_watched();
-        let silent_ms = metrics.millis_since_quorum_ack.unwrap_or(0);
+        let heard = metrics.last_quorum_acked.map(|heard| heard.elapsed());
+        let leads = heard.is_none_or(|ago| ago < SILENT_MAX);
         let leader = metrics.current_leader.map(NodeId);
-        leader.filter(|leader| *leader != self.own.node || silent_ms < SILENT_MS_MAX)
+        leader.filter(|leader| *leader != self.own.node || leads)
     }
 
     /// The term of the leader that this node follows.
@@ -119,7 +121,7 @@ impl Cluster {
 }
 
 /// A leader that has heard of no majority for so long has none.
-const SILENT_MS_MAX: u64 = 1000;
+const SILENT_MAX: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
