@@ -75,7 +75,8 @@ pub struct Files {
 
 impl Files {
     /// Makes an empty set that keeps about `opened_max` files open. `file_systems` are those that
-    /// ever were exported, as [`State::file_systems`](crate::state::State::file_systems) says.
+    /// ever were exported, as
+    /// [`Numbering::file_systems`](crate::numbering::Numbering::file_systems) says.
     pub fn new(
         signer: Signer,
         table: HandleTable,
