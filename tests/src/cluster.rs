@@ -345,10 +345,16 @@ impl Cluster {
         self.wait("a leader", |cluster| {
             let leaders: Vec<_> = running
                 .iter()
-                .map(|node| cluster.status(node).ok()?["leader"].as_str().map(str::to_owned))
+                .map(|node| {
+                    cluster.status(node).ok()?["leader"]
+                        .as_str()
+                        .map(str::to_owned)
+                })
                 .collect();
             let first = leaders.first()?.as_deref()?;
-            let agreed = leaders.iter().all(|leader| leader.as_deref() == Some(first));
+            let agreed = leaders
+                .iter()
+                .all(|leader| leader.as_deref() == Some(first));
             let leader = running.iter().find(|node| **node == first)?;
             agreed.then_some(*leader)
         })

@@ -42,16 +42,15 @@ const RECORD_BYTES: usize = 64;
 /// What a host's process has who holds the lock that all is about.
 pub(crate) const HOLDER: i32 = 11;
 
-/// How long the service may be away when a new leader has to be found: 0.4 s at most until one
-/// stands, and two rounds of votes if the first is split, on a busy machine.
-pub(crate) const ELECTION_TIME_MAX: Duration = Duration::from_millis(1000);
+/// How long a change may wait for a new leader: 0.4 s at most until a node stands, as long again if
+/// the votes are split, and a busy machine.
+pub(crate) const ELECTION_TIME_MAX: Duration = Duration::from_millis(1500);
 /// How long the service may be away when its node dies: the lease, the margin, the turn of a node
 /// that dies or sleeps, an election that begins late, and a busy machine.
 pub(crate) const TAKEOVER_TIME_MAX: Duration = Duration::from_millis(4000);
 /// How long a node may answer that has lost the majority, from the last moment when it was there:
 /// the lease, and the time that a killed node's last messages and a busy machine take.
-pub(crate) const LEASE_AND_MORE: Duration =
-    LEASE_TIME.saturating_add(Duration::from_millis(150));
+pub(crate) const LEASE_AND_MORE: Duration = LEASE_TIME.saturating_add(Duration::from_millis(150));
 
 /// A service with hosts.
 pub(crate) struct Scene {
@@ -264,7 +263,12 @@ impl Locked {
     }
 }
 
-/// Whom a takeover went from and to.
+/// For people, who read milliseconds better than fractions.
+pub(crate) fn ms(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
+}
+
+/// The service is in its next epoch, and with its NSM state it tells hosts of a restart.
 pub(crate) fn rises_by_one(before: Serving, after: Serving) -> Result<()> {
     ensure!(after.epoch == before.epoch + 1, "{before:?}, {after:?}");
     let state = after.nsm_state;

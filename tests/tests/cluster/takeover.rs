@@ -8,7 +8,7 @@ use havenfs_tests::client::nlm::stat;
 use havenfs_tests::cluster::load::{Go, Load};
 use havenfs_tests::cluster::{Cluster, Serving};
 
-use crate::scene::{ALPHA, ELECTION_TIME_MAX, ONE, Scene, TAKEOVER_TIME_MAX, rises_by_one};
+use crate::scene::{ALPHA, ELECTION_TIME_MAX, ONE, Scene, TAKEOVER_TIME_MAX, ms, rises_by_one};
 
 /// How much a load gets done before and after something happens.
 const SOME: usize = 50;
@@ -55,13 +55,19 @@ fn the_leader_that_serves_nothing_is_killed() -> Result<()> {
         let write_gap = written.client.nfs.longest_gap(killed);
         let lock_gap = locked.client.nlm.longest_gap(killed);
         println!(
-            "leader {leader} killed, {new} leads after {elected:.0?}; longest gaps: WRITE \
-             {write_gap:.0?}, LOCK {lock_gap:.0?}"
+            "leader {leader} killed, {new} leads after {}; longest gaps: WRITE {}, LOCK {}",
+            ms(elected),
+            ms(write_gap),
+            ms(lock_gap)
         );
         let after = cluster.wait_serving(ALPHA, |_| true)?;
         ensure!(after == before, "{before:?}, {after:?}");
         for caller in [&written.client.nfs, &locked.client.nlm] {
-            ensure!(caller.connections == 1, "{} connections", caller.connections);
+            ensure!(
+                caller.connections == 1,
+                "{} connections",
+                caller.connections
+            );
             ensure!(caller.stalls == 0, "{} stalls", caller.stalls);
         }
         ensure!(lock_gap <= ELECTION_TIME_MAX, "{lock_gap:?}");
@@ -104,19 +110,25 @@ fn the_active_node_is_killed(leads: bool) -> Result<()> {
         let granted = scene.unlock_for_b()?;
         let notice = scene.machine_a.wait_notice(before.nsm_state)?;
         println!(
-            "{} killed, leader was {leader}; {} serves: held after {held:.0?}, new lock after \
-             {:.0?}, longest WRITE gap {gap:.0?}, waiter granted within {granted:.0?}, notice \
-             after {:.0?}",
+            "{} killed, leader was {leader}; {} serves: held after {}, new lock after {}, longest \
+             WRITE gap {}, waiter granted within {}, notice after {}",
             before.node,
             after.node,
-            at - killed,
-            notice.at.saturating_duration_since(killed),
+            ms(held),
+            ms(at - killed),
+            ms(gap),
+            ms(granted),
+            ms(notice.at.saturating_duration_since(killed)),
         );
         rises_by_one(before, after)?;
         ensure!(i64::from(notice.nsm_state) == after.nsm_state, "{notice:?}");
         ensure!(notice.from.ip() == scene.a.service, "{notice:?}");
         ensure!(gap <= TAKEOVER_TIME_MAX, "{gap:?}");
-        ensure!(written.client.nfs.stalls == 0, "{:?}", written.client.nfs.stalls);
+        ensure!(
+            written.client.nfs.stalls == 0,
+            "{:?}",
+            written.client.nfs.stalls
+        );
         let verifiers = written.verifiers()?;
         ensure!(verifiers.len() == 2, "{verifiers:02x?}");
         scene.check_written(&written)?;
