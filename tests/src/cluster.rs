@@ -35,6 +35,8 @@ pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 pub const LEASE_TIME: Duration = Duration::from_millis(1200);
 /// How long anything may take that has to happen: a debug build on a busy machine needs a moment.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a node may take that can't start, and has to say so.
+const END_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often a condition is looked at.
 pub const POLL: Duration = Duration::from_millis(5);
 /// How long a node may take to answer on its control socket; a paused one never does.
@@ -231,7 +233,7 @@ impl Cluster {
 
     /// Waits for the end of a node that ends by itself.
     pub fn wait_ended(&mut self, name: &str) -> Result<ExitStatus> {
-        let deadline = Instant::now() + TIME_MAX;
+        let deadline = Instant::now() + END_TIME_MAX;
         loop {
             let child = &mut self.node(name)?.child;
             let running = child.as_mut().context("the node does not run")?;
@@ -239,7 +241,9 @@ impl Cluster {
                 *child = None;
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "{name} does not end");
+            if Instant::now() > deadline {
+                bail!("{name} does not end; its log:\n{}", self.log(name)?);
+            }
             thread::sleep(POLL);
         }
     }

@@ -122,13 +122,25 @@ fn members_that_cannot_be_reached_as_configured_are_refused() -> Result<()> {
     Ok(())
 }
 
+/// An address names the service that is asked, so two can't have the same.
+///
+/// Fails as of now: the node starts.
 #[test]
-fn services_that_share_an_address_or_files_are_refused() -> Result<()> {
+fn services_that_share_an_address_are_refused() -> Result<()> {
     let mut cluster = Cluster::new(&TWO)?;
     let [alpha, beta] = ["alpha", "beta"].map(|name| cluster.site.service(name).to_string());
     let log = refusal(&mut cluster, &[(&beta, &alpha)])?;
     let named = log.contains("alpha") && log.contains("beta") && log.contains(&alpha);
     ensure!(named, "{log}");
+    Ok(())
+}
+
+/// Each service knows its own locks alone, so a file that two export would be locked twice.
+///
+/// Fails as of now: the node starts, and both services are served.
+#[test]
+fn services_that_share_files_are_refused() -> Result<()> {
+    let mut cluster = Cluster::new(&TWO)?;
     let log = refusal(&mut cluster, &[("export-beta", "export-alpha")])?;
     let named = log.contains("alpha") && log.contains("beta") && log.contains("export-alpha");
     ensure!(named, "{log}");

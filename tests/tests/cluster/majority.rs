@@ -149,6 +149,12 @@ fn one_node_of_three_says_nothing() -> Result<()> {
         ensure!(scene.a.holder(&held)? == Some(34), "it is held");
         let written = writer.finish()?;
         scene.check_written(&written)?;
+        // A lease that was lost and came back is no new activation.
+        let activations = written.verifiers()?.len() as u64;
+        ensure!(
+            activations == 1 + after.epoch - before.epoch,
+            "{activations}"
+        );
         // The last one back changes nothing.
         cluster.restart(others[1])?;
         ensure!(cluster.wait_serving(ALPHA, |_| true)? == after);

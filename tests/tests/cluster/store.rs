@@ -31,14 +31,17 @@ fn counts_for_nothing(cluster: &mut Cluster, outcast: &str, words: &[&str]) -> R
             "no `{word}` in the log of {outcast}:\n{log}"
         );
     }
-    ensure!(!cluster.is_ready(outcast), "{outcast} is ready");
+    // Its former life may count as alive until its lease is over.
+    cluster.wait("it knows nobody", |cluster| {
+        knows_nobody(cluster, outcast).ok()
+    })?;
     let other = cluster.others(&[outcast, before.node])[0];
     let lost = Instant::now();
     cluster.kill(other)?;
     let asked = ask_until(&cluster.site, &scene.c, &scene.fh, lost + SILENCE)?;
     is_silent_after(&asked, lost)?;
     ensure!(cluster.is_running(outcast)?, "{outcast} has ended");
-    ensure!(!cluster.is_ready(outcast), "{outcast} is ready");
+    knows_nobody(cluster, outcast)?;
     // With a proper one it goes on.
     cluster.spawn(other)?;
     let after = cluster.wait_serving(ALPHA, |_| true)?;
@@ -46,6 +49,28 @@ fn counts_for_nothing(cluster: &mut Cluster, outcast: &str, words: &[&str]) -> R
     scene.is_held()?;
     scene.unlock_for_b()?;
     scene.machines_are_well()
+}
+
+/// The node has not even become a member; or it has once been one, and now it neither hears of the
+/// others, nor they of it.
+fn knows_nobody(cluster: &Cluster, outcast: &str) -> Result<()> {
+    if !cluster.is_ready(outcast) {
+        return Ok(());
+    }
+    for asked in cluster.running() {
+        let status = cluster.status(asked)?;
+        let members = status["members"].as_array();
+        for member in members.into_iter().flatten() {
+            let is_apart = (member["name"] == *outcast) != (asked == outcast);
+            ensure!(
+                !is_apart || member["lives"] == false,
+                "{asked} says {status}"
+            );
+        }
+    }
+    let status = cluster.service(outcast, ALPHA)?;
+    ensure!(!status.serving, "{outcast} says {status:?}");
+    Ok(())
 }
 
 /// A node that serves nothing.
@@ -72,20 +97,31 @@ fn a_wiped_node_does_not_vote() -> Result<()> {
     })
 }
 
-#[test]
-fn a_node_with_another_key_gets_nothing() -> Result<()> {
+/// A node that is no member of anything yet, or was one until it got another key.
+fn another_key_gets_nothing(was_a_member: bool) -> Result<()> {
     Cluster::run(&ONE, |cluster| {
         let stranger = bystander(cluster)?;
         cluster.kill(stranger)?;
         let text = cluster.site.config_text(stranger)?;
-        let other = cluster
-            .site
-            .write_key("other.key", "a key of another cluster, of 32 bytes")?;
+        let key = "a key of another cluster, which is as long as it has to be";
+        cluster.site.write_key("other.key", key)?;
         ensure!(text.contains("cluster.key"));
         let text = text.replace("cluster.key", "other.key");
         fs::write(cluster.site.config(stranger), text)?;
-        ensure!(other.exists());
+        if !was_a_member {
+            fs::remove_dir_all(cluster.site.state(stranger))?;
+        }
         cluster.spawn(stranger)?;
-        counts_for_nothing(cluster, stranger, &["key"])
+        counts_for_nothing(cluster, stranger, &["compare the cluster keys"])
     })
+}
+
+#[test]
+fn a_member_that_got_another_key_gets_nothing() -> Result<()> {
+    another_key_gets_nothing(true)
+}
+
+#[test]
+fn a_stranger_with_another_key_gets_nothing() -> Result<()> {
+    another_key_gets_nothing(false)
 }
