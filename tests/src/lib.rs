@@ -1,5 +1,5 @@
-//! Support for the integration tests: the lab of real clients, the small test client, and clusters of
-//! processes on loopback.
+//! Support for the integration tests: the lab of real clients, the small test client, and clusters
+//! of processes on loopback.
 
 pub mod client;
 pub mod cluster;

@@ -5,6 +5,8 @@
 //! 127.A.B.x that all nodes have, so a test can't show that an address moves; the lab can. Nothing
 //! needs root or a port below 1024.
 
+#![expect(clippy::print_stdout, reason = "times are for who reads the output")]
+
 mod config;
 mod late;
 mod majority;

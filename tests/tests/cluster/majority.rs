@@ -29,7 +29,7 @@ pub(crate) struct Asked {
     pub(crate) last: Instant,
     /// What came in place of the first answer that did not.
     pub(crate) lost: String,
-    /// How many questions were asked in vain, over how many new connections.
+    /// How many more questions were asked in vain, and how many new connections were accepted.
     pub(crate) in_vain: usize,
     pub(crate) accepted: usize,
 }
@@ -52,26 +52,22 @@ pub(crate) fn ask_until(site: &Site, client: &Client, fh: &[u8], end: Instant) -
         in_vain: 0,
         accepted: 0,
     };
+    let mut standing = Some(nfs);
     let deadline = end;
-    let mut stands = true;
     while Instant::now() < deadline {
-        if !stands {
-            match connect() {
-                Ok(new) => {
-                    asked.accepted += 1;
-                    nfs = new;
-                }
-                Err(_) => asked.in_vain += 1,
-            }
+        if standing.is_none() {
+            standing = connect().ok();
+            asked.accepted += usize::from(standing.is_some());
         }
-        match nfs.attributes(fh) {
-            Ok(_) => asked.last = Instant::now(),
-            Err(error) => {
+        match standing.as_mut().map(|nfs| nfs.attributes(fh)) {
+            Some(Ok(_)) => asked.last = Instant::now(),
+            Some(Err(error)) if asked.lost.is_empty() => {
+                asked.lost = format!("{error:#}");
+                standing = None;
+            }
+            Some(Err(_)) | None => {
                 asked.in_vain += 1;
-                if asked.lost.is_empty() {
-                    asked.lost = format!("{error:#}");
-                }
-                stands = false;
+                standing = None;
             }
         }
         thread::sleep(POLL);

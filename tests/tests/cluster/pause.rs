@@ -20,7 +20,7 @@ use havenfs_tests::client::rpc::{Cred, Header, next_xid};
 use havenfs_tests::client::{Nfs, Nlm, Peer};
 use havenfs_tests::cluster::{Cluster, POLL};
 
-use crate::scene::{ALPHA, ONE, Scene, ms, rises_by_one};
+use crate::scene::{ALPHA, Locked, ONE, Scene, ms, rises_by_one};
 
 /// How long the node is paused.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -161,4 +161,64 @@ fn wait_until(deadline: Instant) {
     while Instant::now() < deadline {
         thread::sleep(POLL);
     }
+}
+
+/// Pauses around the length of a lease, in which the service stays or goes.
+#[test]
+fn short_pauses_lose_nothing() -> Result<()> {
+    Cluster::run(&ONE, |cluster| {
+        let mut scene = Scene::new(cluster)?;
+        scene.lock_and_wait()?;
+        let writer = scene.writer(cluster);
+        let lockers = [
+            scene.locker(cluster, &scene.a, 12),
+            scene.locker(cluster, &scene.b, 23),
+        ];
+        let mut told = Vec::new();
+        for pause_ms in [300, 900, 1100, 1200, 1250, 1300, 1500, 2000] {
+            writer.wait_more(SOME)?;
+            for locker in &lockers {
+                locker.wait_more(SOME)?;
+            }
+            let before = cluster.wait_serving(ALPHA, |_| true)?;
+            let paused = Instant::now();
+            cluster.pause(before.node)?;
+            wait_until(paused + Duration::from_millis(pause_ms));
+            cluster.resume(before.node)?;
+            writer.wait_more(SOME)?;
+            scene.is_held()?;
+            let after = cluster.wait_serving(ALPHA, |_| true)?;
+            let epochs = after.epoch - before.epoch;
+            ensure!(epochs <= 1, "{before:?}, {after:?}");
+            told.push((pause_ms, epochs));
+        }
+        let written = writer.finish()?;
+        let [one, other] = lockers;
+        let (one, other) = (one.finish()?, other.finish()?);
+        println!(
+            "pauses (ms) and how often the service went elsewhere: {told:?}; {} records, {} and \
+             {} locks, stalls: {}, {} and {}",
+            written.count(),
+            one.locked.len(),
+            other.locked.len(),
+            written.client.nfs.stalls,
+            one.client.nlm.stalls,
+            other.client.nlm.stalls
+        );
+        Locked::exclude_each_other(&one, &other)?;
+        let went = told
+            .iter()
+            .map(|(_, epochs)| *epochs as usize)
+            .sum::<usize>();
+        ensure!(
+            written.verifiers()?.len() == 1 + went,
+            "one for each activation"
+        );
+        for caller in [&written.client.nfs, &one.client.nlm, &other.client.nlm] {
+            ensure!(caller.stalls == 0, "{} stalls", caller.stalls);
+        }
+        scene.check_written(&written)?;
+        scene.unlock_for_b()?;
+        scene.machines_are_well()
+    })
 }

@@ -47,7 +47,7 @@ pub(crate) const HOLDER: i32 = 11;
 pub(crate) const ELECTION_TIME_MAX: Duration = Duration::from_millis(1500);
 /// How long the service may be away when its node dies: the lease, the margin, the turn of a node
 /// that dies or sleeps, an election that begins late, and a busy machine.
-pub(crate) const TAKEOVER_TIME_MAX: Duration = Duration::from_millis(4000);
+pub(crate) const TAKEOVER_TIME_MAX: Duration = Duration::from_secs(4);
 /// How long a node may answer that has lost the majority, from the last moment when it was there:
 /// the lease, and the time that a killed node's last messages and a busy machine take.
 pub(crate) const LEASE_AND_MORE: Duration = LEASE_TIME.saturating_add(Duration::from_millis(150));

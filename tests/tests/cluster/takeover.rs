@@ -8,7 +8,9 @@ use havenfs_tests::client::nlm::stat;
 use havenfs_tests::cluster::load::{Go, Load};
 use havenfs_tests::cluster::{Cluster, Serving};
 
-use crate::scene::{ALPHA, ELECTION_TIME_MAX, ONE, Scene, TAKEOVER_TIME_MAX, ms, rises_by_one};
+use crate::scene::{
+    ALPHA, ELECTION_TIME_MAX, Locked, ONE, Scene, TAKEOVER_TIME_MAX, ms, rises_by_one,
+};
 
 /// How much a load gets done before and after something happens.
 const SOME: usize = 50;
@@ -173,10 +175,18 @@ fn many_takeovers_lose_no_lock() -> Result<()> {
             }
             Ok(wanting)
         });
+        // Two more take and drop one lock in turns.
+        let lockers = [
+            scene.locker(cluster, &scene.a, 12),
+            scene.locker(cluster, &scene.b, 23),
+        ];
         let mut serving = cluster.wait_serving(ALPHA, |_| true)?;
         let mut times = Vec::new();
         for _ in 0..TAKEOVERS {
             wanting.wait_more(2)?;
+            for locker in &lockers {
+                locker.wait_more(2)?;
+            }
             let before = serving;
             let killed = Instant::now();
             cluster.kill(before.node)?;
@@ -197,7 +207,12 @@ fn many_takeovers_lose_no_lock() -> Result<()> {
             wanting.nlm.answers.len(),
             wanting.nlm.stalls
         );
-        ensure!(wanting.nlm.stalls == 0, "{} stalls", wanting.nlm.stalls);
+        let [one, other] = lockers;
+        let (one, other) = (one.finish()?, other.finish()?);
+        Locked::exclude_each_other(&one, &other)?;
+        for caller in [&wanting.nlm, &one.client.nlm, &other.client.nlm] {
+            ensure!(caller.stalls == 0, "{} stalls", caller.stalls);
+        }
         let held = scene.held();
         ensure!(scene.a.unlock(&held)? == stat::GRANTED);
         let wanted = scene.wanted();
