@@ -48,6 +48,8 @@ const TAIL_LINES: usize = 60;
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// What the nodes that start from now on are told to break.
+    pub plant: Option<&'static str>,
     /// Where they live; removed after they have ended.
     pub site: Site,
 }
@@ -100,6 +102,7 @@ impl Cluster {
         };
         Ok(Self {
             nodes: NODES.map(node).into(),
+            plant: None,
             site: Site::new(services)?,
         })
     }
@@ -138,6 +141,7 @@ impl Cluster {
         let child = Command::new(havenfs_binary()?)
             .args(["serve", "--with-parent", "--config"])
             .arg(site.config(name))
+            .args(self.plant.iter().flat_map(|fault| ["--plant", fault]))
             .stdin(Stdio::null())
             // Of this life alone: it says when the node is ready.
             .stdout(File::create(site.output(name))?)

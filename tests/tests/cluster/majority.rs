@@ -53,8 +53,7 @@ pub(crate) fn ask_until(site: &Site, client: &Client, fh: &[u8], end: Instant) -
         accepted: 0,
     };
     let mut standing = Some(nfs);
-    let deadline = end;
-    while Instant::now() < deadline {
+    let mut ask = || {
         if standing.is_none() {
             standing = connect().ok();
             asked.accepted += usize::from(standing.is_some());
@@ -70,6 +69,10 @@ pub(crate) fn ask_until(site: &Site, client: &Client, fh: &[u8], end: Instant) -
                 standing = None;
             }
         }
+    };
+    let deadline = end;
+    while Instant::now() < deadline {
+        ask();
         thread::sleep(POLL);
     }
     Ok(asked)
@@ -158,6 +161,21 @@ fn one_node_of_three_says_nothing() -> Result<()> {
         scene.unlock_for_b()?;
         scene.machines_are_well()
     })
+}
+
+#[test]
+fn a_node_that_answers_without_a_lease_is_found_out() -> Result<()> {
+    let mut cluster = Cluster::new(&ONE)?;
+    cluster.plant = Some("lease");
+    cluster.start()?;
+    let serving = cluster.wait_serving(ALPHA, |_| true)?;
+    let scene = Scene::new(&cluster)?;
+    let lost = Instant::now();
+    cluster.kill_all(&cluster.others(&[serving.node]))?;
+    let end = lost + LEASE_AND_MORE * 2;
+    let asked = ask_until(&cluster.site, &scene.c, &scene.fh, end)?;
+    ensure!(is_silent_after(&asked, lost).is_err(), "{asked:?}");
+    Ok(())
 }
 
 #[test]
