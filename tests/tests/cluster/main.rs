@@ -1,0 +1,18 @@
+//! Three processes of the built server on loopback that form a cluster, and what becomes of a
+//! service's promises when they are killed, paused, wiped and restarted.
+//!
+//! Every test judges by what clients were told, and prints its times. Addresses are fixed ones of
+//! 127.A.B.x that all nodes have, so a test can't show that an address moves; the lab can. Nothing
+//! needs root or a port below 1024.
+
+#![expect(clippy::print_stdout, reason = "times are for who reads the output")]
+
+mod config;
+mod late;
+mod majority;
+mod moves;
+mod pause;
+mod scene;
+mod services;
+mod store;
+mod takeover;
