@@ -48,28 +48,11 @@ pub fn serve(
     clock: &mut Instant,
     out: &mut Vec<u8>,
 ) -> Served {
-    // Before its effect, and once more before its reply: see `gate`.
+    // Before its effect; before its reply is sent whoever sends it asks again (see `gate`). The
+    // reply is made in between in any case, so that it is kept for a repeat.
     if !node.gate.is_open() {
         return Served::Silent;
     }
-    let start = out.len();
-    let served = serve_open(node, port, origin, mode, call, clock, out);
-    if !node.gate.is_open() {
-        out.truncate(start);
-        return Served::Silent;
-    }
-    served
-}
-
-fn serve_open(
-    node: &Node,
-    port: Port,
-    origin: &Origin,
-    mode: Mode,
-    call: &Call<'_>,
-    clock: &mut Instant,
-    out: &mut Vec<u8>,
-) -> Served {
     let mut writer = Writer::new(out);
     let xid = call.xid;
     let Some((low, high)) = versions(port, call.program) else {

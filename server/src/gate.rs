@@ -21,6 +21,8 @@ pub struct Gate {
     until: AtomicU64,
     /// Nothing opens it again.
     is_over: AtomicBool,
+    /// Somebody was turned away: whoever waits on a connection for that answer would wait in vain.
+    turned_away: AtomicBool,
 }
 
 impl Gate {
@@ -30,6 +32,7 @@ impl Gate {
             epoch,
             until: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
+            turned_away: AtomicBool::new(false),
         }
     }
 
@@ -45,13 +48,29 @@ impl Gate {
         self.epoch
     }
 
-    /// Whether this node may answer now.
+    /// Whether this node may answer now. A call that hears no is never answered, so the connection
+    /// that it came on is of no use any more ([`Gate::has_turned_away`]).
     pub fn is_open(&self) -> bool {
-        if self.is_over.load(Ordering::Acquire) {
-            return false;
+        if is_planted(Fault::NoLease) {
+            return true;
         }
         let until = self.until();
-        until == Moment::NEVER || boot_time() < until || is_planted(Fault::NoLease)
+        let is_open = !self.is_over() && (until == Moment::NEVER || boot_time() < until);
+        if !is_open {
+            self.turned_away.store(true, Ordering::Release);
+        }
+        is_open
+    }
+
+    /// Whether a call may have been left without an answer: then all connections must go, also if
+    /// the lease holds again meanwhile, since clients wait long for an answer on one that stays.
+    pub fn has_turned_away(&self) -> bool {
+        self.turned_away.load(Ordering::Acquire)
+    }
+
+    /// All connections are gone, and new ones may come.
+    pub fn begin_anew(&self) {
+        self.turned_away.store(false, Ordering::Release);
     }
 
     /// Until when it is open.
@@ -85,12 +104,15 @@ mod tests {
     fn it_is_open_until_its_moment_and_never_after_it_was_closed() {
         let gate = Gate::new(3);
         assert!(!gate.is_open());
+        assert!(gate.has_turned_away());
+        gate.begin_anew();
         let now = boot_time();
         gate.open_until(now + Duration::from_hours(1));
         assert!(gate.is_open());
         // A late answer does not shorten it.
         gate.open_until(now);
         assert!(gate.is_open());
+        assert!(!gate.has_turned_away());
         gate.close();
         assert!(!gate.is_open());
         gate.open_until(Moment::NEVER);

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use havenfs_rpc::message::AcceptStat;
@@ -21,6 +21,7 @@ use havenfs_rpc::portmap::{
 use havenfs_rpc::program;
 use havenfs_rpc::xdr::{Encode, Reader, Writer, decode_all};
 
+use crate::gate::Gate;
 use crate::rpc_client::{ClientError, Procedure, RpcClient, Source, SourcePort, Target, call_once};
 
 /// How long connecting, and a call, may take.
@@ -59,6 +60,9 @@ pub enum CallError {
     /// Something was sent, and there is no result.
     #[error("no result: {0}")]
     Sent(#[source] ClientError),
+    /// It was not sent, since this node serves no more. Another one may call that host now.
+    #[error("this node does not serve now")]
+    NotServing,
 }
 
 impl CallError {
@@ -77,15 +81,18 @@ impl CallError {
 /// Calls hosts and remembers their ports.
 #[derive(Debug)]
 pub struct HostCalls {
+    /// Nothing leaves while it is closed.
+    gate: Arc<Gate>,
     portmap_port: u16,
     ports: Mutex<HashMap<Callee, (u16, Instant)>>,
     idle: Mutex<HashMap<Callee, (RpcClient, Instant)>>,
 }
 
 impl HostCalls {
-    /// Makes a caller that asks portmappers on `portmap_port`.
-    pub fn new(portmap_port: u16) -> Self {
+    /// Makes a caller that asks portmappers on `portmap_port`, for as long as `gate` is open.
+    pub fn new(portmap_port: u16, gate: Arc<Gate>) -> Self {
         Self {
+            gate,
             portmap_port,
             ports: Mutex::default(),
             idle: Mutex::default(),
@@ -101,6 +108,9 @@ impl HostCalls {
         args: &impl Encode,
         look_up: bool,
     ) -> Result<Vec<u8>, CallError> {
+        if !self.gate.is_open() {
+            return Err(CallError::NotServing);
+        }
         let mut client = match self.take_idle(callee).filter(|_| !look_up) {
             Some(client) => client,
             None => self.connect(callee, look_up).await?,
@@ -111,6 +121,10 @@ impl HostCalls {
             version,
             number,
         };
+        // To find the host may have taken seconds.
+        if !self.gate.is_open() {
+            return Err(CallError::NotServing);
+        }
         let result = client.call(procedure, args).await.map_err(sent_or_not);
         if result.is_ok() {
             self.keep_idle(callee, client);

@@ -119,7 +119,7 @@ impl Node {
         // A file may have three descriptors; a part is left for connections and everything else.
         let file_systems = numbers.file_systems();
         let opened_max = (descriptors / 6).clamp(64, 65_536);
-        let files = Files::new(signer, handles, file_systems, opened_max);
+        let files = Files::new(signer, handles, file_systems, opened_max, Arc::clone(&gate));
         Ok(Self {
             gate,
             numbers,

@@ -28,13 +28,22 @@ pub struct FsNumbers {
 
 /// A number can't be allotted.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot number `{}`: {source}", .path.display())]
-pub struct NumberingError {
-    /// What it is for.
-    path: PathBuf,
-    /// Why.
-    #[source]
-    source: Unavailable,
+pub enum NumberingError {
+    /// The log takes nothing.
+    #[error("cannot number `{}`: {source}", .path.display())]
+    Unavailable {
+        /// What it is for.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Unavailable,
+    },
+    /// This node does not serve any more.
+    #[error("cannot number `{}`: another node serves it now", .path.display())]
+    EarlierEpoch {
+        /// What it is for.
+        path: PathBuf,
+    },
 }
 
 /// Proposes a command and waits until it is carried out.
@@ -43,6 +52,7 @@ pub type Ask = Box<dyn Fn(Command) -> Result<Outcome, Unavailable> + Send + Sync
 /// The numbers of a service.
 pub struct Numbering {
     service: ServiceId,
+    epoch: u32,
     state: Arc<RwLock<ClusterState>>,
     ask: Ask,
     /// Where a copy is kept, if this node is the only one.
@@ -52,13 +62,14 @@ pub struct Numbering {
 impl Numbering {
     /// The numbers of a service; `copy` is where a copy is kept.
     pub const fn new(
-        service: ServiceId,
+        (service, epoch): (ServiceId, u32),
         state: Arc<RwLock<ClusterState>>,
         ask: Ask,
         copy: Option<Arc<State>>,
     ) -> Self {
         Self {
             service,
+            epoch,
             state,
             ask,
             copy,
@@ -74,7 +85,7 @@ impl Numbering {
             let outcome = state.apply(&Origin::default(), &command);
             outcome.ok_or(Unavailable::Unknown)
         };
-        Self::new(ServiceId::FIRST, state, Box::new(ask), None)
+        Self::new((ServiceId::FIRST, 0), state, Box::new(ask), None)
     }
 
     /// The id of the export at `path`, and its generated `fsid`; allotted at first sight.
@@ -165,6 +176,8 @@ impl Numbering {
         self.allot(
             path,
             Allot::FileSystem {
+                service: self.service,
+                epoch: self.epoch,
                 export,
                 fs_id,
                 number,
@@ -200,10 +213,14 @@ impl Numbering {
 
     fn allot(&self, path: &Path, asked: Allot) -> Result<(), NumberingError> {
         let command = Command::Cluster(ClusterCommand::Allot(asked));
-        (self.ask)(command).map_err(|source| NumberingError {
+        let outcome = (self.ask)(command).map_err(|source| NumberingError::Unavailable {
             path: path.to_path_buf(),
             source,
         })?;
+        if outcome == Outcome::EarlierEpoch {
+            let path = path.to_path_buf();
+            return Err(NumberingError::EarlierEpoch { path });
+        }
         let numbers = self.state().numbers().clone();
         if let Some(copy) = &self.copy
             && let Err(error) = copy.keep_copy(numbers.exports())

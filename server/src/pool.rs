@@ -249,6 +249,12 @@ impl Pool {
             return;
         }
         let mut queue = self.shared.lock();
+        if queue.closed {
+            drop(queue);
+            // Nobody would ever take them.
+            jobs.clear();
+            return;
+        }
         queue.push(source, jobs);
         let wake = self.shared.wants_thread(&queue);
         drop(queue);
@@ -311,6 +317,14 @@ impl Pool {
             }
         }
         true
+    }
+}
+
+impl Drop for Pool {
+    /// The threads end when they have done what is queued.
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_all();
     }
 }
 

@@ -38,7 +38,7 @@ use crate::raft::{Store, StoreError, Unavailable};
 use crate::register::RegisterError;
 use crate::services::{Services, Slot};
 use crate::state::{State, StateError};
-use crate::volumes::ExportsError;
+use crate::volumes::{self, ExportsError};
 
 /// How often files without a name are closed, and the mount list is saved.
 const TIDY_CHECK: Duration = Duration::from_secs(1);
@@ -70,6 +70,34 @@ pub enum ServeError {
     /// See [`StoreError`].
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It took too long.
+    #[error("the exports can't be opened in time\nhint: a disk may hang; see the kernel's log")]
+    TooSlow,
+    /// It can't be said to have stopped.
+    #[error(
+        "service `{service}` can't be stopped cleanly: {problem}\nhint: this process ends without \
+         giving the service away; other nodes take it when its lease is over. Look at the kernel's \
+         log for the disk"
+    )]
+    Unsettled {
+        /// Which service.
+        service: String,
+        /// Why.
+        problem: String,
+    },
+    /// Two services show the same files.
+    #[error(
+        "services `{one}` and `{other}` both export `{}`: each export belongs to one service, or \
+         both could give the same lock away", .path.display()
+    )]
+    Overlap {
+        /// A service.
+        one: String,
+        /// Another one.
+        other: String,
+        /// What both export.
+        path: std::path::PathBuf,
+    },
     /// The store does not take the command that begins to serve.
     #[error("cannot begin to serve locks: {0}")]
     Activate(Unavailable),
@@ -112,6 +140,15 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     credential::drop_resource_privilege();
     if credential::is_root_for_all() {
         return Err(ServeError::RootForAll);
+    }
+    let lists = config.services.iter();
+    let lists: Vec<_> = lists
+        .map(|service| (service.name.as_str(), &service.settings.sources))
+        .collect();
+    if lists.len() > 1
+        && let Some((one, other, path)) = volumes::overlap(&lists)?
+    {
+        return Err(ServeError::Overlap { one, other, path });
     }
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()

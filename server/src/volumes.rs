@@ -18,7 +18,7 @@ use rustix::fs::{Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
 use crate::backend::file::File;
-use crate::backend::volume::Volume;
+use crate::backend::volume::{self, Volume};
 use crate::backend::{Failure, credential};
 use crate::export::{
     self, DirectoryFault, Export, ExportErrors, ExportTable, Fsid, Groups, Names, Sources, Verdict,
@@ -99,6 +99,49 @@ pub fn load_table(sources: &Sources, numbering: &Numbering) -> Result<ExportTabl
     Ok(ExportTable::new(loaded.specs, |path: &Path| {
         ids.get(path).copied().unwrap_or(0)
     }))
+}
+
+/// Looks for files that two services show: each would have locks of its own on them. Returns the
+/// names of both, and what one of them exports.
+pub fn overlap(
+    services: &[(&str, &Sources)],
+) -> Result<Option<(String, String, PathBuf)>, ExportsError> {
+    let mut seen: Vec<Shown> = Vec::new();
+    for (name, sources) in services {
+        let loaded = export::load(sources).map_err(ExportsError::Lists)?;
+        for spec in loaded.specs {
+            let shown = Shown {
+                service: (*name).to_owned(),
+                place: volume::place_of(&spec.path),
+                path: spec.path,
+            };
+            if let Some(twin) = seen.iter().find(|other| other.shares_with(&shown)) {
+                return Ok(Some((twin.service.clone(), shown.service, shown.path)));
+            }
+            seen.push(shown);
+        }
+    }
+    Ok(None)
+}
+
+/// What a service exports.
+struct Shown {
+    service: String,
+    path: PathBuf,
+    /// Its file system, and where it is in there.
+    place: Option<(u64, PathBuf)>,
+}
+
+impl Shown {
+    /// Whether another service shows some of the same files.
+    fn shares_with(&self, other: &Self) -> bool {
+        let is_in = |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
+        let places = self.place.as_ref().zip(other.place.as_ref());
+        let same = places.is_some_and(|((number, path), (other, other_path))| {
+            number == other && is_in(path, other_path)
+        });
+        self.service != other.service && (same || is_in(&self.path, &other.path))
+    }
 }
 
 /// Starts what a table needs to be asked: the lookup of names and of groups.
@@ -355,4 +398,41 @@ fn fold_uuid(uuid: &[u8; 16]) -> u64 {
         (u128::from_be_bytes(*uuid) >> 64) as u64,
     );
     low ^ high
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn sources(path: &Path) -> Sources {
+        Sources {
+            file: None,
+            directory: None,
+            arguments: vec![path.to_str().unwrap().as_bytes().to_vec()],
+        }
+    }
+
+    #[test]
+    fn services_that_show_the_same_files_are_found_by_whatever_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["a/inside", "b"] {
+            std::fs::create_dir_all(path(name)).unwrap();
+        }
+        symlink(path("a"), path("link")).unwrap();
+        let found = |one: &str, other: &str| {
+            let (one, other) = (sources(&path(one)), sources(&path(other)));
+            let overlap = overlap(&[("x", &one), ("y", &other)]).unwrap();
+            overlap.map(|(one, other, _)| (one, other))
+        };
+        let both = Some(("x".to_owned(), "y".to_owned()));
+        assert_eq!(found("a", "b"), None);
+        assert_eq!(found("a", "a"), both);
+        assert_eq!(found("a", "a/inside"), both);
+        assert_eq!(found("a/inside", "a"), both);
+        assert_eq!(found("link/inside", "a"), both);
+    }
 }

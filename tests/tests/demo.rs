@@ -206,7 +206,7 @@ fn keep_keeps_the_logs() -> Result<()> {
 #[test]
 fn it_cleans_up_after_an_interrupt() -> Result<()> {
     let place = Place::new()?;
-    let mut child = place.start_until("have mounted")?;
+    let mut child = place.start_until("GRANTED")?;
     kill_process(Pid::from_child(&child), Signal::INT)?;
     let status = child.wait()?;
     ensure!(status.code() == Some(130), "{status}");
@@ -216,7 +216,7 @@ fn it_cleans_up_after_an_interrupt() -> Result<()> {
 #[test]
 fn its_nodes_do_not_outlive_it() -> Result<()> {
     let place = Place::new()?;
-    let mut child = place.start_until("have mounted")?;
+    let mut child = place.start_until("GRANTED")?;
     child.kill()?;
     child.wait()?;
     let deadline = Instant::now() + GONE_TIME_MAX;

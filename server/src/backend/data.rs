@@ -158,6 +158,7 @@ pub fn write(
     }
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+        files.must_serve()?;
         // As the caller: quotas and reserved blocks are theirs, and the kernel takes the set-id
         // bits away before the first byte is written.
         let written = credential::as_caller(caller, || {

@@ -30,6 +30,7 @@ use super::sys::{self, KernelHandle};
 use super::table::HandleTable;
 use super::volume::Volume;
 use super::{Failure, Mode};
+use crate::gate::Gate;
 use crate::random::random_u64;
 
 /// How far above a directory its export's root may be: a path of one-letter names.
@@ -71,6 +72,7 @@ pub struct Files {
     dirty_max: usize,
     table: HandleTable,
     write_verifier: AtomicU64,
+    gate: Arc<Gate>,
 }
 
 impl Files {
@@ -82,6 +84,7 @@ impl Files {
         table: HandleTable,
         file_systems: HashMap<(u32, u32), u32>,
         opened_max: usize,
+        gate: Arc<Gate>,
     ) -> Self {
         Self {
             signer,
@@ -101,6 +104,20 @@ impl Files {
             dirty_max: opened_max / 2,
             table,
             write_verifier: AtomicU64::new(random_u64()),
+            gate,
+        }
+    }
+
+    /// To be asked right before whatever changes a file: a call may have waited long for a disk, or
+    /// for the log, since it began.
+    ///
+    /// # Errors
+    /// [`Failure::Jukebox`] if this node serves no more. That is not answered either.
+    pub fn must_serve(&self) -> Result<(), Failure> {
+        if self.gate.is_open() {
+            Ok(())
+        } else {
+            Err(Failure::Jukebox)
         }
     }
 
@@ -570,14 +587,19 @@ impl Files {
         }
     }
 
-    /// Brings all that was written to disk. A failure changes the write verifier, and is in the
-    /// log.
-    pub fn sync_all(&self) {
+    /// Brings all that was written to disk, and all of the file systems of exports that put changes
+    /// of names off as well; false if that failed. Waits for the disk.
+    pub fn sync_all(&self, puts_off: impl Fn(u32) -> bool) -> bool {
         credential::as_server();
         let files: Vec<Arc<File>> = self.opened.iter().map(|(_, file)| file).collect();
-        for file in files.iter().filter(|file| file.is_dirty()) {
-            let _ = super::data::sync_pending(self, file);
+        let mut dirty = files.iter().filter(|file| file.is_dirty());
+        // A failure changes the write verifier, and is in the log.
+        let mut synced = dirty.all(|file| super::data::sync_pending(self, file).is_ok());
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        for volume in volumes.values().filter(|volume| puts_off(volume.export_id)) {
+            synced &= volume.sync().is_ok();
         }
+        synced
     }
 
     /// How many files are open.

@@ -91,6 +91,7 @@ impl Change<'_> {
             // Nobody but the owner gets in before the caller has set the mode.
             CreateHow::Exclusive(_) => 0,
         };
+        self.files.must_serve()?;
         let made = credential::as_caller(self.caller, || {
             openat2(
                 dir.fd(),
@@ -167,6 +168,7 @@ impl Change<'_> {
         dir.must_be_dir()?;
         changes.check_values()?;
         let mode = FileMode::from_raw_mode(changes.mode.unwrap_or(0));
+        self.files.must_serve()?;
         credential::as_caller(self.caller, || mkdirat(dir.fd(), name, mode))?;
         let made = self.existing(dir, name)?;
         // mkdir(2) ignores all but the permission and sticky bits, and keeps the set-group-id bit
@@ -195,6 +197,7 @@ impl Change<'_> {
     ) -> Result<Arc<File>, Failure> {
         dir.must_be_dir()?;
         changes.check_values()?;
+        self.files.must_serve()?;
         credential::as_caller(self.caller, || symlinkat(target, dir.fd(), name))?;
         let made = self.existing(dir, name)?;
         // Symbolic links have no mode of their own on Linux.
@@ -235,6 +238,7 @@ impl Change<'_> {
             Special::Socket => (FileType::Socket, 0),
             Special::Fifo => (FileType::Fifo, 0),
         };
+        self.files.must_serve()?;
         credential::as_caller(self.caller, || mknodat(dir.fd(), name, kind, mode, device))?;
         let made = self.existing(dir, name)?;
         self.finish_new(
@@ -266,6 +270,7 @@ impl Change<'_> {
 
     fn unlink(&self, dir: &Arc<File>, name: &CStr, flags: AtFlags) -> Result<(), Failure> {
         dir.must_be_dir()?;
+        self.files.must_serve()?;
         let gone = credential::as_caller(self.caller, || {
             let gone = self.files.cached_handle(dir, name);
             unlinkat(dir.fd(), name, flags)?;
@@ -291,6 +296,7 @@ impl Change<'_> {
         if !from.0.volume.is_same(&to.0.volume) {
             return Err(Errno::XDEV.into());
         }
+        self.files.must_serve()?;
         let replaced = credential::as_caller(self.caller, || {
             let replaced = self.files.cached_handle(to.0, to.1);
             renameat(from.0.fd(), from.1, to.0.fd(), to.1)?;

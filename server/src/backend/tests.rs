@@ -34,6 +34,7 @@ fn files(state: &Path) -> Files {
         HandleTable::load(state).unwrap(),
         std::collections::HashMap::new(),
         OPENED_MAX,
+        Arc::new(crate::gate::Gate::open_for_good()),
     )
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fstat, fstatfs, openat};
 use rustix::io::Errno;
@@ -82,7 +82,7 @@ impl Volume {
             fs_id,
             fsid,
             dev: stat.st_dev,
-            superblock: superblock_of(&pin).unwrap_or(stat.st_dev),
+            superblock: Mount::of(pin.as_fd()).map_or(stat.st_dev, |mount| mount.number),
             root_ino: stat.st_ino,
             has_handles,
             always_waits: ANSWERED_ELSEWHERE.contains(&magic),
@@ -103,29 +103,56 @@ impl Volume {
         self.root.as_fd()
     }
 
+    /// Brings all that is written to the file system to disk, by whomever. Waits for the disk.
+    pub fn sync(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(self.root())
+    }
+
     /// Opens a file by the kernel's handle.
     pub fn open_by_handle(&self, handle: &KernelHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
         sys::open_by_handle(self.root(), handle, flags.bits().cast_signed())
     }
 }
 
-/// The device number that the kernel's table of mounts has for the mount of `fd` (proc(5)).
-fn superblock_of(fd: &OwnedFd) -> Option<u64> {
-    let own = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-    let mount = own.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let table = String::from_utf8_lossy(&table);
-    table.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        if fields.next()? != mount.trim() {
-            return None;
-        }
-        let (major, minor) = fields.nth(1)?.split_once(':')?;
-        Some(rustix::fs::makedev(
-            major.parse().ok()?,
-            minor.parse().ok()?,
-        ))
-    })
+/// Where a directory is, whatever mounts lead to it: the number of its file system, and its path in
+/// there. `None` if the kernel does not say.
+pub fn place_of(directory: &Path) -> Option<(u64, PathBuf)> {
+    let directory = std::fs::canonicalize(directory).ok()?;
+    let fd = std::fs::File::open(&directory).ok()?;
+    let mount = Mount::of(fd.as_fd())?;
+    let inside = directory.strip_prefix(mount.at).ok()?;
+    Some((mount.number, mount.root.join(inside)))
+}
+
+/// A line of the kernel's table of mounts (proc(5)). Paths with blanks are escaped in it.
+struct Mount {
+    /// The device number.
+    number: u64,
+    /// Which part of the file system it shows.
+    root: PathBuf,
+    /// Where.
+    at: PathBuf,
+}
+
+impl Mount {
+    fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+        let own = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+        let id = own.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+        let table = std::fs::read("/proc/self/mountinfo").ok()?;
+        let table = String::from_utf8_lossy(&table);
+        table.lines().find_map(|line| {
+            let mut fields = line.split(' ');
+            if fields.next()? != id.trim() {
+                return None;
+            }
+            let (major, minor) = fields.nth(1)?.split_once(':')?;
+            Some(Self {
+                number: rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?),
+                root: fields.next()?.into(),
+                at: fields.next()?.into(),
+            })
+        })
+    }
 }
 
 const TMPFS: u64 = 0x0102_1994;

@@ -70,8 +70,8 @@ pub struct Renewal {
     pub lease_ms: u32,
 }
 
-/// Which renewal of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Which renewal of a node; later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RenewalId {
     /// Which life of its process.
     pub incarnation: u64,
@@ -348,6 +348,8 @@ pub enum Outcome {
     Refusals(usize),
     /// There are as many refusals of writes as there may be.
     TooManyRefusals,
+    /// There are as many entries in the handle table as there may be.
+    TooManyHandles,
     /// Carried out, and there is nothing to say.
     Done,
     /// The command is from an earlier epoch: it changed nothing, and is not answered.

@@ -67,8 +67,13 @@ pub enum Allot {
         /// Random.
         fsid: u64,
     },
-    /// For a file system as locks know it: `number`, or one that no other has.
+    /// For a file system as locks know it: `number`, or one that no other has. Only in the epoch in
+    /// which it was seen: a late one would take the number away under which there are locks.
     FileSystem {
+        /// The service that shows it.
+        service: ServiceId,
+        /// In which epoch.
+        epoch: u32,
         /// The export.
         export: u32,
         /// The file system within it; 0 is the one of its root.
@@ -137,10 +142,12 @@ impl Numbers {
                 export,
                 fs_id,
                 number,
+                ..
             } => {
-                let number = number.unwrap_or_else(|| self.file_system_max().saturating_add(1));
+                let next = self.file_system_max().saturating_add(1);
                 if let Some(place) = self.file_system_mut(*export, *fs_id) {
-                    *place = Some(number);
+                    // What has a number loses it only to that of its twin.
+                    *place = number.or(*place).or(Some(next));
                 }
             }
             Allot::Import(exports) => {
@@ -223,6 +230,8 @@ mod tests {
         for (fs_id, number) in [(0, None), (2, None), (1, Some(1))] {
             let export = 1;
             numbers.allot(&Allot::FileSystem {
+                service: ServiceId(1),
+                epoch: 0,
                 export,
                 fs_id,
                 number,

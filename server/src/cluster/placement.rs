@@ -125,7 +125,8 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
             // It has never had a lease.
             return Moment::default();
         };
-        let seen = (self.seen)(node).map_or(now, |seen| seen.at);
+        let seen = (self.seen)(node).filter(|seen| seen.id >= last.id());
+        let seen = seen.map_or(now, |seen| seen.at);
         seen + wait(last)
     }
 

@@ -119,10 +119,14 @@ impl ServiceState {
         match command {
             ServiceCommand::Activate(activation) => self.activate(activation),
             ServiceCommand::SetHandle { id, entry, .. } => {
-                match entry {
-                    Some(entry) => self.handles.insert(*id, entry.clone()),
-                    None => self.handles.remove(id),
+                let Some(entry) = entry else {
+                    self.handles.remove(id);
+                    return Outcome::Done;
                 };
+                if self.handles.len() >= HANDLES_MAX && !self.handles.contains_key(id) {
+                    return Outcome::TooManyHandles;
+                }
+                self.handles.insert(*id, entry.clone());
                 Outcome::Done
             }
             ServiceCommand::Call(call) => self.call(call),
@@ -413,6 +417,9 @@ fn meant(mon_name: &[u8], names: &[&[u8]]) -> Vec<Vec<u8>> {
     let meant = inbound::meant(mon_name, names.iter().copied());
     meant.into_iter().map(<[u8]>::to_vec).collect()
 }
+
+/// Entries of the handle table: each is some 200 bytes on every node.
+const HANDLES_MAX: usize = 1_000_000;
 
 #[cfg(test)]
 mod tests;

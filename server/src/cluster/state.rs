@@ -28,7 +28,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId};
-use super::numbers::Numbers;
+use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::service::{Active, ServiceState};
 use super::{NodeId, Origin, Queue, ServiceId};
@@ -122,6 +122,14 @@ impl ClusterState {
                 service.map_or(Outcome::NoSuchService, |service| service.want(*to))
             }
             ClusterCommand::Name { name } => Outcome::Named(self.name(name)),
+            ClusterCommand::Allot(Allot::FileSystem { service, epoch, .. })
+                if self
+                    .services
+                    .get(service)
+                    .is_none_or(|service| service.epoch() != *epoch) =>
+            {
+                Outcome::EarlierEpoch
+            }
             ClusterCommand::Allot(asked) => {
                 Arc::make_mut(&mut self.numbers).allot(asked);
                 Outcome::Done

@@ -201,10 +201,18 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         return Err(wrong("export", "", problem));
     }
     let mut names = BTreeSet::new();
+    let mut addresses = BTreeSet::new();
     let mut checked = Vec::new();
     for service in services {
         if !names.insert(service.name.clone()) {
             return Err(wrong("service.name", &service.name, "is there twice"));
+        }
+        for address in &service.addresses {
+            if !addresses.insert(*address) {
+                let address = address.to_string();
+                let problem = "belongs to another service, or is there twice";
+                return Err(wrong("service.addresses", &address, problem));
+            }
         }
         checked.push(check_service(service, &settings, cluster.as_ref())?);
     }
@@ -249,7 +257,7 @@ fn check_cluster(node: String, cluster: ClusterFile) -> Result<ClusterConfig, Co
     }
     let lease_ms = lease_ms.unwrap_or(LEASE_MS_DEFAULT);
     if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
-        let problem = "is not from 600 to 60000";
+        let problem = "is not from 1000 to 60000";
         return Err(wrong("cluster.lease_ms", &lease_ms.to_string(), problem));
     }
     Ok(ClusterConfig {
@@ -366,8 +374,8 @@ fn wrong(name: &'static str, value: &str, problem: &str) -> ConfigError {
 
 /// How long a node may serve after it has renewed its lease, unless configured otherwise.
 pub const LEASE_MS_DEFAULT: u32 = 1200;
-/// Below this an election of a leader, which takes up to 0.7 s, would end the leases of all.
-const LEASE_MS_MIN: u32 = 600;
+/// Below this an election of a leader, which takes up to 0.7 s, could end the leases of all.
+const LEASE_MS_MIN: u32 = 1000;
 const LEASE_MS_MAX: u32 = 60_000;
 const NAME_BYTES_MAX: usize = 64;
 

@@ -59,12 +59,7 @@ pub(super) async fn run(
                     look_up,
                 } => {
                     let calls = Arc::clone(&calls);
-                    let gate = Arc::clone(&locks.gate);
                     tries.spawn(async move {
-                        if !gate.is_open() {
-                            // Another node may tell it by now; "sent" is what keeps the lock.
-                            return (cookie, Tried::Sent, None);
-                        }
                         deliver(&calls, &delivery, cookie, by_message, look_up).await
                     });
                 }
@@ -202,7 +197,8 @@ async fn deliver(
                 CallError::Sent(_) if by_message && error.is_no_such_procedure() => {
                     Tried::NoSuchForm
                 }
-                CallError::Sent(_) => Tried::Sent,
+                // Another node may tell it by now; "sent" is what keeps the lock.
+                CallError::Sent(_) | CallError::NotServing => Tried::Sent,
             };
             (cookie, tried, None)
         }

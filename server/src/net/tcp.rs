@@ -165,6 +165,10 @@ async fn serve(
     connection.finish().await
 }
 
+fn lease_is_over() -> io::Error {
+    io::Error::other("the lease is over")
+}
+
 /// Replies that wait to be sent.
 #[derive(Default)]
 struct Outbox {
@@ -242,6 +246,9 @@ impl Connection {
         // Bytes have come and are not read yet.
         let mut readable = false;
         loop {
+            if self.node.gate.has_turned_away() {
+                return Err(lease_is_over());
+            }
             for reply in self.mailbox.take() {
                 self.out.add(reply);
             }
@@ -463,7 +470,7 @@ impl Connection {
         } = &mut self.out;
         while *gathered_at < gathered.len() || !large.is_empty() {
             if !self.node.gate.is_open() {
-                return Err(io::Error::other("the lease is over"));
+                return Err(lease_is_over());
             }
             let mut segments = [IoSlice::new(&[]); SEGMENTS_MAX];
             // A reply that is sent in part must be finished before anything else is.

@@ -29,7 +29,7 @@ use super::segment::put_record;
 use super::types::{Entry, LogId, Payload, Types, Vote};
 use super::wal::{self, Change, Done, Job, Options, Writer};
 use crate::clock::boot_time;
-use crate::cluster::command::Assign;
+use crate::cluster::command::{Assign, Renewal};
 use crate::cluster::placement::Seen;
 use crate::cluster::{ClusterCommand, Command, NodeId};
 use crate::fault::{Fault, is_planted};
@@ -124,25 +124,33 @@ impl Shared {
         self.seen_map().get(&node).copied()
     }
 
-    /// Notes when a renewal is first seen: here, where it is appended, and not where it is applied,
-    /// since that waits for a leader.
-    fn see(&self, entry: &Entry) {
-        let Payload::Normal(proposed) = &entry.payload else {
-            return;
-        };
-        let Command::Cluster(command) = &*proposed.command else {
-            return;
-        };
-        let (ClusterCommand::Renew(renewal) | ClusterCommand::Assign(Assign { renewal, .. })) =
-            command
-        else {
-            return;
-        };
-        let seen = Seen {
-            id: renewal.id(),
-            at: boot_time(),
-        };
-        self.seen_map().insert(renewal.node, seen);
+    /// Notes when a renewal is first seen: where it is appended, since to apply it waits for a
+    /// leader.
+    fn see_appended(&self, entry: &Entry) {
+        if let Payload::Normal(proposed) = &entry.payload
+            && let Some(renewal) = renewal_in(&proposed.command)
+        {
+            self.see(renewal, true);
+        }
+    }
+
+    /// An entry that was appended in an earlier life of this process is first seen when it is
+    /// applied.
+    pub(super) fn see_applied(&self, command: &Command) {
+        if let Some(renewal) = renewal_in(command) {
+            self.see(renewal, false);
+        }
+    }
+
+    /// `anew`: although it, or a later one that was taken back, was seen before.
+    pub(super) fn see(&self, renewal: &Renewal, anew: bool) {
+        let mut seen = self.seen_map();
+        let id = renewal.id();
+        let known = seen.get(&renewal.node);
+        if anew || known.is_none_or(|known| known.id < id) {
+            let at = boot_time();
+            seen.insert(renewal.node, Seen { id, at });
+        }
     }
 
     fn seen_map(&self) -> MutexGuard<'_, BTreeMap<NodeId, Seen>> {
@@ -162,6 +170,16 @@ impl Shared {
     fn failed_read(&self, error: StoreError) -> io::Error {
         self.fail(&error);
         error.into_io()
+    }
+}
+
+/// The renewal of a lease that a command is, or has in it.
+fn renewal_in(command: &Command) -> Option<&Renewal> {
+    match command {
+        Command::Cluster(
+            ClusterCommand::Renew(renewal) | ClusterCommand::Assign(Assign { renewal, .. }),
+        ) => Some(renewal),
+        _ => None,
     }
 }
 
@@ -345,7 +363,7 @@ impl RaftLogStorage<Types> for Log {
         let mut records = Vec::new();
         let mut cached = Vec::new();
         for entry in entries {
-            self.shared.see(&entry);
+            self.shared.see_appended(&entry);
             let start = records.len();
             put_record(&mut records, |out| codec::put_entry(out, &entry));
             let bytes = records.len() - start;

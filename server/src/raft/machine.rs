@@ -151,13 +151,23 @@ impl Machine {
         snapshots: Arc<Snapshots>,
         pending: Arc<Pending>,
     ) -> Self {
-        Self {
+        let machine = Self {
             pending,
             changes: watch::Sender::new(0),
             state,
             applied: meta.last_log_id,
             membership: meta.last_membership,
             snapshots,
+        };
+        machine.see_all();
+        machine
+    }
+
+    /// What a snapshot says of leases is seen now: when it was written can't be told here.
+    fn see_all(&self) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        for renewal in state.renewals() {
+            self.snapshots.log.see(renewal, false);
         }
     }
 
@@ -180,6 +190,7 @@ impl Machine {
                     Payload::Blank => {}
                     Payload::Normal(Proposed { origin, command }) => {
                         changes |= concerns_all(command);
+                        self.snapshots.log.see_applied(command);
                         if let Some(outcome) = state.apply(origin, command)
                             && let Some(done) = self.pending.applied(origin)
                         {
@@ -285,7 +296,13 @@ impl RaftStateMachine<Types> for Machine {
                 .applied(origin.node, origin.incarnation, queue);
             (queue, applied)
         });
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = snapshot.state;
+        let before = {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *state, snapshot.state)
+        };
+        // It may take a while to let go of a million locks.
+        drop(tokio::task::spawn_blocking(move || drop(before)));
+        self.see_all();
         self.applied = snapshot.meta.last_log_id;
         self.membership = snapshot.meta.last_membership;
         for (queue, number) in passed {

@@ -18,6 +18,7 @@ use super::stored::{self, Stored};
 use super::wal::Options;
 use super::{recover, snapshot};
 use crate::cluster::ClusterState;
+use crate::lock_service::unix_seconds;
 use crate::random::random_u64;
 use crate::state::replace_file;
 
@@ -82,8 +83,8 @@ impl Opened {
     }
 }
 
-/// Counts the lives of this node's process on this store; what an earlier one has left on its way
-/// must not be taken for this one's.
+/// Numbers the lives of this node's process on this store, each higher than the one before; what an
+/// earlier one has left on its way must not be taken for this one's.
 fn next_life(dir: &Path) -> Result<u64, StoreError> {
     let path = dir.join("lives");
     let lives = match std::fs::read_to_string(&path) {
@@ -93,7 +94,8 @@ fn next_life(dir: &Path) -> Result<u64, StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(StoreError::io("read", &path)(error)),
     };
-    let life = lives.saturating_add(1);
+    // The clock, so that a file that is lost or old does not make an earlier life's number again.
+    let life = lives.saturating_add(1).max(unix_seconds().into());
     replace_file(&path, format!("{life}\n").as_bytes()).map_err(StoreError::io("write", &path))?;
     Ok(life)
 }

@@ -102,7 +102,7 @@ impl Pending {
         let mut queues = self.lock();
         let refused = if queues.closed {
             Some(Unavailable::Stopped)
-        } else if self.count() >= super::PROPOSALS_MAX {
+        } else if queues.of(queue).proposals.len() >= most(queue) {
             Some(Unavailable::Busy)
         } else {
             None
@@ -235,5 +235,15 @@ impl std::fmt::Debug for Pending {
     }
 }
 
+/// How many proposals may be in a queue. Calls can't take the room of leases.
+const fn most(queue: Queue) -> usize {
+    match queue {
+        Queue::Calls => super::PROPOSALS_MAX,
+        Queue::Leases => LEASES_MAX,
+    }
+}
+
+/// A lease has few renewals under way, and each service one assignment.
+const LEASES_MAX: usize = 1024;
 /// How many proposals of a queue the leader is sent before it has applied the first of them.
 const SENT_MAX: usize = 2048;

@@ -95,10 +95,15 @@ impl Route {
         self.way = match (now.1, member, &self.peers) {
             (Some(leader), _, _) if leader == *self.engine.node_id() => Way::Here(now.0),
             (Some(leader), Some(member), Some(peers)) => {
-                match Forwarder::connect(peers, leader, &member).await {
-                    Ok(forwarder) => Way::There(Box::new(forwarder)),
-                    // It was told to the log.
-                    Err(_) => Way::Nowhere,
+                tokio::select! {
+                    biased;
+                    connected = Forwarder::connect(peers, leader, &member) => match connected {
+                        Ok(forwarder) => Way::There(Box::new(forwarder)),
+                        // It was told to the log.
+                        Err(_) => Way::Nowhere,
+                    },
+                    // Not to wait for one that leads no more.
+                    _ = self.leadership.changed() => Way::Nowhere,
                 }
             }
             _ => Way::Nowhere,
@@ -133,7 +138,14 @@ impl Route {
                 }
             }
             Way::There(forwarder) => {
-                if !batch.is_empty() && forwarder.send(batch).await.is_err() {
+                let is_sent = batch.is_empty()
+                    || tokio::select! {
+                        biased;
+                        sent = forwarder.send(batch) => sent.is_ok(),
+                        // Whoever leads no more may not read any more either.
+                        _ = self.leadership.changed() => false,
+                    };
+                if !is_sent {
                     self.lose();
                 }
                 batch.clear();
@@ -144,7 +156,10 @@ impl Route {
 
     /// Returns when the way is lost or another may be found. May be dropped and called again.
     pub(super) async fn changed(&mut self) -> Result<(), EngineEnded> {
-        let again = self.not_before.filter(|_| matches!(self.way, Way::Nowhere));
+        // While nobody leads there is nothing to look for again.
+        let leads = self.leadership.borrow_watched().current_leader.is_some();
+        let is_lost = leads && matches!(self.way, Way::Nowhere);
+        let again = self.not_before.filter(|_| is_lost);
         let waiting = async {
             match again {
                 Some(moment) => sleep_until(moment).await,

@@ -23,8 +23,6 @@ use crate::cluster::service::Active;
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::gate::Gate;
 use crate::lock_service::unix_seconds;
-use crate::node::Node;
-use crate::raft::Unavailable;
 use crate::services::{Slot, Takeover};
 
 /// What `serve` hears of a service.
@@ -85,7 +83,7 @@ impl Keeper {
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), ServeError> {
         tokio::select! {
-            named = self.name() => named.map_err(ServeError::Activate)?,
+            () = self.name() => {}
             () = stopped(&mut stopping) => return Ok(()),
         }
         loop {
@@ -96,11 +94,16 @@ impl Keeper {
             let wake = match self.step() {
                 Step::End => return Ok(()),
                 Step::Wait(moment) => moment,
-                step @ (Step::Take { .. } | Step::Open { .. }) => {
+                Step::Release { epoch } if *stopping.borrow() => {
+                    // Without a majority it takes long; the lease is over before.
+                    let _ = timeout(RELEASE_TIME_MAX, self.release(epoch)).await;
+                    return Ok(());
+                }
+                step @ (Step::Take { .. } | Step::Open { .. } | Step::Release { .. }) => {
                     tokio::select! {
                         done = self.carry_out(step) => done?,
-                        // Without a majority it takes as long as that; nothing is open yet.
-                        () = stopped(&mut stopping) => return Ok(()),
+                        // Without a majority it takes as long as that; nothing is open then.
+                        () = stopped(&mut stopping) => {}
                     }
                     continue;
                 }
@@ -119,15 +122,19 @@ impl Keeper {
     }
 
     /// Asks the log for the service's id.
-    async fn name(&mut self) -> Result<(), Unavailable> {
-        let name = self.slot.config.name.as_str().into();
-        let name = Command::Cluster(ClusterCommand::Name { name });
-        if let Outcome::Named(id) = self.shared.proposer.ask(name).await? {
-            self.id = id;
-            // Nobody else sets it.
-            let _ = self.slot.id.set(id);
+    async fn name(&mut self) {
+        loop {
+            let name = self.slot.config.name.as_str().into();
+            let name = Command::Cluster(ClusterCommand::Name { name });
+            if let Ok(Outcome::Named(id)) = self.shared.proposer.ask(name).await {
+                self.id = id;
+                // Nobody else sets it.
+                let _ = self.slot.id.set(id);
+                return;
+            }
+            // The store is busy, or ends, and then the process does.
+            sleep(TAKE_AGAIN).await;
         }
-        Ok(())
     }
 
     /// What is to be done now.
@@ -151,13 +158,18 @@ impl Keeper {
                 not_before: Moment::default(),
             },
             joined: self.leases.joined(),
-            lease: self
-                .gate
-                .as_ref()
-                .map_or(Moment::default(), |gate| gate.until()),
+            lease: self.lease(),
             is_alone: self.leases.is_alone(),
         };
         self.reconciler.poll(boot_time(), sight)
+    }
+
+    /// Until when the lease holds; it counts as over as long as a connection is there on which an
+    /// answer may be missing.
+    fn lease(&self) -> Moment {
+        let gate = self.gate.as_ref();
+        let gate = gate.filter(|gate| !gate.has_turned_away());
+        gate.map_or(Moment::default(), |gate| gate.until())
     }
 
     async fn carry_out(&mut self, step: Step) -> Result<(), ServeError> {
@@ -168,7 +180,7 @@ impl Keeper {
                 after,
             } => {
                 let taken = self.take(expected_epoch, after).await;
-                self.reconciler.taken(taken.map_err(ServeError::Activate)?);
+                self.reconciler.taken(taken);
             }
             Step::Open { .. } => self.open().await?,
             Step::Silence => {
@@ -178,6 +190,7 @@ impl Keeper {
                 );
                 if let Some(opened) = &mut self.opened {
                     opened.destroy();
+                    opened.node.gate.begin_anew();
                 }
                 self.reconciler.speaks(false);
             }
@@ -187,7 +200,7 @@ impl Keeper {
             }
             Step::Drop => {
                 tracing::warn!(service = name, "another node serves it now");
-                self.let_go().await;
+                self.let_go();
                 self.reconciler.dropped();
             }
             Step::Stop { to } => {
@@ -199,7 +212,7 @@ impl Keeper {
                     }
                     None => STOP_TIME_MAX,
                 };
-                self.stop(time_max).await;
+                self.stop(time_max).await?;
                 self.reconciler.stopped();
             }
             Step::Release { epoch } => {
@@ -213,17 +226,14 @@ impl Keeper {
     }
 
     /// Proposes to take the service; none if somebody else was faster.
-    async fn take(
-        &mut self,
-        expected_epoch: u32,
-        after: Option<RenewalId>,
-    ) -> Result<Option<u32>, Unavailable> {
+    async fn take(&mut self, expected_epoch: u32, after: Option<RenewalId>) -> Option<u32> {
         let begun = Instant::now();
         let Some(renewal) = self.leases.renewal() else {
             sleep(TAKE_AGAIN).await;
-            return Ok(None);
+            return None;
         };
         let cluster = &self.shared.services.cluster;
+        // For people; what is proposed was decided from one look at the state.
         let (before, was_moved) = {
             let state = self.shared.services.state();
             let service = state.service(self.id);
@@ -249,9 +259,10 @@ impl Keeper {
             .ask_in(Queue::Leases, Command::Cluster(command))
             .await;
         let Ok(Outcome::Assigned(epoch)) = outcome else {
+            // If it is not known, the state tells: what is assigned to this life is begun anew.
             self.leases.dropped(seq);
             sleep(TAKE_AGAIN).await;
-            return outcome.map(|_| None);
+            return None;
         };
         self.recover = false;
         self.gate = Some(self.leases.assigned(self.id, epoch, seq));
@@ -269,7 +280,7 @@ impl Keeper {
                 .chain([("assign", begun.elapsed())])
                 .collect(),
         });
-        Ok(Some(epoch))
+        Some(epoch)
     }
 
     /// Opens the service.
@@ -289,7 +300,11 @@ impl Keeper {
         };
         let slot = &self.slot;
         let patient = !self.leases.is_alone();
-        let opened = open(&self.shared, slot, self.id, &gate, patient, &mut note).await;
+        let opening = open(&self.shared, slot, self.id, &gate, patient, &mut note);
+        let opened = match timeout(OPEN_TIME_MAX, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ServeError::TooSlow),
+        };
         let is_open = opened.is_ok();
         match opened {
             Ok(opened) => {
@@ -327,35 +342,47 @@ impl Keeper {
             Err(error) => {
                 let service = &self.slot.config.name;
                 tracing::error!(service, "cannot listen again: {error}");
-                self.let_go().await;
+                // Nothing was changed since the silence began, and others may do better.
+                self.let_go();
                 self.reconciler.stopped();
             }
         }
     }
 
-    /// Stops serving: finishes what was taken, brings it to disk, and closes the gate.
-    async fn stop(&mut self, time_max: Duration) {
+    /// Stops serving: finishes what was taken, closes the gate, ends the workers and brings all to
+    /// disk; in that order, so that nothing is changed here after it was brought to disk.
+    ///
+    /// # Errors
+    /// If that can't be done in time. Then the process ends, without a release: the others wait for
+    /// its lease, and for their fence.
+    async fn stop(&mut self, time_max: Duration) -> Result<(), ServeError> {
         if let Some(opened) = &mut self.opened {
             opened.finish(time_max).await;
-            opened.leave().await;
-            if !self.leases.is_alone() {
-                opened.sync().await;
-            }
+            opened.leave(&self.shared).await;
         }
-        self.let_go().await;
+        if let Some(gate) = &self.gate {
+            gate.close();
+        }
+        if let Some(opened) = &self.opened {
+            opened
+                .settle()
+                .await
+                .map_err(|problem| ServeError::Unsettled {
+                    service: self.slot.config.name.clone(),
+                    problem: problem.to_string(),
+                })?;
+        }
+        self.let_go();
+        Ok(())
     }
 
     /// Closes everything for good.
-    async fn let_go(&mut self) {
+    fn let_go(&mut self) {
         if let Some(gate) = self.gate.take() {
             self.leases.let_go(&gate);
         }
         self.slot.set_serving(None);
-        if let Some(opened) = self.opened.take() {
-            let node = Arc::clone(&opened.node);
-            drop(opened);
-            finish_pool(node).await;
-        }
+        self.opened = None;
     }
 
     /// Gives the service back; nothing of it answers here any more.
@@ -367,9 +394,10 @@ impl Keeper {
             node,
             incarnation,
         }));
-        let asked = self.shared.proposer.ask_in(Queue::Leases, release);
-        // Without a quorum it may take long; the lease is over before.
-        if let Ok(Err(error)) = timeout(RELEASE_TIME_MAX, asked).await {
+        // However long it takes: what comes after it, such as to take the service again, must not
+        // overtake a release that is still on its way.
+        let released = self.shared.proposer.ask_in(Queue::Leases, release).await;
+        if let Err(error) = released {
             tracing::warn!(%error, "the service is not released; others wait for its lease");
         }
     }
@@ -379,18 +407,6 @@ impl Keeper {
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // An error says that the process ends as well.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// Waits for what the workers have in hand, off the control runtime.
-async fn finish_pool(node: Arc<Node>) {
-    let finished = tokio::task::spawn_blocking(move || {
-        if !node.pool.finish(STOP_TIME_MAX) {
-            // A disk hangs. Waiting would not bring it back.
-            tracing::error!("calls are stuck in the kernel; leaving them behind");
-        }
-    });
-    // A panic has ended the process already.
-    let _ = finished.await;
 }
 
 /// One line with all that an operator wants to know of it.
@@ -419,3 +435,5 @@ const MOVE_TIME_MAX: Duration = Duration::from_millis(100);
 /// How long they may take at the end of the process.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 const RELEASE_TIME_MAX: Duration = Duration::from_millis(500);
+/// How long it may take to open a service, before others get their turn.
+const OPEN_TIME_MAX: Duration = Duration::from_secs(45);

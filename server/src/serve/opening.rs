@@ -135,7 +135,12 @@ fn make(
     let proposer = shared.proposer.clone();
     let ask = Box::new(move |command| proposer.ask_blocking(command));
     let copy = is_alone.then(|| Arc::clone(&shared.state));
-    let numbers = Numbering::new(service, Arc::clone(&shared.services.state), ask, copy);
+    let numbers = Numbering::new(
+        (service, gate.epoch()),
+        Arc::clone(&shared.services.state),
+        ask,
+        copy,
+    );
     numbers.restore().map_err(ServeError::Activate)?;
     let exports = volumes::load_table(&settings.sources, &numbers)?;
     if exports.exports().is_empty() {
@@ -155,7 +160,7 @@ fn make(
         exports,
         descriptors: shared.descriptors,
     })?);
-    let calls = Arc::new(HostCalls::new(settings.host_portmap_port));
+    let calls = Arc::new(HostCalls::new(settings.host_portmap_port, Arc::clone(gate)));
     let locks = Arc::new(LockService::new(
         settings,
         service,
@@ -198,6 +203,7 @@ fn replicated_handles(shared: &Shared, service: ServiceId, epoch: u32) -> Handle
         let command = ServiceCommand::SetHandle { epoch, id, entry };
         match proposer.ask_blocking(Command::Service(service, command)) {
             Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::TooManyHandles) => Err(Errno::NOSPC),
             // Nobody is answered in an earlier epoch.
             Ok(_) | Err(_) => Err(Errno::IO),
         }
@@ -302,26 +308,73 @@ impl Open {
         let _ = stop.send(Stop::Destroy);
     }
 
-    /// Brings all that was written to disk.
-    pub(super) async fn sync(&self) {
+    /// Ends the workers, so that no change is under way any more, and brings all to disk. The gate
+    /// must be closed.
+    ///
+    /// # Errors
+    /// If a call is stuck in the kernel, or what was written can't be brought to disk in time: then
+    /// nobody may be told that this node has stopped.
+    pub(super) async fn settle(&self) -> Result<(), Unsettled> {
         let node = Arc::clone(&self.node);
-        let synced = tokio::task::spawn_blocking(move || node.files.sync_all());
-        // A panic has ended the process already.
-        let _ = synced.await;
+        let settle = move || {
+            if !node.pool.finish(SETTLE_TIME_MAX) {
+                return Err(Unsettled::Stuck);
+            }
+            let exports = node.exports.load();
+            let puts_off = |id| {
+                let export = exports.by_id(id);
+                export.is_some_and(|export| export.rules().iter().any(|rule| !rule.options.sync))
+            };
+            let synced = node.files.sync_all(puts_off);
+            synced.then_some(()).ok_or(Unsettled::NotOnDisk)
+        };
+        let settling = tokio::task::spawn_blocking(settle);
+        match tokio::time::timeout(SETTLE_TIME_MAX + SETTLE_TIME_MAX, settling).await {
+            Ok(Ok(settled)) => settled,
+            // A panic has ended the process already.
+            Ok(Err(_)) | Err(_) => Err(Unsettled::NotOnDisk),
+        }
     }
 
-    /// Takes back what is registered elsewhere and saves what is this node's.
-    pub(super) async fn leave(&self) {
+    /// Takes back what is registered elsewhere, if no other service needs it, and saves what is
+    /// this node's.
+    pub(super) async fn leave(&self, shared: &Shared) {
+        let others = shared
+            .services
+            .slots
+            .iter()
+            .filter_map(|slot| slot.serving());
+        let is_shared = others
+            .into_iter()
+            .any(|node| !Arc::ptr_eq(&node, &self.node));
         if let Choice::Registered(registration) = &*self.choice
+            && !is_shared
             && let Ok(Err(error)) =
                 tokio::time::timeout(LEAVE_TIME_MAX, registration.remove()).await
         {
             tracing::warn!(%error, "cannot take the registration with rpcbind back");
         }
-        if let Err(error) = self.node.mounts.save_if_dirty() {
-            tracing::warn!(%error, "cannot save the mount list");
-        }
+        let node = Arc::clone(&self.node);
+        let save = move || {
+            if let Err(error) = node.mounts.save_if_dirty() {
+                tracing::warn!(%error, "cannot save the mount list");
+            }
+        };
+        let saving = tokio::task::spawn_blocking(save);
+        // Nobody's life depends on it.
+        let _ = tokio::time::timeout(LEAVE_TIME_MAX, saving).await;
     }
+}
+
+/// Why a service can't be said to have stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unsettled {
+    /// A call does not come back from the kernel.
+    #[error("a call is stuck in the kernel, most likely on a disk that hangs")]
+    Stuck,
+    /// Something that was written is not on disk.
+    #[error("what was written can't be brought to disk")]
+    NotOnDisk,
 }
 
 impl From<TableError> for ServeError {
@@ -331,9 +384,11 @@ impl From<TableError> for ServeError {
 }
 
 /// How long an address may be held by an earlier active node on this machine.
-const BIND_TIME_MAX: Duration = Duration::from_mins(1);
+const BIND_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often rpcbind is asked whether our entries are still there.
 const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
 const BIND_AGAIN: Duration = Duration::from_millis(20);
 const STOP_CHECK: Duration = Duration::from_millis(5);
-const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long the workers, and then the disk, may take at the end.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);

@@ -91,6 +91,35 @@ fn the_first_in_rank_waits_for_the_lease_and_the_next_gives_it_time() {
     assert_eq!(turn(&state, 3, 900, over), mine);
 }
 
+/// What was seen is an earlier renewal than the last one, or none at all: nothing can be told of
+/// the last one, and the wait begins now.
+#[test]
+fn a_renewal_that_was_not_seen_is_waited_for_in_full() {
+    let state = state(Some(NODES[0]));
+    let earlier = Seen {
+        id: RenewalId {
+            incarnation: 1,
+            seq: 0,
+        },
+        at: at(0),
+    };
+    for seen in [None, Some(earlier)] {
+        let view = View {
+            state: &state,
+            service: state.service_named("a").unwrap(),
+            me: NODES[1],
+            incarnation: 1,
+            candidates: &NODES,
+            preferred: None,
+            seen: |_| seen,
+            free_since: at(0),
+            joined: at(0),
+            not_before: at(0),
+        };
+        assert_eq!(view.turn(at(9000)), Turn::NotBefore(at(9000 + 1250)));
+    }
+}
+
 #[test]
 fn who_has_it_leaves_it_and_its_next_life_takes_it_at_once() {
     let state = state(Some(NODES[0]));

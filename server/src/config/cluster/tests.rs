@@ -96,9 +96,14 @@ fn mistakes_are_named() {
         ("addresses = [\"192.0.2.100\"]", "", "has no addresses"),
         ("exports = [\"/srv *(rw)\"]", "", "exports nothing"),
         (
+            "[\"192.0.2.100\"]",
+            "[\"192.0.2.100\", \"192.0.2.100\"]",
+            "is there twice",
+        ),
+        (
             "key_file = \"/k\"",
             "key_file = \"/k\"\nlease_ms = 100",
-            "is not from 600",
+            "is not from 1000",
         ),
         (
             "witness = true",

@@ -193,6 +193,7 @@ pub(super) const fn stat_of(outcome: &Outcome) -> Option<Nlm4Stats> {
         | Outcome::Suspected(_)
         | Outcome::Refusals(_)
         | Outcome::TooManyRefusals
+        | Outcome::TooManyHandles
         | Outcome::Done => return None,
     })
 }

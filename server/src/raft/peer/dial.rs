@@ -4,7 +4,7 @@
 //! and the counters. Does not keep connections; whoever asked for one does.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -136,6 +136,20 @@ impl Peers {
     /// What came to the members' port.
     pub(in crate::raft) fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    /// Whether a member has this address.
+    pub(super) fn has_member_at(&self, address: IpAddr) -> bool {
+        match self.standing() {
+            Standing::Formed { members, .. } => {
+                let mut members = members.values();
+                members.any(|member| member.address.ip() == address)
+            }
+            Standing::Unformed { configured, .. } => {
+                let mut configured = configured.iter();
+                configured.any(|member| member.address.ip() == address)
+            }
+        }
     }
 
     pub(super) fn key(&self) -> &ClusterKey {

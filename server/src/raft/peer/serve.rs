@@ -23,7 +23,8 @@ use super::transfer::{self, TransferError};
 use super::wire::Message;
 use crate::raft::Engine;
 
-/// How many connections may be without proof of the key at a time; further ones are closed.
+/// How many connections may be without proof of the key at a time; further ones are closed. Those
+/// from members' addresses have as many to themselves, so that nobody else can keep members out.
 pub(super) const HANDSHAKES_MAX: usize = 64;
 /// How many connections of members there may be: each has some four to each other.
 const CONNECTIONS_MAX: usize = 512;
@@ -67,7 +68,8 @@ pub(in crate::raft) async fn serve_peers(
     peers: Peers,
     served: watch::Receiver<Option<Served>>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let of_members = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let of_others = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut tasks = JoinSet::new();
     loop {
@@ -78,7 +80,12 @@ pub(in crate::raft) async fn serve_peers(
         };
         match accepted {
             Ok((stream, from)) => {
-                let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+                let handshakes = if peers.has_member_at(from.ip()) {
+                    &of_members
+                } else {
+                    &of_others
+                };
+                let Ok(permit) = Arc::clone(handshakes).try_acquire_owned() else {
                     peers.counters().limit_handshakes.add(1);
                     continue;
                 };
