@@ -50,7 +50,7 @@ pub fn serve(
 ) -> Served {
     // Before its effect; before its reply is sent whoever sends it asks again (see `gate`). The
     // reply is made in between in any case, so that it is kept for a repeat.
-    if !node.gate.is_open() {
+    if !node.gate.admits() {
         return Served::Silent;
     }
     let mut writer = Writer::new(out);

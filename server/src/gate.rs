@@ -48,14 +48,19 @@ impl Gate {
         self.epoch
     }
 
-    /// Whether this node may answer now. A call that hears no is never answered, so the connection
-    /// that it came on is of no use any more ([`Gate::has_turned_away`]).
+    /// Whether this node may answer now.
     pub fn is_open(&self) -> bool {
         if is_planted(Fault::NoLease) {
             return true;
         }
         let until = self.until();
-        let is_open = !self.is_over() && (until == Moment::NEVER || boot_time() < until);
+        !self.is_over() && (until == Moment::NEVER || boot_time() < until)
+    }
+
+    /// The same, asked for a call: one that hears no is never answered, so the connection that it
+    /// came on is of no use any more ([`Gate::has_turned_away`]).
+    pub fn admits(&self) -> bool {
+        let is_open = self.is_open();
         if !is_open {
             self.turned_away.store(true, Ordering::Release);
         }
@@ -103,8 +108,8 @@ mod tests {
     #[test]
     fn it_is_open_until_its_moment_and_never_after_it_was_closed() {
         let gate = Gate::new(3);
-        assert!(!gate.is_open());
-        assert!(gate.has_turned_away());
+        assert!(!gate.is_open() && !gate.has_turned_away());
+        assert!(!gate.admits() && gate.has_turned_away());
         gate.begin_anew();
         let now = boot_time();
         gate.open_until(now + Duration::from_hours(1));

@@ -272,7 +272,7 @@ impl LockService {
 
     /// The epoch in which this node serves, if it does.
     pub fn epoch(&self) -> Option<u32> {
-        self.gate.is_open().then(|| self.gate.epoch())
+        self.gate.admits().then(|| self.gate.epoch())
     }
 
     /// The replicated state. What waits for this to be dropped is every change of locks.
@@ -332,7 +332,7 @@ impl LockService {
         let forgotten = forgets.then(|| command.clone());
         self.propose_change(command, move |outcome| {
             // After the lease nobody is answered: another node may have gone on meanwhile.
-            let outcome = outcome.ok().filter(|_| locks.gate.is_open());
+            let outcome = outcome.ok().filter(|_| locks.gate.admits());
             let Some(outcome) = outcome else {
                 locks.counters.changes_unknown.add(1);
                 return;

@@ -114,7 +114,7 @@ impl Files {
     /// # Errors
     /// [`Failure::Jukebox`] if this node serves no more. That is not answered either.
     pub fn must_serve(&self) -> Result<(), Failure> {
-        if self.gate.is_open() {
+        if self.gate.admits() {
             Ok(())
         } else {
             Err(Failure::Jukebox)

@@ -18,7 +18,7 @@
 //! Without `[cluster]` this node is alone. Without `[[service]]` it has one service, which is what
 //! the options and keys outside say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -201,17 +201,16 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         return Err(wrong("export", "", problem));
     }
     let mut names = BTreeSet::new();
-    let mut addresses = BTreeSet::new();
+    let mut addresses = BTreeMap::new();
     let mut checked = Vec::new();
     for service in services {
         if !names.insert(service.name.clone()) {
             return Err(wrong("service.name", &service.name, "is there twice"));
         }
         for address in &service.addresses {
-            if !addresses.insert(*address) {
-                let address = address.to_string();
-                let problem = "belongs to another service, or is there twice";
-                return Err(wrong("service.addresses", &address, problem));
+            if let Some(other) = addresses.insert(*address, service.name.clone()) {
+                let problem = format!("has {address}, which `{other}` has already");
+                return Err(wrong("service", &service.name, &problem));
             }
         }
         checked.push(check_service(service, &settings, cluster.as_ref())?);

@@ -469,7 +469,7 @@ impl Connection {
             large_at,
         } = &mut self.out;
         while *gathered_at < gathered.len() || !large.is_empty() {
-            if !self.node.gate.is_open() {
+            if !self.node.gate.admits() {
                 return Err(lease_is_over());
             }
             let mut segments = [IoSlice::new(&[]); SEGMENTS_MAX];

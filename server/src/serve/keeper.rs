@@ -21,6 +21,7 @@ use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step};
 use crate::cluster::service::Active;
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
+use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
 use crate::lock_service::unix_seconds;
 use crate::services::{Slot, Takeover};
@@ -167,9 +168,12 @@ impl Keeper {
     /// Until when the lease holds; it counts as over as long as a connection is there on which an
     /// answer may be missing.
     fn lease(&self) -> Moment {
-        let gate = self.gate.as_ref();
-        let gate = gate.filter(|gate| !gate.has_turned_away());
-        gate.map_or(Moment::default(), |gate| gate.until())
+        let is_listening = self.opened.as_ref().is_some_and(Open::is_listening);
+        match &self.gate {
+            Some(_) if is_planted(Fault::NoLease) => Moment::NEVER,
+            Some(gate) if !is_listening || !gate.has_turned_away() => gate.until(),
+            _ => Moment::default(),
+        }
     }
 
     async fn carry_out(&mut self, step: Step) -> Result<(), ServeError> {
@@ -190,7 +194,6 @@ impl Keeper {
                 );
                 if let Some(opened) = &mut self.opened {
                     opened.destroy();
-                    opened.node.gate.begin_anew();
                 }
                 self.reconciler.speaks(false);
             }
@@ -337,6 +340,7 @@ impl Keeper {
         let Some(opened) = &mut self.opened else {
             return;
         };
+        opened.node.gate.begin_anew();
         match opened.listen(&self.shared, true).await {
             Ok(()) => self.reconciler.speaks(true),
             Err(error) => {

@@ -285,6 +285,11 @@ impl Open {
         Ok(())
     }
 
+    /// Whether it has listeners.
+    pub(super) const fn is_listening(&self) -> bool {
+        self.stop.is_some()
+    }
+
     /// Closes all listeners and connections at once; nothing is answered, nothing unread is read.
     pub(super) fn destroy(&mut self) {
         if let Some(stop) = self.stop.take() {

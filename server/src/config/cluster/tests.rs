@@ -98,7 +98,7 @@ fn mistakes_are_named() {
         (
             "[\"192.0.2.100\"]",
             "[\"192.0.2.100\", \"192.0.2.100\"]",
-            "is there twice",
+            "`alpha` has 192.0.2.100, which `alpha` has already",
         ),
         (
             "key_file = \"/k\"",

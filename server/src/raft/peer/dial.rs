@@ -249,6 +249,10 @@ impl Peers {
         }
         let (name, address) = (&member.name, member.address);
         match error {
+            // So it is at the first start, for a moment.
+            PeerError::Refused(Refusal::Unformed { .. }) => {
+                tracing::info!(node, %name, %address, "a member is not there yet: {text}");
+            }
             PeerError::Refused(_) | PeerError::RefusedBy(_) => {
                 tracing::error!(node, %name, %address, "cannot use a member: {text}");
             }
