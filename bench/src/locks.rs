@@ -186,7 +186,8 @@ pub(crate) fn commits(directory: &Path, length: Duration) -> anyhow::Result<Figu
 }
 
 /// Proposes one change after the other to a store of our own beside that of the server, each when
-/// the outcome of the one before is there. The change does nothing: it is of a service that is not there.
+/// the outcome of the one before is there. The change does nothing: it is of a service that is not
+/// there.
 pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Result<Figures> {
     let directory = directory.join("store-of-its-own");
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
