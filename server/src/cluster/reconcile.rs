@@ -179,6 +179,12 @@ impl Reconciler {
         now: Moment,
         sight: Sight<'_, S>,
     ) -> Step {
+        if let Phase::Assigned { epoch } = self.phase
+            && self.ends
+        {
+            // Whatever was half open is closed, and nothing of it has answered.
+            self.phase = Phase::Stopped { epoch };
+        }
         match self.phase {
             Phase::StandBy if self.ends => Step::End,
             Phase::StandBy => self.stand_by(now, sight),

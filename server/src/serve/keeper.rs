@@ -390,7 +390,8 @@ impl Keeper {
     }
 
     /// Gives the service back; nothing of it answers here any more.
-    async fn release(&self, epoch: u32) {
+    async fn release(&mut self, epoch: u32) {
+        self.let_go();
         let Active { node, incarnation } = self.shared.services.cluster.own();
         let release = Command::Cluster(ClusterCommand::Release(Release {
             service: self.id,

@@ -210,3 +210,14 @@ fn at_the_end_it_stops_releases_and_ends() {
     scene.reconciler.released();
     assert_eq!(scene.poll(5102), Step::End);
 }
+
+#[test]
+fn at_the_end_what_was_not_opened_yet_is_released() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.reconciler.end();
+    assert_eq!(scene.poll(1), Step::Release { epoch: 1 });
+    scene.reconciler.released();
+    assert_eq!(scene.poll(2), Step::End);
+}
