@@ -576,6 +576,19 @@ fn late_copies_of_free_all_and_of_a_first_unlock_change_nothing() {
     assert_eq!(scene.lock(1, true, false), Granted);
     assert_eq!(free_all(&mut scene), 0);
     assert!(scene.holds(1));
+    // A host that was not known when it sent its FREE_ALL.
+    let second = |scene: &mut Scene| {
+        let address = host(3).address;
+        let call = CallDigest(900);
+        scene.table.free_all(address, b"c3", call, STAMP).locks
+    };
+    assert_eq!(second(&mut scene), 0);
+    scene.unlock(1);
+    assert_eq!(scene.lock(3, true, false), Granted);
+    assert_eq!(second(&mut scene), 0);
+    assert!(scene.holds(3));
+    scene.unlock(3);
+    assert_eq!(scene.lock(1, true, false), Granted);
     // A host that was not known when it sent its first UNLOCK.
     let first = scene.unlock(2);
     scene.unlock(1);
