@@ -70,8 +70,8 @@ pub struct Renewal {
     pub lease_ms: u32,
 }
 
-/// Which renewal of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Which renewal of a node; later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RenewalId {
     /// Which life of its process.
     pub incarnation: u64,

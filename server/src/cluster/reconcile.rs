@@ -25,6 +25,7 @@
 //! - Stopped: the same. Nothing answers any more before the release is proposed, so it does not
 //!   matter whether that is ever committed, nor when.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::NodeId;
@@ -90,6 +91,9 @@ pub struct Reconciler {
     not_before: Moment,
     failures: u32,
     ends: bool,
+    /// Renewals that are in the state and were not seen when they came: they were read at the
+    /// start, or are from a snapshot. Seen since here.
+    found: BTreeMap<NodeId, Seen>,
 }
 
 /// What the node knows, besides what the [`Reconciler`] does.
@@ -113,6 +117,7 @@ impl Default for Reconciler {
             not_before: Moment::default(),
             failures: 0,
             ends: false,
+            found: BTreeMap::new(),
         }
     }
 }
@@ -179,6 +184,46 @@ impl Reconciler {
         now: Moment,
         sight: Sight<'_, S>,
     ) -> Step {
+        self.find(now, &sight.view);
+        let found = std::mem::take(&mut self.found);
+        let view = sight.view;
+        let seen = |node| found.get(&node).copied().or_else(|| (view.seen)(node));
+        let sight = Sight {
+            view: View {
+                state: view.state,
+                service: view.service,
+                me: view.me,
+                incarnation: view.incarnation,
+                candidates: view.candidates,
+                preferred: view.preferred,
+                seen: &seen,
+                free_since: view.free_since,
+                joined: view.joined,
+                not_before: view.not_before,
+            },
+            joined: sight.joined,
+            lease: sight.lease,
+            is_alone: sight.is_alone,
+        };
+        let step = self.step(now, sight);
+        self.found = found;
+        step
+    }
+
+    /// Notes which renewals are news: an older one that was seen says nothing about when the lease
+    /// of its node is over, and one that was never seen must be counted from some moment.
+    fn find<S: Fn(NodeId) -> Option<Seen>>(&mut self, now: Moment, view: &View<'_, S>) {
+        for renewal in view.state.renewals() {
+            let (node, id) = (renewal.node, renewal.id());
+            if (view.seen)(node).is_some_and(|seen| seen.id >= id) {
+                self.found.remove(&node);
+            } else if self.found.get(&node).is_none_or(|found| found.id != id) {
+                self.found.insert(node, Seen { id, at: now });
+            }
+        }
+    }
+
+    fn step<S: Fn(NodeId) -> Option<Seen>>(&mut self, now: Moment, sight: Sight<'_, S>) -> Step {
         match self.phase {
             Phase::StandBy if self.ends => Step::End,
             Phase::StandBy => self.stand_by(now, sight),

@@ -24,7 +24,8 @@ fn renewal(node: u64) -> Renewal {
 struct Scene {
     state: ClusterState,
     reconciler: Reconciler,
-    other_seen: Moment,
+    /// Which renewal of the other node was seen last, and when.
+    other_seen: Option<(u64, Moment)>,
     lease: Moment,
 }
 
@@ -33,7 +34,7 @@ impl Scene {
         let mut scene = Self {
             state: ClusterState::default(),
             reconciler: Reconciler::default(),
-            other_seen: Moment::default(),
+            other_seen: Some((1, Moment::default())),
             lease: Moment::default(),
         };
         scene.log(ClusterCommand::Name { name: "a".into() });
@@ -63,10 +64,13 @@ impl Scene {
     }
 
     fn poll(&mut self, ms: u64) -> Step {
-        let other = Seen {
-            id: renewal(2).id(),
-            at: self.other_seen,
-        };
+        let other = self.other_seen.map(|(seq, at)| Seen {
+            id: RenewalId {
+                incarnation: 1,
+                seq,
+            },
+            at,
+        });
         let sight = Sight {
             view: View {
                 state: &self.state,
@@ -75,7 +79,7 @@ impl Scene {
                 incarnation: 1,
                 candidates: &NODES,
                 preferred: None,
-                seen: |_| Some(other),
+                seen: |node| other.filter(|_| node == NODES[1]),
                 free_since: Moment::default(),
                 joined: Moment::default(),
                 not_before: Moment::default(),
@@ -124,7 +128,7 @@ fn what_another_node_has_is_dropped_also_before_it_was_opened() {
     scene.assign(2, 1, Some(renewal(1).id()));
     assert_eq!(scene.poll(6000), Step::Drop);
     scene.reconciler.dropped();
-    scene.other_seen = at(5990);
+    scene.other_seen = Some((1, at(5990)));
     assert!(matches!(scene.poll(6001), Step::Wait(_)));
     let mut scene = Scene::new();
     scene.assign(1, 0, None);
@@ -140,7 +144,7 @@ fn a_move_stops_first_and_releases_then() {
     scene.log(ClusterCommand::Move { service, to });
     // Node 2 does not live: it could not take it.
     assert!(matches!(scene.poll(5500), Step::Wait(_)));
-    scene.other_seen = at(5400);
+    scene.other_seen = Some((1, at(5400)));
     assert_eq!(scene.poll(5500), Step::Stop { to: Some(to) });
     scene.reconciler.stopped();
     // Whatever the lease says: it never serves in that epoch again.
@@ -209,4 +213,45 @@ fn at_the_end_it_stops_releases_and_ends() {
     assert_eq!(scene.poll(5101), Step::Release { epoch: 1 });
     scene.reconciler.released();
     assert_eq!(scene.poll(5102), Step::End);
+}
+
+/// Node 2 has the service, and node 1 learns of its last renewal otherwise than by its coming.
+fn scene_of_the_other(other_seen: Option<(u64, Moment)>) -> Scene {
+    let mut scene = Scene::new();
+    scene.assign(2, 0, None);
+    scene.other_seen = other_seen;
+    let last = Renewal {
+        seq: 9,
+        ..renewal(2)
+    };
+    scene.log(ClusterCommand::Renew(last));
+    scene
+}
+
+#[test]
+fn a_renewal_that_was_read_at_the_start_is_waited_for_from_then_on() {
+    let mut scene = scene_of_the_other(None);
+    assert_eq!(scene.poll(5000), Step::Wait(at(6000)));
+    assert_eq!(scene.poll(6000), Step::Wait(at(6250)));
+    let after = Some(RenewalId {
+        incarnation: 1,
+        seq: 9,
+    });
+    let take = Step::Take {
+        expected_epoch: 1,
+        after,
+    };
+    assert_eq!(scene.poll(6250), take);
+}
+
+#[test]
+fn a_renewal_from_a_snapshot_is_not_taken_for_the_older_one_that_was_seen() {
+    let mut scene = scene_of_the_other(Some((5, at(1000))));
+    assert_eq!(scene.poll(5000), Step::Wait(at(6000)));
+    assert_eq!(scene.poll(6249), Step::Wait(at(6250)));
+    assert!(matches!(scene.poll(6250), Step::Take { .. }));
+    // A later one came, and is seen where it is appended.
+    scene.other_seen = Some((10, at(6100)));
+    assert_eq!(scene.poll(6250), Step::Wait(at(7250)));
+    assert_eq!(scene.poll(7300), Step::Wait(at(7350)));
 }
