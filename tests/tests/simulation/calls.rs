@@ -17,6 +17,7 @@ use havenfs_nlm::table::{LockOutcome, LockRequest};
 use havenfs_nlm::waiting::Callback;
 use havenfs_nlm::wire_v3::NlmVersion;
 
+use crate::clock::MS;
 use crate::hosts::HostEvent;
 use crate::keeper::{Gate, Serving};
 use crate::node::NodeEvent;
@@ -272,12 +273,7 @@ impl World {
     fn has_recorded(&self, n: usize, call: &Call, cells: Cells, exclusive: bool) -> bool {
         let request = call.request(cells, exclusive, false, true);
         let state = self.service_state(n, call.service);
-        state.is_some_and(|state| {
-            state
-                .table()
-                .holding(&call.host_key(), &request)
-                .is_some()
-        })
+        state.is_some_and(|state| state.table().holding(&call.host_key(), &request).is_some())
     }
 
     fn answer_from_state(&mut self, n: usize, served: &ServedCall, stat: Stat) {
@@ -370,7 +366,13 @@ impl World {
             return;
         }
         if self.plan.fence {
-            let waits = self.storage_time(n);
+            // The process may be stopped just here, or the kernel be in no hurry.
+            let stalls = if self.percent(20) {
+                self.below(3000) * MS
+            } else {
+                0
+            };
+            let waits = stalls + self.storage_time(n);
             self.node_after(n, waits, NodeEvent::Effect(served));
         } else {
             self.effect(n, served);

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use havenfs::cluster::{ClusterState, Command, Outcome, Queue, ServiceCommand};
+use havenfs::cluster::{ClusterState, Command, Outcome, Queue, ServiceCommand, ServiceState};
 use havenfs_nlm::table::LockTable;
 
 use crate::calls::{ServedCall, file_key, name, svid};
@@ -148,7 +148,9 @@ impl World {
             return;
         }
         if index != self.checks.applied.len() as u64 + 1 {
-            self.broken(Broken::LogsDiffer, || format!("n{n} leaves out some before {index}"));
+            self.broken(Broken::LogsDiffer, || {
+                format!("n{n} leaves out some before {index}")
+            });
             return;
         }
         let term = entry.term;
@@ -171,7 +173,10 @@ impl World {
         if !is_new || !in_order {
             let queue: Queue = origin.queue;
             self.broken(Broken::Twice, || {
-                format!("proposal {id}, number {} of {queue:?}, after {last:?}", origin.number)
+                format!(
+                    "proposal {id}, number {} of {queue:?}, after {last:?}",
+                    origin.number
+                )
             });
         }
     }
@@ -182,7 +187,7 @@ impl World {
             return;
         };
         let accepted: Option<u32> = ServiceCommand::epoch(command);
-        let now = self.nodes[n].state.service(*id).map(|service| service.epoch());
+        let now = self.nodes[n].state.service(*id).map(ServiceState::epoch);
         if accepted != now && *outcome != Outcome::EarlierEpoch {
             self.broken(Broken::OtherEpoch, || {
                 format!("a call of epoch {accepted:?} is carried out in {now:?}: {outcome:?}")
@@ -192,9 +197,9 @@ impl World {
 
     /// What rises, and what waits, after an entry that no node had applied before.
     fn check_numbers(&mut self, n: usize) {
-        for s in 0..self.plan.services {
+        for (s, name) in SERVICES.iter().enumerate().take(self.plan.services) {
             let state = &self.nodes[n].state;
-            let id = state.service_named(SERVICES[s]);
+            let id = state.service_named(name);
             let Some(service) = id.and_then(|id| state.service(id)) else {
                 continue;
             };
@@ -259,7 +264,9 @@ impl World {
                     continue;
                 };
                 for (cell, exclusive) in cells.iter().enumerate() {
-                    let Some(exclusive) = *exclusive else { continue };
+                    let Some(exclusive) = *exclusive else {
+                        continue;
+                    };
                     let first = cell as u64 * 10;
                     let has = service.table().held_entries().any(|entry| {
                         let lock = &entry.lock;
@@ -296,9 +303,7 @@ impl World {
                 }
                 let theirs = owner.counts_on();
                 let both = cells.iter().zip(&theirs);
-                let conflict = |(one, other): (&Option<bool>, &Option<bool>)| {
-                    matches!((one, other), (Some(one), Some(other)) if *one || *other)
-                };
+                let conflict = |(one, other): (&Option<bool>, &Option<bool>)| matches!((one, other), (Some(one), Some(other)) if *one || *other);
                 if both.into_iter().any(conflict) {
                     other = Some((at, no));
                 }
@@ -319,7 +324,10 @@ impl World {
     /// What keeps the run from its good end, if something does.
     pub(crate) fn unfinished(&self) -> Option<String> {
         if let Some(h) = self.hosts.iter().position(|host| !host.is_quiet()) {
-            return Some(format!("h{h} still has something or waits: {:?}", self.hosts[h]));
+            return Some(format!(
+                "h{h} still has something or waits: {:?}",
+                self.hosts[h]
+            ));
         }
         for (s, name) in SERVICES.iter().enumerate().take(self.plan.services) {
             let n = self.who_serves(s)?;
@@ -331,7 +339,9 @@ impl World {
                 return Some(format!("service {s} has locks of nobody: {held:?}"));
             }
             if service.active().map(|active| active.node) != Some(node_id(n)) {
-                return Some(format!("n{n} serves service {s}, and is not its active node"));
+                return Some(format!(
+                    "n{n} serves service {s}, and is not its active node"
+                ));
             }
         }
         None
@@ -360,4 +370,7 @@ fn waiting(table: &LockTable) -> Vec<Request> {
 pub(crate) const SERVICES: [&str; 2] = ["s0", "s1"];
 /// States that are kept for comparison with nodes that are behind.
 const STATES_KEPT: usize = 400;
-const _: () = assert!(CELLS < 10, "a cell is ten bytes, and a file's range is small");
+const _: () = assert!(
+    CELLS < 10,
+    "a cell is ten bytes, and a file's range is small"
+);

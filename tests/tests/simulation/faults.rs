@@ -7,7 +7,7 @@ use crate::checks::SERVICES;
 use crate::clock::MS;
 use crate::node::node_id;
 use crate::pending::Then;
-use crate::plan::{NODES, Theme};
+use crate::plan::{Calamity, NODES, Theme};
 use crate::raft::others;
 use crate::world::{Event, World};
 
@@ -49,10 +49,10 @@ impl World {
         }
         let (until, n) = (self.plan.faults_until, self.below(2) as usize);
         let at = self.between(1000 * MS, until);
-        if self.plan.storage_hangs {
+        if self.plan.calamity == Some(Calamity::StorageHangs) {
             self.after(at, Event::Fault(Fault::StorageHangsForGood(n)));
         }
-        if self.plan.wipe {
+        if self.plan.calamity == Some(Calamity::DiskLost) {
             let n = self.below(NODES as u64) as usize;
             self.after(at, Event::Fault(Fault::Wipe(n)));
         }
@@ -198,8 +198,7 @@ impl World {
         self.network.heal();
         self.plan.loss_percent = 0;
         let dead = self.below(2) as usize;
-        let none_lost = self.nodes.iter().all(|node| !node.is_wiped);
-        let stays_dead = self.plan.one_stays_dead && none_lost;
+        let stays_dead = self.plan.calamity == Some(Calamity::StaysDead);
         for n in 0..NODES {
             let node = &mut self.nodes[n];
             node.log_slow_until = 0;

@@ -156,9 +156,7 @@ impl World {
                     exclusive: delivery.exclusive,
                     cookie,
                 };
-                self.say(|_| {
-                    format!("n{n} s{s}: tells h{h} of grant {} in {told:?}", cookie.id)
-                });
+                self.say(|_| format!("n{n} s{s}: tells h{h} of grant {} in {told:?}", cookie.id));
                 if !self.percent(15)
                     && let Some(after) = self.way_to_host(n)
                 {

@@ -215,10 +215,10 @@ impl World {
         let cells = Cells { first, last };
         let exclusive = self.percent(65);
         let dice = self.below(100);
-        if dice < 8 {
+        if dice < 12 {
             self.hosts[h].owners[o].doing = Doing::Calls;
             self.begin_call(h, o, Asks::Write);
-        } else if dice < 14 {
+        } else if dice < 18 {
             self.hosts[h].owners[o].doing = Doing::Calls;
             self.begin_call(h, o, Asks::Test { cells, exclusive });
         } else if !has_nothing && dice < 55 {
@@ -360,7 +360,14 @@ impl World {
         if since != number {
             return;
         }
-        if self.percent(40) && !self.settles {
+        // In the end who has something gives it back first: two may wait for each other.
+        let has_some = !self.hosts[h].owners[o].has_nothing();
+        let gives_up = if self.settles {
+            has_some
+        } else {
+            self.percent(40)
+        };
+        if gives_up {
             let Want {
                 cells, exclusive, ..
             } = want;
@@ -404,7 +411,11 @@ impl World {
             && !self.percent(25)
             && let Some(after) = self.way_to_host(n)
         {
-            let late = if self.percent(20) { self.below(3000) * MS } else { 0 };
+            let late = if self.percent(20) {
+                self.below(3000) * MS
+            } else {
+                0
+            };
             let from = address(self.hosts[h].address);
             let answer = GrantAnswer::Answered(told.cookie, from, stat);
             let event = NodeEvent::GrantAnswered(told.service, answer);
@@ -495,7 +506,11 @@ impl World {
         let mut services: Vec<usize> = host.owners.iter().map(|owner| owner.service).collect();
         services.dedup();
         for s in services {
-            if let Some(o) = self.hosts[h].owners.iter().position(|owner| owner.service == s) {
+            if let Some(o) = self.hosts[h]
+                .owners
+                .iter()
+                .position(|owner| owner.service == s)
+            {
                 self.begin_call(h, o, Asks::Notify(state));
             }
         }

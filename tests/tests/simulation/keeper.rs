@@ -85,7 +85,7 @@ pub(crate) struct Keeper {
 impl World {
     /// Everything may be different now.
     pub(crate) fn poll_all(&mut self, n: usize) {
-        if self.nodes[n].has_data {
+        if self.plan.data[n] {
             for s in 0..self.plan.services {
                 let after = self.short_time() / 10;
                 let wake = self.next_wake(n, s);
@@ -148,9 +148,11 @@ impl World {
         let seen_by_node = &node.seen;
         let seen = |of: NodeId| {
             let seen = seen_by_node.get(&of).copied()?;
-            let earlier = sabotage.zip(state.last_renewal(of)).map_or(0, |(by, last)| {
-                by.waits_less(wait(last).as_nanos() as u64, own_ms, last.lease_ms)
-            });
+            let earlier = sabotage
+                .zip(state.last_renewal(of))
+                .map_or(0, |(by, last)| {
+                    by.waits_less(wait(last).as_nanos() as u64, own_ms, last.lease_ms)
+                });
             let at = Moment(seen.at.0.saturating_sub(earlier));
             Some(Seen { at, ..seen })
         };

@@ -63,7 +63,6 @@ pub(crate) struct Node {
     pub(crate) held_up: Vec<NodeEvent>,
     /// Its disk was lost: it is not let in again.
     pub(crate) is_wiped: bool,
-    pub(crate) has_data: bool,
     pub(crate) clock: Clock,
     pub(crate) raft: Raft,
     /// How often its process was started; also in what it proposes.
@@ -92,7 +91,6 @@ impl Node {
             is_stopped: false,
             held_up: Vec::new(),
             is_wiped: false,
-            has_data: plan.data[n],
             clock: Clock::new(base, plan.drift_ppm[n]),
             raft: Raft::new(),
             life: 0,
@@ -142,7 +140,7 @@ impl World {
         node.keepers = (0..services).map(|_| Keeper::default()).collect();
         self.say(|_| format!("n{n} starts its life {life}"));
         self.begin_raft(n);
-        if self.nodes[n].has_data {
+        if self.plan.data[n] {
             if self.sabotage == Some(Sabotage::ReplayedRenewals) {
                 self.count_replayed_renewals(n);
             }
@@ -232,13 +230,18 @@ impl World {
     /// Applies a batch of entries, and then tells what came of those from here.
     pub(crate) fn apply_batch(&mut self, n: usize, batch: Vec<(u64, Entry)>) {
         let mut told = Vec::new();
-        let (mut changes, mut assigned) = (false, 0);
+        let (mut changes, mut assigned) = (false, Vec::new());
         for (index, entry) in batch {
             if let Some(proposed) = &entry.proposed {
                 let (origin, command) = self.as_applied(n, proposed);
                 let outcome = self.nodes[n].state.apply(&origin, &command);
                 changes |= concerns_all(&command);
-                assigned += u32::from(matches!(outcome, Some(Outcome::Assigned(_))));
+                if let (Command::Cluster(ClusterCommand::Assign(assign)), Some(outcome)) =
+                    (&command, &outcome)
+                    && matches!(outcome, Outcome::Assigned(_))
+                {
+                    assigned.push(assign.service);
+                }
                 self.check_entry(n, index, &entry, outcome.as_ref());
                 if let Some(outcome) = outcome {
                     told.extend(self.applied_here(n, proposed, outcome));
@@ -250,8 +253,9 @@ impl World {
             }
             self.nodes[n].raft.applied = index;
         }
-        if assigned > 1 {
-            self.count("assignments in one batch");
+        assigned.sort_unstable();
+        if assigned.windows(2).any(|pair| pair[0] == pair[1]) {
+            self.count("epochs of a service in one batch");
         }
         self.check_state(n);
         for (then, outcome) in told {

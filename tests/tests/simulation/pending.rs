@@ -94,7 +94,7 @@ impl Pending {
         }
     }
 
-    fn to_send(&mut self) -> Vec<Rc<Proposed>> {
+    fn take_unsent(&mut self) -> Vec<Rc<Proposed>> {
         let mut batch = Vec::new();
         for queue in [Queue::Leases, Queue::Calls] {
             let waiting = &mut self.queues[place(queue)];
@@ -175,7 +175,7 @@ impl World {
             };
         }
         let Some(leader) = leadership.0 else { return };
-        let batch = self.nodes[n].pending.to_send();
+        let batch = self.nodes[n].pending.take_unsent();
         if batch.is_empty() {
             return;
         }

@@ -33,6 +33,17 @@ const THEMES: [Theme; 8] = [
     Theme::Behind,
 ];
 
+/// What does not come right in the end; at most one of these happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calamity {
+    /// The exported storage does not answer a node any more.
+    StorageHangs,
+    /// A node loses its disk, with its log.
+    DiskLost,
+    /// A node does not come back.
+    StaysDead,
+}
+
 /// One run.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -55,12 +66,7 @@ pub(crate) struct Plan {
     pub(crate) faults_until: u64,
     /// Of a hundred messages between nodes so many are lost.
     pub(crate) loss_percent: u64,
-    /// A storage hangs from some moment on for good.
-    pub(crate) storage_hangs: bool,
-    /// A node loses its disk.
-    pub(crate) wipe: bool,
-    /// A node does not come back.
-    pub(crate) one_stays_dead: bool,
+    pub(crate) calamity: Option<Calamity>,
     /// Before this moment nothing goes wrong.
     pub(crate) quiet_until: u64,
 }
@@ -83,7 +89,12 @@ impl Plan {
         // With a longer lease and the margin's least value the clocks must agree better.
         let is_long = lease_ms.iter().any(|lease_ms| *lease_ms > 1200);
         let drift_ppm = drift_ppm.map(|drift| if is_long { drift / 3 } else { drift });
-        let last_hours = random.below(10);
+        let calamity = match random.below(10) {
+            0 => Some(Calamity::StorageHangs),
+            1 => Some(Calamity::DiskLost),
+            2..5 => Some(Calamity::StaysDead),
+            _ => None,
+        };
         let behind = theme == Theme::Behind;
         Self {
             theme,
@@ -99,9 +110,7 @@ impl Plan {
             faults: 3 + random.below(7),
             faults_until: (4000 + random.below(3000)) * MS,
             loss_percent: [0, 0, 1, 4][random.below(4) as usize],
-            storage_hangs: last_hours == 0,
-            wipe: last_hours == 1,
-            one_stays_dead: last_hours > 6,
+            calamity,
             quiet_until: 300 * MS,
         }
     }

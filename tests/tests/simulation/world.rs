@@ -17,7 +17,7 @@ use crate::faults::Fault;
 use crate::hosts::{Host, HostEvent};
 use crate::network::Network;
 use crate::node::{Node, NodeEvent};
-use crate::plan::{NODES, Plan, Theme};
+use crate::plan::{NODES, Plan};
 use crate::sabotage::Sabotage;
 
 /// What happens next.
@@ -61,17 +61,23 @@ pub(crate) struct World {
 
 impl World {
     /// A run of a seed; `told`: its story is kept.
-    pub(crate) fn new(
-        seed: u64,
-        sabotage: Option<Sabotage>,
-        focus: Option<Theme>,
-        told: bool,
-    ) -> Self {
-        let mut random = Random::with_seed(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        let mut plan = Plan::of(&mut random, focus);
-        if let Some(sabotage) = sabotage {
-            sabotage.bend(&mut plan);
-        }
+    pub(crate) fn new(seed: u64, told: bool) -> Self {
+        let mut random = random_of(seed);
+        let plan = Plan::of(&mut random, None);
+        Self::with_plan(plan, random, told)
+    }
+
+    /// A run of a seed in which much happens that a rule is for; whether the rule is taken out too.
+    pub(crate) fn around(seed: u64, rule: Sabotage, is_out: bool) -> Self {
+        let mut random = random_of(seed);
+        let mut plan = Plan::of(&mut random, rule.theme());
+        rule.bend(&mut plan);
+        let mut world = Self::with_plan(plan, random, false);
+        world.sabotage = is_out.then_some(rule);
+        world
+    }
+
+    fn with_plan(plan: Plan, mut random: Random, told: bool) -> Self {
         let nodes = (0..NODES).map(|n| Node::new(n, &plan)).collect();
         let hosts = (0..plan.hosts)
             .map(|h| Host::new(h, &plan, &mut random))
@@ -79,7 +85,7 @@ impl World {
         Self {
             now: 0,
             random,
-            sabotage,
+            sabotage: None,
             nodes,
             hosts,
             network: Network::new(plan.services),
@@ -252,6 +258,11 @@ impl World {
         let lines = self.story.iter().flatten();
         lines.fold(String::new(), |text, line| text + line + "\n")
     }
+}
+
+/// Seeds that stand beside each other must have nothing in common.
+const fn random_of(seed: u64) -> Random {
+    Random::with_seed(seed.wrapping_mul(0x2545_f491_4f6c_dd1d))
 }
 
 /// Lines of the story that are kept.
