@@ -11,8 +11,8 @@
 //! - GRANTED and CANCEL: the cancel releases the grant if the owner had nothing of the range before
 //!   (else it can't be told what the owner believes to have, and the lock stays).
 //! - GRANTED and a polling LOCK of the same request: the LOCK is granted and confirms.
-//! - GRANTED and a repeated LOCK, which is answered that it is granted: that confirms nothing, since
-//!   nobody may hear the answer; but a refusal of the GRANTED does not release either.
+//! - GRANTED and a repeated LOCK, which is answered that it is granted: that confirms nothing,
+//!   since nobody may hear the answer; but a refusal of the GRANTED does not release either.
 //! - GRANTED and UNLOCK: the unlock releases, and ends a request for the very same range.
 //! - GRANTED_RES that comes late: it names the grant, not the range, so it can't hit a newer lock.
 

@@ -1,5 +1,6 @@
-//! Calls of hosts at a node: accepted under an epoch while the gate is open, perhaps kept waiting by
-//! a disk, carried out, answered; with a look at the gate before the effect and before the answer.
+//! Calls of hosts at a node: accepted under an epoch while the gate is open, perhaps kept waiting
+//! by a disk, carried out, answered; with a look at the gate before the effect and before the
+//! answer.
 //!
 //! What changes locks is a proposal; TEST and a reclaim of what the table has are answered from the
 //! applied state; a WRITE has its effect on a storage that both nodes reach, at a moment of true

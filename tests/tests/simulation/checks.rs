@@ -1,6 +1,6 @@
-//! The promises, looked at while a run goes on. What is compared is what somebody outside could see:
-//! moments of true time, the answers that hosts were given, the effects on the storage; and the
-//! replicated state on all nodes, entry by entry.
+//! The promises, looked at while a run goes on. What is compared is what somebody outside could
+//! see: moments of true time, the answers that hosts were given, the effects on the storage; and
+//! the replicated state on all nodes, entry by entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
-//! Tells hosts what they were granted while they waited, as `lock_service::granting` does around the
-//! product's `Granter`; and tells them of a takeover.
+//! Tells hosts what they were granted while they waited, as `lock_service::granting` does around
+//! the product's `Granter`; and tells them of a takeover.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Hosts, as Linux clients behave: lock owners that ask, wait, give up and give back; calls that are
-//! sent again until they are answered, and whose copies may come at any later time; answers to
+//! Hosts, as Linux clients behave: lock owners that ask, wait, give up and give back; calls that
+//! are sent again until they are answered, and whose copies may come at any later time; answers to
 //! GRANTED that get lost; reboots; new addresses.
 //!
 //! Each owner keeps what it was told: that is what no two owners may have at once. A lock counts
@@ -284,7 +284,8 @@ impl World {
         self.transmit(&call);
     }
 
-    /// Sends a call once, perhaps with a copy that comes much later; and again, until it is answered.
+    /// Sends a call once, perhaps with a copy that comes much later; and again, until it is
+    /// answered.
     fn transmit(&mut self, call: &Rc<Call>) {
         let to = self.network.address[call.service];
         if let Some(n) = to

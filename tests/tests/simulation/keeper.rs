@@ -362,7 +362,7 @@ impl World {
                 }
                 keeper.reconciler.speaks(true);
                 self.count("spoke again");
-                self.network.address[s] = Some(n);
+                self.announce(n, s);
             }
             Deed::Dropped => keeper.reconciler.dropped(),
             Deed::Stopped => {
@@ -401,11 +401,23 @@ impl World {
             lanes: BTreeMap::new(),
         });
         keeper.probed = self.now;
-        self.network.address[s] = Some(n);
+        self.announce(n, s);
         self.count("services opened");
         self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s, epoch));
         self.notify_hosts(n, s);
         self.look_for_grants(n);
+    }
+
+    /// Takes the service's address, unless the lease is over: another node may have it then, and
+    /// would not get it back. Then it is silent until the lease holds.
+    fn announce(&mut self, n: usize, s: usize) {
+        let gate = self.nodes[n].keepers[s].gate.as_ref();
+        if gate.is_some_and(|gate| gate.is_open(self.local(n))) {
+            self.network.address[s] = Some(n);
+        } else {
+            self.hush(n, s);
+            self.nodes[n].keepers[s].reconciler.speaks(false);
+        }
     }
 
     /// A release was proposed and carried out, or has taken too long.

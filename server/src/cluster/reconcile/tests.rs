@@ -101,9 +101,9 @@ impl Scene {
         assert_eq!(scene.poll(5000), take);
         scene.assign(1, 0, None);
         scene.reconciler.taken(Some(1));
+        scene.lease = at(6200);
         assert_eq!(scene.poll(5001), Step::Open { epoch: 1 });
         scene.reconciler.opened(at(5002), true);
-        scene.lease = at(6200);
         assert_eq!(scene.poll(5003), Step::Wait(at(6003)));
         scene
     }
@@ -187,6 +187,7 @@ fn what_cannot_be_opened_is_released_and_left_to_others_for_longer_each_time() {
         let epoch = round as u32 + 1;
         scene.assign(1, round as u32, None);
         scene.reconciler.taken(Some(epoch));
+        scene.lease = at(now + 1200);
         assert_eq!(scene.poll(now), Step::Open { epoch });
         scene.reconciler.opened(at(now), false);
         assert_eq!(scene.poll(now), Step::Release { epoch });
@@ -254,4 +255,21 @@ fn a_renewal_from_a_snapshot_is_not_taken_for_the_older_one_that_was_seen() {
     scene.other_seen = Some((10, at(6100)));
     assert_eq!(scene.poll(6250), Step::Wait(at(7250)));
     assert_eq!(scene.poll(7300), Step::Wait(at(7350)));
+}
+
+#[test]
+fn nothing_is_opened_without_a_lease() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.lease = at(5000);
+    assert_eq!(scene.poll(5000), Step::Wait(at(5020)));
+    scene.lease = at(6000);
+    assert_eq!(scene.poll(5020), Step::Open { epoch: 1 });
+    // The process ends meanwhile.
+    scene.lease = at(5000);
+    scene.reconciler.end();
+    assert_eq!(scene.poll(5020), Step::Drop);
+    scene.reconciler.dropped();
+    assert_eq!(scene.poll(5020), Step::End);
 }
