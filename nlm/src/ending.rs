@@ -4,9 +4,9 @@
 //! in the same command.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use crate::host::{CallDigest, Settled, Tombstone};
+use crate::host::{CallDigest, HostKey, Settled, Tombstone};
 use crate::keys::{FileKey, FileNo, HostNo, OwnerNo, Stamp};
 use crate::range::ByteRange;
 use crate::range_set::HeldRange;
@@ -135,11 +135,29 @@ impl LockTable {
         let mut meant = self.hosts_behind(address);
         meant.retain(named);
         let mut freed = Freed::default();
-        for host in meant {
+        let has_it = |host: &HostNo| {
             let record = self.hosts.value(host.0);
-            if record.is_some_and(|record| record.repeats.answer(call).is_some()) {
-                continue;
+            record.is_some_and(|record| record.repeats.answer(call).is_some())
+        };
+        // That one of them remembers it is enough: another one, with another of our addresses, may
+        // be new since.
+        if meant.iter().any(has_it) {
+            return freed;
+        }
+        if meant.is_empty() {
+            // Also of a host that is not known: a copy of this very call may come after its first
+            // LOCK. The call does not say which of our addresses that will be for.
+            let host = HostKey {
+                address,
+                service_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                caller_name: name.into(),
+            };
+            if let Ok(host) = self.enter_host(&host) {
+                self.remember(host, call, Some(Settled::Granted));
             }
+            return freed;
+        }
+        for host in meant {
             freed.hosts += 1;
             self.free(host, None, stamp, &mut freed);
             self.remember(host, call, Some(Settled::Granted));

@@ -114,7 +114,11 @@ impl HostRecord {
 
     /// Notes that it begins a new life: what was remembered of the old one is of no use.
     pub(crate) fn reboot(&mut self, state: i32) {
-        self.repeats = Arc::default();
+        // A notice may come after the first calls of the life that it tells of, or as a copy of one
+        // that came before the host was known: then those calls may come again too.
+        if state == 0 || self.nsm_state != state {
+            self.repeats = Arc::default();
+        }
         self.tombstones = Arc::default();
         self.doubt = None;
         self.reboots.rotate_right(1);

@@ -11,6 +11,8 @@
 //! - GRANTED and CANCEL: the cancel releases the grant if the owner had nothing of the range before
 //!   (else it can't be told what the owner believes to have, and the lock stays).
 //! - GRANTED and a polling LOCK of the same request: the LOCK is granted and confirms.
+//! - GRANTED and a repeated LOCK, which is answered that it is granted: that confirms nothing,
+//!   since nobody may hear the answer; but a refusal of the GRANTED does not release either.
 //! - GRANTED and UNLOCK: the unlock releases, and ends a request for the very same range.
 //! - GRANTED_RES that comes late: it names the grant, not the range, so it can't hit a newer lock.
 
@@ -77,7 +79,8 @@ pub struct Grant {
     pub(crate) exclusive: bool,
     /// Whether the owner had a part of it before, shared or exclusive.
     pub(crate) replaced: bool,
-    /// The epoch in which it was granted.
+    /// The epoch in which it was granted; [`EPOCH_TOLD`] once the host may have been told otherwise
+    /// than by GRANTED in that epoch.
     pub(crate) epoch: u32,
     /// How to tell the host.
     pub(crate) callback: Callback,
@@ -159,7 +162,7 @@ impl LockTable {
 
     /// The same call as one that was blocked came again: says how things stand and begins nothing,
     /// since it may be a copy that was overtaken by all that followed.
-    pub(crate) fn blocked_again(&self, host: &HostKey, request: &LockRequest) -> LockOutcome {
+    pub(crate) fn blocked_again(&mut self, host: &HostKey, request: &LockRequest) -> LockOutcome {
         let Some((owner, file)) = self.known_to(host, &request.owner, &request.file) else {
             return LockOutcome::Denied;
         };
@@ -170,6 +173,13 @@ impl LockTable {
         {
             LockOutcome::Blocked
         } else if self.has_all(file, owner, range, exclusive) {
+            // The host may learn of the grant from this answer, and deny the GRANTED that comes
+            // after it; or nobody may hear it, so that it must still be told.
+            for own in self.ranges.own(file, owner, range) {
+                if let Some(grant) = own.held.grant.and_then(|id| self.grants.get_mut(&id)) {
+                    grant.epoch = EPOCH_TOLD;
+                }
+            }
             LockOutcome::Granted
         } else {
             LockOutcome::Denied
@@ -260,7 +270,7 @@ impl LockTable {
         let Some(grant) = self.grants.remove(&id) else {
             return;
         };
-        if !release || grant.replaced {
+        if !release || grant.replaced || grant.epoch != stamp.epoch {
             return;
         }
         let Some(host) = self.host_of(grant.owner) else {
@@ -526,6 +536,8 @@ impl LockTable {
     }
 }
 
+/// No service has this epoch.
+const EPOCH_TOLD: u32 = 0;
 /// How many ranges of an owner are looked at to see whether it is in the way.
 const RANGES_LOOKED_AT_MAX: usize = 100;
 /// How many files and waiting requests a search for a deadlock looks at.

@@ -6,7 +6,8 @@
 //! the service, its preferred node, who serves fewest, and last the number of the node.
 //!
 //! Rule 2 of [`state`](super::state) is here: the wait begins when this node first saw the last
-//! renewal of the active node, in the log or in its replay after a start, whoever led then.
+//! renewal of the active node, in the log, or in the state after a start or a snapshot, whoever led
+//! then.
 //! Counting from the election of a leader would add its time for nothing: a later renewal voids the
 //! assignment anyway.
 
@@ -41,8 +42,8 @@ pub struct View<'a, S> {
     pub candidates: &'a [NodeId],
     /// Where it should be if all is well.
     pub preferred: Option<NodeId>,
-    /// When the last renewal of a node was first seen; if it was not, this node can't tell, and
-    /// waits from now on.
+    /// When the last renewal of a node was first seen, or a later one. If it was not, this node
+    /// can't tell, and its wait has not begun.
     pub seen: S,
     /// Since when this node knows that nobody has it.
     pub free_since: Moment,
@@ -125,9 +126,9 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
             // It has never had a lease.
             return Moment::default();
         };
+        // An older one was seen before the last was proposed.
         let seen = (self.seen)(node).filter(|seen| seen.id >= last.id());
-        let seen = seen.map_or(now, |seen| seen.at);
-        seen + wait(last)
+        seen.map_or(now, |seen| seen.at) + wait(last)
     }
 
     /// How many living nodes come before this one.

@@ -43,7 +43,8 @@ pub enum Step {
         /// See [`Assign::after`](super::command::Assign).
         after: Option<RenewalId>,
     },
-    /// Open the service, with its listeners; then [`Reconciler::opened`].
+    /// Open the service, with its listeners, and announce its address if the lease still holds
+    /// then; then [`Reconciler::opened`].
     Open {
         /// The epoch that this node was given.
         epoch: u32,
@@ -188,13 +189,11 @@ impl Reconciler {
         match self.phase {
             Phase::StandBy if self.ends => Step::End,
             Phase::StandBy => self.stand_by(now, sight),
-            Phase::Assigned { epoch } => {
-                if sight.has(epoch) {
-                    Step::Open { epoch }
-                } else {
-                    Step::Drop
-                }
-            }
+            Phase::Assigned { epoch } if !sight.has(epoch) => Step::Drop,
+            // Another node may have it, which is not known here yet: to listen and to announce the
+            // address now would take its hosts away from it.
+            Phase::Assigned { .. } if sight.lease <= now => Step::Wait(now + LEASE_LOOK),
+            Phase::Assigned { epoch } => Step::Open { epoch },
             Phase::Serving { epoch, .. } if !sight.has(epoch) => Step::Drop,
             Phase::Serving { .. } if self.ends => Step::Stop { to: None },
             Phase::Serving { speaks, .. } => sight.serve(now, speaks),

@@ -197,6 +197,51 @@ fn a_refusal_of_the_first_telling_releases_and_no_other_does() {
 }
 
 #[test]
+fn a_refusal_releases_nothing_that_a_repeated_lock_was_told() {
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    let (call, asked) = (scene.call(), request(1, 1, range(0, 9), true, true));
+    let lock = |scene: &mut Scene| scene.table.lock(&host(2), call, &asked, STAMP);
+    assert_eq!(lock(&mut scene), Blocked);
+    scene.unlock(1);
+    let grant = scene.grant().unwrap();
+    // GRANTED is on its way, and the call comes again: its answer may be heard first.
+    assert_eq!(lock(&mut scene), Granted);
+    scene.table.refuse(grant.id, true, STAMP);
+    assert!(scene.holds(2));
+    // If nobody heard it, the owner still waits, and may cancel.
+    let mut scene = Scene::default();
+    scene.lock(1, true, false);
+    assert_eq!(lock(&mut scene), Blocked);
+    scene.unlock(1);
+    assert_eq!(lock(&mut scene), Granted);
+    assert!(scene.grant().is_some(), "it is still told");
+    assert!(scene.cancel(2));
+    assert!(!scene.holds(2));
+}
+
+#[test]
+fn a_late_copy_of_a_notice_does_not_forget_the_calls_of_the_life_it_tells_of() {
+    let mut scene = Scene::default();
+    // The host was not known when the notice came first.
+    assert_eq!(reboot(&mut scene.table, 1, 5), Freed::default());
+    let (call, mut asked) = (scene.call(), request(1, 1, range(0, 9), true, false));
+    asked.nsm_state = 5;
+    let lock = |scene: &mut Scene| scene.table.lock(&host(1), call, &asked, STAMP);
+    assert_eq!(lock(&mut scene), Granted);
+    reboot(&mut scene.table, 1, 5);
+    assert!(scene.holds(1));
+    scene.unlock(1);
+    // A copy, which takes nothing.
+    assert_eq!(lock(&mut scene), Granted);
+    assert!(!scene.holds(1));
+    // A notice of another life is about a new one.
+    reboot(&mut scene.table, 1, 7);
+    assert_eq!(lock(&mut scene), Granted);
+    assert!(scene.holds(1));
+}
+
+#[test]
 fn an_answer_to_an_old_grant_does_not_touch_a_newer_lock() {
     let mut scene = Scene::default();
     scene.lock(1, true, false);
@@ -576,6 +621,19 @@ fn late_copies_of_free_all_and_of_a_first_unlock_change_nothing() {
     assert_eq!(scene.lock(1, true, false), Granted);
     assert_eq!(free_all(&mut scene), 0);
     assert!(scene.holds(1));
+    // A host that was not known when it sent its FREE_ALL.
+    let second = |scene: &mut Scene| {
+        let address = host(3).address;
+        let call = CallDigest(900);
+        scene.table.free_all(address, b"c3", call, STAMP).locks
+    };
+    assert_eq!(second(&mut scene), 0);
+    scene.unlock(1);
+    assert_eq!(scene.lock(3, true, false), Granted);
+    assert_eq!(second(&mut scene), 0);
+    assert!(scene.holds(3));
+    scene.unlock(3);
+    assert_eq!(scene.lock(1, true, false), Granted);
     // A host that was not known when it sent its first UNLOCK.
     let first = scene.unlock(2);
     scene.unlock(1);

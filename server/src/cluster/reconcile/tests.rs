@@ -24,7 +24,8 @@ fn renewal(node: u64) -> Renewal {
 struct Scene {
     state: ClusterState,
     reconciler: Reconciler,
-    other_seen: Moment,
+    /// Which renewal of the other node was seen last, and when.
+    other_seen: Option<(u64, Moment)>,
     lease: Moment,
 }
 
@@ -33,7 +34,7 @@ impl Scene {
         let mut scene = Self {
             state: ClusterState::default(),
             reconciler: Reconciler::default(),
-            other_seen: Moment::default(),
+            other_seen: Some((1, Moment::default())),
             lease: Moment::default(),
         };
         scene.log(ClusterCommand::Name { name: "a".into() });
@@ -63,10 +64,13 @@ impl Scene {
     }
 
     fn poll(&mut self, ms: u64) -> Step {
-        let other = Seen {
-            id: renewal(2).id(),
-            at: self.other_seen,
-        };
+        let other = self.other_seen.map(|(seq, at)| Seen {
+            id: RenewalId {
+                incarnation: 1,
+                seq,
+            },
+            at,
+        });
         let sight = Sight {
             view: View {
                 state: &self.state,
@@ -75,7 +79,7 @@ impl Scene {
                 incarnation: 1,
                 candidates: &NODES,
                 preferred: None,
-                seen: |_| Some(other),
+                seen: |node| other.filter(|_| node == NODES[1]),
                 free_since: Moment::default(),
                 joined: Moment::default(),
                 not_before: Moment::default(),
@@ -97,9 +101,9 @@ impl Scene {
         assert_eq!(scene.poll(5000), take);
         scene.assign(1, 0, None);
         scene.reconciler.taken(Some(1));
+        scene.lease = at(6200);
         assert_eq!(scene.poll(5001), Step::Open { epoch: 1 });
         scene.reconciler.opened(at(5002), true);
-        scene.lease = at(6200);
         assert_eq!(scene.poll(5003), Step::Wait(at(6003)));
         scene
     }
@@ -124,7 +128,7 @@ fn what_another_node_has_is_dropped_also_before_it_was_opened() {
     scene.assign(2, 1, Some(renewal(1).id()));
     assert_eq!(scene.poll(6000), Step::Drop);
     scene.reconciler.dropped();
-    scene.other_seen = at(5990);
+    scene.other_seen = Some((1, at(5990)));
     assert!(matches!(scene.poll(6001), Step::Wait(_)));
     let mut scene = Scene::new();
     scene.assign(1, 0, None);
@@ -140,7 +144,7 @@ fn a_move_stops_first_and_releases_then() {
     scene.log(ClusterCommand::Move { service, to });
     // Node 2 does not live: it could not take it.
     assert!(matches!(scene.poll(5500), Step::Wait(_)));
-    scene.other_seen = at(5400);
+    scene.other_seen = Some((1, at(5400)));
     assert_eq!(scene.poll(5500), Step::Stop { to: Some(to) });
     scene.reconciler.stopped();
     // Whatever the lease says: it never serves in that epoch again.
@@ -183,6 +187,7 @@ fn what_cannot_be_opened_is_released_and_left_to_others_for_longer_each_time() {
         let epoch = round as u32 + 1;
         scene.assign(1, round as u32, None);
         scene.reconciler.taken(Some(epoch));
+        scene.lease = at(now + 1200);
         assert_eq!(scene.poll(now), Step::Open { epoch });
         scene.reconciler.opened(at(now), false);
         assert_eq!(scene.poll(now), Step::Release { epoch });
@@ -220,4 +225,15 @@ fn at_the_end_what_was_not_opened_yet_is_released() {
     assert_eq!(scene.poll(1), Step::Release { epoch: 1 });
     scene.reconciler.released();
     assert_eq!(scene.poll(2), Step::End);
+}
+
+#[test]
+fn nothing_is_opened_without_a_lease() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.lease = at(5000);
+    assert_eq!(scene.poll(5000), Step::Wait(at(5020)));
+    scene.lease = at(6000);
+    assert_eq!(scene.poll(5020), Step::Open { epoch: 1 });
 }

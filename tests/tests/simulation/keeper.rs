@@ -1,0 +1,571 @@
+//! Keeps one service on a node: carries out the steps of the product's `Reconciler`, as
+//! `serve::keeper` and `serve::leases` do, with the gates that follow from the lease.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use havenfs::cluster::command::{Assign, Release, RenewalId};
+use havenfs::cluster::lease::{Moment, wait};
+use havenfs::cluster::placement::{Seen, View};
+use havenfs::cluster::reconcile::{Reconciler, Sight, Step};
+use havenfs::cluster::{ClusterCommand, Command, NodeId, Outcome, Queue, ServiceId};
+use havenfs_nlm::granter::Granter;
+
+use crate::clock::MS;
+use crate::node::{NodeEvent, node_id};
+use crate::pending::Then;
+use crate::sabotage::Sabotage;
+use crate::world::World;
+
+/// Until when a node may serve, in one epoch: as the product's gate.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) epoch: u32,
+    until: Cell<Moment>,
+    is_over: Cell<bool>,
+}
+
+impl Gate {
+    const fn new(epoch: u32) -> Self {
+        Self {
+            epoch,
+            until: Cell::new(Moment(0)),
+            is_over: Cell::new(false),
+        }
+    }
+
+    pub(crate) fn is_open(&self, now: Moment) -> bool {
+        !self.is_over.get() && now < self.until.get()
+    }
+}
+
+/// What is served in an epoch.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) gate: Rc<Gate>,
+    /// Whether it listens.
+    pub(crate) speaks: bool,
+    pub(crate) granter: Granter,
+    pub(crate) since: Moment,
+    pub(crate) newest_grant: u64,
+    /// When the granter is woken next, by true time.
+    pub(crate) wakes_at: u64,
+    /// When the last call of each host is proposed.
+    pub(crate) lanes: BTreeMap<usize, u64>,
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub(crate) enum Deed {
+    TookNothing,
+    Opened,
+    Spoke,
+    Dropped,
+    Stopped,
+    NotReleased,
+}
+
+/// A service on a node.
+#[derive(Debug, Default)]
+pub(crate) struct Keeper {
+    reconciler: Reconciler,
+    pub(crate) id: Option<ServiceId>,
+    gate: Option<Rc<Gate>>,
+    pub(crate) serving: Option<Serving>,
+    /// Which step is carried out, or was last.
+    step: u64,
+    is_busy: bool,
+    /// The last time it was put to sleep.
+    wake: u64,
+    /// When the storage last answered a probe.
+    probed: u64,
+}
+
+impl World {
+    /// Everything may be different now.
+    pub(crate) fn poll_all(&mut self, n: usize) {
+        if self.plan.data[n] {
+            for s in 0..self.plan.services {
+                let after = self.short_time() / 10;
+                let wake = self.next_wake(n, s);
+                self.node_after(n, after, NodeEvent::Poll(s, wake));
+            }
+        }
+    }
+
+    fn next_wake(&mut self, n: usize, s: usize) -> u64 {
+        let keeper = &mut self.nodes[n].keepers[s];
+        keeper.wake += 1;
+        keeper.wake
+    }
+
+    pub(crate) fn wake_keeper(&mut self, n: usize, s: usize, wake: u64) {
+        if self.nodes[n].keepers[s].wake == wake {
+            self.poll_keeper(n, s);
+        }
+    }
+
+    pub(crate) fn named(&mut self, n: usize, s: usize) {
+        let id = self.nodes[n].state.service_named(&format!("s{s}"));
+        self.nodes[n].keepers[s].id = id;
+        self.poll_keeper(n, s);
+    }
+
+    /// The next step of a keeper that is not busy.
+    pub(crate) fn poll_keeper(&mut self, n: usize, s: usize) {
+        self.give_up_serving_again(n, s);
+        let now = self.local(n);
+        let Some(id) = self.nodes[n].keepers[s].id else {
+            return;
+        };
+        if self.nodes[n].keepers[s].is_busy {
+            return;
+        }
+        let step = self.next_step(n, s, id, now);
+        if let Step::Wait(moment) = step {
+            let after = self.nodes[n].clock.until(self.now, moment) + MS;
+            let wake = self.next_wake(n, s);
+            self.node_after(n, after, NodeEvent::Poll(s, wake));
+            return;
+        }
+        let keeper = &mut self.nodes[n].keepers[s];
+        keeper.is_busy = true;
+        keeper.step += 1;
+        if !matches!(step, Step::Take { .. }) {
+            self.say(|_| format!("n{n} s{s}: {step:?}"));
+        }
+        self.carry_out(n, s, id, step);
+    }
+
+    fn next_step(&mut self, n: usize, s: usize, id: ServiceId, now: Moment) -> Step {
+        let data = self.plan.data;
+        let candidates: Vec<NodeId> = (0..data.len()).filter(|n| data[*n]).map(node_id).collect();
+        let sabotage = self.sabotage;
+        let node = &mut self.nodes[n];
+        let mut reconciler = std::mem::take(&mut node.keepers[s].reconciler);
+        let (state, own_ms) = (&node.state, node.lease_ms);
+        let seen_by_node = &node.seen;
+        let seen = |of: NodeId| {
+            let seen = seen_by_node.get(&of).copied()?;
+            let earlier = sabotage
+                .zip(state.last_renewal(of))
+                .map_or(0, |(by, last)| {
+                    by.waits_less(wait(last).as_nanos() as u64, own_ms, last.lease_ms)
+                });
+            let at = Moment(seen.at.0.saturating_sub(earlier));
+            Some(Seen { at, ..seen })
+        };
+        let gate = node.keepers[s].gate.as_ref();
+        let sight = Sight {
+            view: View {
+                state,
+                service: id,
+                me: node_id(n),
+                incarnation: node.life,
+                candidates: &candidates,
+                preferred: (s == 0).then_some(NodeId(1)),
+                seen,
+                free_since: Moment::default(),
+                joined: Moment::default(),
+                not_before: Moment::default(),
+            },
+            joined: node.joined,
+            lease: gate.map_or(Moment::default(), |gate| gate.until.get()),
+            is_alone: false,
+        };
+        let step = reconciler.poll(now, sight);
+        node.keepers[s].reconciler = reconciler;
+        step
+    }
+
+    fn carry_out(&mut self, n: usize, s: usize, id: ServiceId, step: Step) {
+        match step {
+            Step::Take {
+                expected_epoch,
+                after,
+            } => self.take(n, s, id, expected_epoch, after),
+            Step::Open { epoch } => {
+                if self.plan.fence && self.sabotage != Some(Sabotage::NoFence) {
+                    let fenced = &mut self.network.fenced_below[s];
+                    *fenced = epoch.max(*fenced);
+                }
+                let took = MS + self.short_time();
+                self.done_after(n, s, took, Deed::Opened);
+            }
+            Step::Silence => {
+                self.count("silences");
+                self.hush(n, s);
+                self.nodes[n].keepers[s].reconciler.speaks(false);
+                self.idle(n, s);
+            }
+            Step::Speak => {
+                let took = MS + self.short_time();
+                self.done_after(n, s, took, Deed::Spoke);
+            }
+            Step::Drop => {
+                self.count("services dropped");
+                self.let_go(n, s);
+                let took = self.short_time();
+                self.done_after(n, s, took, Deed::Dropped);
+            }
+            Step::Stop { .. } => {
+                self.count("services moved away");
+                self.hush(n, s);
+                let took = self.between(1, 100) * MS;
+                self.done_after(n, s, took, Deed::Stopped);
+            }
+            Step::Release { epoch } => {
+                let release = Command::Cluster(ClusterCommand::Release(Release {
+                    service: id,
+                    epoch,
+                    node: node_id(n),
+                    incarnation: self.nodes[n].life,
+                }));
+                let step = self.nodes[n].keepers[s].step;
+                let then = Then::Released { service: s, step };
+                self.propose(n, Queue::Leases, release, then);
+                self.done_after(n, s, RELEASE_MAX, Deed::NotReleased);
+            }
+            Step::Wait(_) | Step::End => {}
+        }
+    }
+
+    fn take(
+        &mut self,
+        n: usize,
+        s: usize,
+        id: ServiceId,
+        expected_epoch: u32,
+        after: Option<RenewalId>,
+    ) {
+        let now = self.local(n);
+        let Some(renewal) = self.nodes[n].lease.renew(now) else {
+            self.done_after(n, s, TAKE_AGAIN, Deed::TookNothing);
+            return;
+        };
+        let seq = renewal.seq;
+        let assign = Assign {
+            service: id,
+            expected_epoch,
+            after,
+            renewal,
+            unix_seconds: self.unix_seconds().into(),
+            recover: false,
+        };
+        self.say(|_| format!("n{n} s{s}: wants it after {after:?}, epoch {expected_epoch}"));
+        let command = Command::Cluster(ClusterCommand::Assign(assign));
+        let step = self.nodes[n].keepers[s].step;
+        let then = Then::Taken {
+            service: s,
+            step,
+            seq,
+        };
+        self.propose(n, Queue::Leases, command, then);
+    }
+
+    pub(crate) fn taken(
+        &mut self,
+        n: usize,
+        s: usize,
+        step: u64,
+        seq: u64,
+        outcome: Option<Outcome>,
+    ) {
+        if self.nodes[n].keepers[s].step != step {
+            return;
+        }
+        let Some(Outcome::Assigned(epoch)) = outcome else {
+            self.count("races lost");
+            self.nodes[n].lease.dropped(seq);
+            self.done_after(n, s, TAKE_AGAIN, Deed::TookNothing);
+            return;
+        };
+        self.count("services taken");
+        self.say(|_| format!("n{n} s{s}: has it in epoch {epoch}"));
+        let gate = Rc::new(Gate::new(epoch));
+        let node = &mut self.nodes[n];
+        let keeper = &mut node.keepers[s];
+        if let Some(before) = keeper.gate.replace(gate) {
+            before.is_over.set(true);
+        }
+        keeper.serving = None;
+        keeper.reconciler.taken(Some(epoch));
+        if let Some(id) = keeper.id {
+            node.lease.renewed(seq, &[(id, epoch)]);
+            self.open_gate(n, s, epoch);
+        }
+        self.idle(n, s);
+    }
+
+    /// A renewal of this life is in the log.
+    pub(crate) fn renewed(&mut self, n: usize, seq: u64, services: &[(ServiceId, u32)]) {
+        let now = self.local(n);
+        let node = &mut self.nodes[n];
+        node.lease.renewed(seq, services);
+        node.joined.get_or_insert(now);
+        for (id, epoch) in services {
+            let keepers = &self.nodes[n].keepers;
+            if let Some(s) = keepers.iter().position(|keeper| keeper.id == Some(*id)) {
+                self.open_gate(n, s, *epoch);
+            }
+        }
+    }
+
+    /// The lease holds until some moment: so long is the gate open.
+    fn open_gate(&mut self, n: usize, s: usize, epoch: u32) {
+        let now = self.local(n);
+        let node = &self.nodes[n];
+        let keeper = &node.keepers[s];
+        let Some((id, gate)) = keeper.id.zip(keeper.gate.as_ref()) else {
+            return;
+        };
+        let mut until = node.lease.until(id, epoch);
+        if self.sabotage == Some(Sabotage::ClockAfterCommit) {
+            until = until.map(|_| now + std::time::Duration::from_millis(node.lease_ms.into()));
+        }
+        if let Some(until) = until
+            && gate.epoch == epoch
+        {
+            gate.until.set(gate.until.get().max(until));
+        }
+        self.check_gates(s);
+    }
+
+    /// How many nodes may serve a service now, by their own clocks.
+    pub(crate) fn open_gates(&self, s: usize) -> Vec<(usize, u32)> {
+        let nodes = self.nodes.iter().enumerate();
+        let gates = nodes.filter_map(|(n, node)| {
+            let gate = node.keepers.get(s)?.gate.as_ref()?;
+            let is_open = node.is_up && gate.is_open(node.clock.read(self.now));
+            is_open.then_some((n, gate.epoch))
+        });
+        gates.collect()
+    }
+
+    fn done_after(&mut self, n: usize, s: usize, after: u64, deed: Deed) {
+        let step = self.nodes[n].keepers[s].step;
+        self.node_after(n, after, NodeEvent::Done(s, step, deed));
+    }
+
+    pub(crate) fn done(&mut self, n: usize, s: usize, step: u64, deed: Deed) {
+        let keeper = &mut self.nodes[n].keepers[s];
+        if keeper.step != step || !keeper.is_busy {
+            return;
+        }
+        match deed {
+            Deed::TookNothing => keeper.reconciler.taken(None),
+            Deed::Opened => self.opened(n, s),
+            Deed::Spoke => {
+                if let Some(serving) = &mut keeper.serving {
+                    serving.speaks = true;
+                }
+                keeper.reconciler.speaks(true);
+                self.count("spoke again");
+                self.announce(n, s);
+            }
+            Deed::Dropped => keeper.reconciler.dropped(),
+            Deed::Stopped => {
+                if self.sabotage != Some(Sabotage::ServesAgain) {
+                    self.let_go(n, s);
+                }
+                self.nodes[n].keepers[s].reconciler.stopped();
+            }
+            Deed::NotReleased => return self.released(n, s, step, false),
+        }
+        self.idle(n, s);
+    }
+
+    fn opened(&mut self, n: usize, s: usize) {
+        let now = self.local(n);
+        let secret = self.below(1 << 40).to_be_bytes();
+        let [_, _, secret @ ..] = secret;
+        let node = &mut self.nodes[n];
+        let hangs = self.now < node.storage_hangs_until;
+        let is_open = !hangs && self.now >= node.open_fails_until;
+        let keeper = &mut node.keepers[s];
+        keeper.reconciler.opened(now, is_open);
+        let Some(gate) = keeper.gate.clone().filter(|_| is_open) else {
+            self.count("services not opened");
+            self.let_go(n, s);
+            return;
+        };
+        let epoch = gate.epoch;
+        keeper.serving = Some(Serving {
+            granter: Granter::new(epoch, secret),
+            gate,
+            speaks: true,
+            since: now,
+            newest_grant: 0,
+            wakes_at: u64::MAX,
+            lanes: BTreeMap::new(),
+        });
+        keeper.probed = self.now;
+        self.announce(n, s);
+        self.count("services opened");
+        self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s, epoch));
+        self.notify_hosts(n, s);
+        self.look_for_grants(n);
+    }
+
+    /// Takes the service's address, unless the lease is over: another node may have it then, and
+    /// would not get it back. Then it is silent until the lease holds.
+    fn announce(&mut self, n: usize, s: usize) {
+        let gate = self.nodes[n].keepers[s].gate.as_ref();
+        if gate.is_some_and(|gate| gate.is_open(self.local(n))) {
+            self.network.address[s] = Some(n);
+        } else {
+            self.hush(n, s);
+            self.nodes[n].keepers[s].reconciler.speaks(false);
+        }
+    }
+
+    /// A release was proposed and carried out, or has taken too long.
+    pub(crate) fn released(&mut self, n: usize, s: usize, step: u64, is_known: bool) {
+        let keeper = &mut self.nodes[n].keepers[s];
+        if keeper.step != step || !keeper.is_busy {
+            return;
+        }
+        if !is_known {
+            self.count("releases that took too long");
+            if self.sabotage == Some(Sabotage::ServesAgain) {
+                // It takes the move for failed, and goes on as before.
+                if let Some(serving) = &mut self.nodes[n].keepers[s].serving {
+                    serving.speaks = true;
+                    self.network.address[s] = Some(n);
+                }
+                return;
+            }
+        }
+        self.let_go(n, s);
+        self.nodes[n].keepers[s].reconciler.released();
+        self.idle(n, s);
+    }
+
+    /// Who wrongly went on ends when it sees that another node has the service.
+    fn give_up_serving_again(&mut self, n: usize, s: usize) {
+        let node = &self.nodes[n];
+        let keeper = &node.keepers[s];
+        if self.sabotage != Some(Sabotage::ServesAgain) || !keeper.is_busy {
+            return;
+        }
+        let Some((serving, id)) = keeper.serving.as_ref().zip(keeper.id) else {
+            return;
+        };
+        let state = node.state.service(id);
+        let has_it = state.is_some_and(|service| {
+            let active = service.active();
+            service.epoch() == serving.gate.epoch && active.is_some_and(|a| a.node == node_id(n))
+        });
+        if serving.speaks && !has_it {
+            self.let_go(n, s);
+            self.nodes[n].keepers[s].reconciler.released();
+            self.nodes[n].keepers[s].is_busy = false;
+        }
+    }
+
+    fn idle(&mut self, n: usize, s: usize) {
+        self.nodes[n].keepers[s].is_busy = false;
+        let wake = self.next_wake(n, s);
+        let after = self.short_time() / 10;
+        self.node_after(n, after, NodeEvent::Poll(s, wake));
+    }
+
+    /// Closes listeners and connections.
+    fn hush(&mut self, n: usize, s: usize) {
+        if let Some(serving) = &mut self.nodes[n].keepers[s].serving {
+            serving.speaks = false;
+            serving.lanes.clear();
+        }
+        if self.network.address[s] == Some(n) {
+            self.network.address[s] = None;
+        }
+    }
+
+    /// Closes everything for good.
+    fn let_go(&mut self, n: usize, s: usize) {
+        self.hush(n, s);
+        let keeper = &mut self.nodes[n].keepers[s];
+        if let Some(gate) = keeper.gate.take() {
+            gate.is_over.set(true);
+        }
+        keeper.serving = None;
+    }
+
+    /// Asks the storage whether it still answers: a renewal vouches for the data path too.
+    pub(crate) fn probe(&mut self, n: usize, s: usize, epoch: u32) {
+        let node = &mut self.nodes[n];
+        let hangs = self.now < node.storage_hangs_until;
+        let keeper = &mut node.keepers[s];
+        let serves = keeper.serving.as_ref().map(|serving| serving.gate.epoch);
+        if serves != Some(epoch) {
+            return;
+        }
+        if !hangs {
+            keeper.probed = self.now;
+        } else if self.now - keeper.probed > PROBE_MAX
+            && !keeper.is_busy
+            && self.sabotage != Some(Sabotage::NoProbe)
+        {
+            self.count("services given up for their storage");
+            self.say(|_| format!("n{n} s{s}: the storage hangs"));
+            self.let_go(n, s);
+            self.nodes[n].keepers[s].reconciler.stopped();
+            self.idle(n, s);
+            return;
+        }
+        self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s, epoch));
+    }
+
+    /// Rule out: renewals of earlier lives count, when the log is read at the start.
+    pub(crate) fn count_replayed_renewals(&mut self, n: usize) {
+        let now = self.local(n);
+        let node = &mut self.nodes[n];
+        let mut state = node.state.clone();
+        for entry in node.raft.durable() {
+            if let Some(proposed) = &entry.proposed {
+                state.apply(&proposed.origin, &proposed.command);
+            }
+        }
+        let lease = std::time::Duration::from_millis(node.lease_ms.into());
+        for s in 0..self.plan.services {
+            let id = state.service_named(&format!("s{s}"));
+            let service = id.and_then(|id| state.service(id));
+            let Some(service) = service else { continue };
+            if service
+                .active()
+                .is_some_and(|active| active.node == node_id(n))
+            {
+                let gate = Gate::new(service.epoch());
+                gate.until.set(now + lease);
+                self.nodes[n].keepers[s].gate = Some(Rc::new(gate));
+                self.check_gates(s);
+            }
+        }
+    }
+
+    /// The node that serves a service, and can.
+    pub(crate) fn who_serves(&self, s: usize) -> Option<usize> {
+        (0..self.nodes.len()).find(|n| {
+            let node = &self.nodes[*n];
+            let serving = node.keepers.get(s).and_then(|k| k.serving.as_ref());
+            let can = node.is_up && !node.is_stopped && self.now >= node.storage_hangs_until;
+            can && serving.is_some_and(|serving| {
+                serving.speaks && serving.gate.is_open(node.clock.read(self.now))
+            })
+        })
+    }
+
+    /// A clock for people to read.
+    pub(crate) const fn unix_seconds(&self) -> u32 {
+        1_767_225_600 + (self.now / (1000 * MS)) as u32
+    }
+}
+
+/// After a lost race, before the next look.
+const TAKE_AGAIN: u64 = 20 * MS;
+/// How long a release is waited for.
+const RELEASE_MAX: u64 = 500 * MS;
+const PROBE_EVERY: u64 = 200 * MS;
+/// How long a storage may take to answer.
+const PROBE_MAX: u64 = 1000 * MS;
