@@ -1,10 +1,10 @@
 //! The promises about leases, takeovers, locks and hosts, in simulated clusters: thousands of
-//! seeded runs in which nodes die, are stopped and cut off, clocks drift, messages get lost and come
-//! twice, and hosts reboot.
+//! seeded runs in which nodes die, are stopped and cut off, clocks drift, messages get lost and
+//! come twice, and hosts reboot.
 //!
 //! What decides is the product's own: `ClusterState::apply`, `Lease`, `Reconciler`, the lock table,
-//! `Granter`. What carries it out is modelled here without a runtime, sockets or clocks, one step at
-//! a time, so that anything may come between two steps. How to read it: `world` has the time and
+//! `Granter`. What carries it out is modelled here without a runtime, sockets or clocks, one step
+//! at a time, so that anything may come between two steps. How to read it: `world` has the time and
 //! what happens next; `raft`, `pending` and `network` the log; `node` and `keeper` a process and
 //! its services; `calls`, `granting` and `hosts` what hosts see; `faults` what goes wrong; `checks`
 //! the promises; `sabotage` shows that each rule is needed, by taking it out.

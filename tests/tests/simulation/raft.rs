@@ -2,8 +2,8 @@
 //! they count, a leader that overwrites what was never committed, snapshots for who is far behind.
 //!
 //! It is honest about what leases depend on. An entry is seen where it is appended, committed or
-//! not; it is committed when a majority has it on disk; each node applies it at a time of its own; a
-//! crash takes what is not on disk, and a restart applies everything again once a leader says how
+//! not; it is committed when a majority has it on disk; each node applies it at a time of its own;
+//! a crash takes what is not on disk, and a restart applies everything again once a leader says how
 //! far it is committed. What openraft does beyond that (pre-vote, batches, flow control) is left
 //! out; its effect is not: who has heard of a leader lately does not vote for another.
 
