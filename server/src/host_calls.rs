@@ -60,9 +60,10 @@ pub enum CallError {
     /// Something was sent, and there is no result.
     #[error("no result: {0}")]
     Sent(#[source] ClientError),
-    /// It was not sent, since this node serves no more. Another one may call that host now.
-    #[error("this node does not serve now")]
-    NotServing,
+    /// It was not sent, since this node serves no more, and another one may call that host now; or
+    /// since it was of no use any more when the host was found.
+    #[error("it is not to be sent now")]
+    NotWanted,
 }
 
 impl CallError {
@@ -108,8 +109,22 @@ impl HostCalls {
         args: &impl Encode,
         look_up: bool,
     ) -> Result<Vec<u8>, CallError> {
+        self.call_while(callee, number, args, look_up, || true)
+            .await
+    }
+
+    /// As [`HostCalls::call`], if `is_wanted` says so right before it is sent: to find the host may
+    /// have taken seconds.
+    pub async fn call_while(
+        &self,
+        callee: Callee,
+        number: u32,
+        args: &impl Encode,
+        look_up: bool,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Vec<u8>, CallError> {
         if !self.gate.is_open() {
-            return Err(CallError::NotServing);
+            return Err(CallError::NotWanted);
         }
         let mut client = match self.take_idle(callee).filter(|_| !look_up) {
             Some(client) => client,
@@ -121,9 +136,8 @@ impl HostCalls {
             version,
             number,
         };
-        // To find the host may have taken seconds.
-        if !self.gate.is_open() {
-            return Err(CallError::NotServing);
+        if !self.gate.is_open() || !is_wanted() {
+            return Err(CallError::NotWanted);
         }
         let result = client.call(procedure, args).await.map_err(sent_or_not);
         if result.is_ok() {

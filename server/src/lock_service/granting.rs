@@ -58,9 +58,9 @@ pub(super) async fn run(
                     by_message,
                     look_up,
                 } => {
-                    let calls = Arc::clone(&calls);
+                    let (locks, calls) = (Arc::clone(&locks), Arc::clone(&calls));
                     tries.spawn(async move {
-                        deliver(&calls, &delivery, cookie, by_message, look_up).await
+                        deliver(&locks, &calls, &delivery, cookie, by_message, look_up).await
                     });
                 }
                 Output::Confirm(grant) => {
@@ -150,6 +150,7 @@ fn propose(locks: &Arc<LockService>, command: ServiceCommand) {
 
 /// Tells a host once.
 async fn deliver(
+    locks: &LockService,
     calls: &HostCalls,
     delivery: &Delivery,
     cookie: GrantCookie,
@@ -173,7 +174,14 @@ async fn deliver(
         procedure::GRANTED
     };
     let args = EncodedArgs(args(delivery, cookie));
-    let result = calls.call(callee, number, &args, look_up).await;
+    // Hosts match it by file, owner and bytes: after an UNLOCK it would be taken for the answer to a
+    // later LOCK of the same bytes.
+    let is_there = || {
+        let state = locks.state();
+        state.table().has_grant_to(cookie.id, callee.address)
+    };
+    let sending = calls.call_while(callee, number, &args, look_up, is_there);
+    let result = sending.await;
     let host = &delivery.host;
     match result {
         Ok(_) if by_message => {
@@ -198,7 +206,7 @@ async fn deliver(
                     Tried::NoSuchForm
                 }
                 // Another node may tell it by now; "sent" is what keeps the lock.
-                CallError::Sent(_) | CallError::NotServing => Tried::Sent,
+                CallError::Sent(_) | CallError::NotWanted => Tried::Sent,
             };
             (cookie, tried, None)
         }
