@@ -1,6 +1,6 @@
-//! A node: a process that can be stopped at any moment, die and begin again, with a clock and a disk
-//! that outlive it. What it decides is the product's own; what carries it out is modelled here,
-//! step by step, with time passing between any two.
+//! A node: a process that can be stopped at any moment, die and begin again, with a clock and a
+//! disk that outlive it. What it decides is the product's own; what carries it out is modelled
+//! here, step by step, with time passing between any two.
 
 use std::collections::BTreeMap;
 
