@@ -174,8 +174,8 @@ async fn deliver(
         procedure::GRANTED
     };
     let args = EncodedArgs(args(delivery, cookie));
-    // Hosts match it by file, owner and bytes: after an UNLOCK it would be taken for the answer to a
-    // later LOCK of the same bytes.
+    // Hosts match it by file, owner and bytes: after an UNLOCK it would be taken for the answer to
+    // a later LOCK of the same bytes.
     let is_there = || {
         let state = locks.state();
         state.table().has_grant_to(cookie.id, callee.address)

@@ -19,8 +19,9 @@ use havenfs_nlm::waiting::Callback;
 use havenfs_nlm::wire_v3::NlmVersion;
 
 use crate::clock::MS;
+use crate::gates::Gate;
 use crate::hosts::HostEvent;
-use crate::keeper::{Gate, Serving};
+use crate::keeper::Serving;
 use crate::node::NodeEvent;
 use crate::pending::Then;
 use crate::sabotage::Sabotage;

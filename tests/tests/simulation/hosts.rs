@@ -56,7 +56,7 @@ pub(crate) enum HostEvent {
 
 /// What an owner does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doing {
+pub(crate) enum Doing {
     Rests,
     /// A call of it is under way.
     Calls,
@@ -74,7 +74,7 @@ enum Doing {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Want {
+pub(crate) struct Want {
     cells: Cells,
     exclusive: bool,
     block: bool,
@@ -86,10 +86,10 @@ pub(crate) struct Owner {
     pub(crate) service: usize,
     pub(crate) file: u8,
     /// What it was told to have, and whether for itself alone.
-    cells: [Option<bool>; CELLS],
+    pub(crate) cells: [Option<bool>; CELLS],
     /// Counts changes of that.
-    changes: u64,
-    doing: Doing,
+    pub(crate) changes: u64,
+    pub(crate) doing: Doing,
     /// It does nothing before this moment.
     rests_until: u64,
 }
@@ -103,10 +103,10 @@ pub(crate) struct Host {
     pub(crate) address: u8,
     /// The addresses that it had before.
     pub(crate) old_addresses: Vec<u8>,
-    state: i32,
+    pub(crate) state: i32,
     pub(crate) owners: Vec<Owner>,
     /// Calls that are not answered yet.
-    calls: BTreeMap<u64, Rc<Call>>,
+    pub(crate) calls: BTreeMap<u64, Rc<Call>>,
 }
 
 impl Host {
@@ -263,7 +263,7 @@ impl World {
         self.begin_call(h, o, Asks::Unlock(cells));
     }
 
-    fn begin_call(&mut self, h: usize, o: usize, asks: Asks) {
+    pub(crate) fn begin_call(&mut self, h: usize, o: usize, asks: Asks) {
         let id = self.number();
         let host = &mut self.hosts[h];
         let owner = &host.owners[o];
@@ -342,7 +342,7 @@ impl World {
     }
 
     /// The owner does nothing for a while: longer than a GRANTED may be on its way.
-    fn rest(&mut self, h: usize, o: usize) {
+    pub(crate) fn rest(&mut self, h: usize, o: usize) {
         let after = self.between(400, 1600) * MS;
         let owner = &mut self.hosts[h].owners[o];
         owner.doing = Doing::Rests;
@@ -480,82 +480,6 @@ impl World {
                 });
                 return;
             }
-        }
-    }
-
-    /// A host reboots: it has nothing any more, and says so when it is up again.
-    pub(crate) fn reboot_host(&mut self, h: usize) {
-        let host = &mut self.hosts[h];
-        host.life += 1;
-        host.is_up = false;
-        host.calls.clear();
-        for owner in &mut host.owners {
-            owner.cells = [None; CELLS];
-            owner.doing = Doing::Rests;
-        }
-        self.count("host reboots");
-        self.say(|_| format!("h{h} reboots"));
-        let after = self.between(200, 1500) * MS;
-        self.host_after(h, after, HostEvent::Up);
-    }
-
-    fn host_up(&mut self, h: usize) {
-        let host = &mut self.hosts[h];
-        host.is_up = true;
-        host.state += 2;
-        let state = host.state;
-        let mut services: Vec<usize> = host.owners.iter().map(|owner| owner.service).collect();
-        services.dedup();
-        for s in services {
-            if let Some(o) = self.hosts[h]
-                .owners
-                .iter()
-                .position(|owner| owner.service == s)
-            {
-                self.begin_call(h, o, Asks::Notify(state));
-            }
-        }
-        self.begin_host(h);
-    }
-
-    /// A host gives back all that it has, in one call to each service.
-    pub(crate) fn free_all(&mut self, h: usize) {
-        let host = &mut self.hosts[h];
-        let rests = |owner: &Owner| owner.doing == Doing::Rests;
-        if !host.is_up || !host.calls.is_empty() || !host.owners.iter().all(rests) {
-            return;
-        }
-        let mut told = Vec::new();
-        for o in 0..self.hosts[h].owners.len() {
-            let owner = &mut self.hosts[h].owners[o];
-            owner.cells = [None; CELLS];
-            owner.changes += 1;
-            owner.doing = Doing::Calls;
-            if !told.contains(&owner.service) {
-                told.push(owner.service);
-                self.begin_call(h, o, Asks::FreeAll);
-            }
-        }
-    }
-
-    fn freed_all(&mut self, h: usize, s: usize) {
-        for o in 0..self.hosts[h].owners.len() {
-            let owner = &self.hosts[h].owners[o];
-            if owner.service == s && owner.doing == Doing::Calls {
-                self.rest(h, o);
-            }
-        }
-    }
-
-    /// A host has another address from now on, and its locks are another host's.
-    pub(crate) fn move_host(&mut self, h: usize) {
-        let host = &mut self.hosts[h];
-        let rests = |owner: &Owner| owner.doing == Doing::Rests;
-        if host.is_up && host.calls.is_empty() && host.owners.iter().all(rests) {
-            host.old_addresses.push(host.address);
-            host.address += 20;
-            self.count("hosts with a new address");
-            self.say(|_| format!("h{h} has a new address"));
         }
     }
 

@@ -1,7 +1,6 @@
 //! Keeps one service on a node: carries out the steps of the product's `Reconciler`, as
 //! `serve::keeper` and `serve::leases` do, with the gates that follow from the lease.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -13,32 +12,11 @@ use havenfs::cluster::{ClusterCommand, Command, NodeId, Outcome, Queue, ServiceI
 use havenfs_nlm::granter::Granter;
 
 use crate::clock::MS;
+use crate::gates::Gate;
 use crate::node::{NodeEvent, node_id};
 use crate::pending::Then;
 use crate::sabotage::Sabotage;
 use crate::world::World;
-
-/// Until when a node may serve, in one epoch: as the product's gate.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    pub(crate) epoch: u32,
-    until: Cell<Moment>,
-    is_over: Cell<bool>,
-}
-
-impl Gate {
-    const fn new(epoch: u32) -> Self {
-        Self {
-            epoch,
-            until: Cell::new(Moment(0)),
-            is_over: Cell::new(false),
-        }
-    }
-
-    pub(crate) fn is_open(&self, now: Moment) -> bool {
-        !self.is_over.get() && now < self.until.get()
-    }
-}
 
 /// What is served in an epoch.
 #[derive(Debug)]
@@ -71,7 +49,7 @@ pub(crate) enum Deed {
 pub(crate) struct Keeper {
     reconciler: Reconciler,
     pub(crate) id: Option<ServiceId>,
-    gate: Option<Rc<Gate>>,
+    pub(crate) gate: Option<Rc<Gate>>,
     pub(crate) serving: Option<Serving>,
     /// Which step is carried out, or was last.
     step: u64,
@@ -298,51 +276,6 @@ impl World {
         self.idle(n, s);
     }
 
-    /// A renewal of this life is in the log.
-    pub(crate) fn renewed(&mut self, n: usize, seq: u64, services: &[(ServiceId, u32)]) {
-        let now = self.local(n);
-        let node = &mut self.nodes[n];
-        node.lease.renewed(seq, services);
-        node.joined.get_or_insert(now);
-        for (id, epoch) in services {
-            let keepers = &self.nodes[n].keepers;
-            if let Some(s) = keepers.iter().position(|keeper| keeper.id == Some(*id)) {
-                self.open_gate(n, s, *epoch);
-            }
-        }
-    }
-
-    /// The lease holds until some moment: so long is the gate open.
-    fn open_gate(&mut self, n: usize, s: usize, epoch: u32) {
-        let now = self.local(n);
-        let node = &self.nodes[n];
-        let keeper = &node.keepers[s];
-        let Some((id, gate)) = keeper.id.zip(keeper.gate.as_ref()) else {
-            return;
-        };
-        let mut until = node.lease.until(id, epoch);
-        if self.sabotage == Some(Sabotage::ClockAfterCommit) {
-            until = until.map(|_| now + std::time::Duration::from_millis(node.lease_ms.into()));
-        }
-        if let Some(until) = until
-            && gate.epoch == epoch
-        {
-            gate.until.set(gate.until.get().max(until));
-        }
-        self.check_gates(s);
-    }
-
-    /// How many nodes may serve a service now, by their own clocks.
-    pub(crate) fn open_gates(&self, s: usize) -> Vec<(usize, u32)> {
-        let nodes = self.nodes.iter().enumerate();
-        let gates = nodes.filter_map(|(n, node)| {
-            let gate = node.keepers.get(s)?.gate.as_ref()?;
-            let is_open = node.is_up && gate.is_open(node.clock.read(self.now));
-            is_open.then_some((n, gate.epoch))
-        });
-        gates.collect()
-    }
-
     fn done_after(&mut self, n: usize, s: usize, after: u64, deed: Deed) {
         let step = self.nodes[n].keepers[s].step;
         self.node_after(n, after, NodeEvent::Done(s, step, deed));
@@ -515,33 +448,6 @@ impl World {
             return;
         }
         self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s, epoch));
-    }
-
-    /// Rule out: renewals of earlier lives count, when the log is read at the start.
-    pub(crate) fn count_replayed_renewals(&mut self, n: usize) {
-        let now = self.local(n);
-        let node = &mut self.nodes[n];
-        let mut state = node.state.clone();
-        for entry in node.raft.durable() {
-            if let Some(proposed) = &entry.proposed {
-                state.apply(&proposed.origin, &proposed.command);
-            }
-        }
-        let lease = std::time::Duration::from_millis(node.lease_ms.into());
-        for s in 0..self.plan.services {
-            let id = state.service_named(&format!("s{s}"));
-            let service = id.and_then(|id| state.service(id));
-            let Some(service) = service else { continue };
-            if service
-                .active()
-                .is_some_and(|active| active.node == node_id(n))
-            {
-                let gate = Gate::new(service.epoch());
-                gate.until.set(now + lease);
-                self.nodes[n].keepers[s].gate = Some(Rc::new(gate));
-                self.check_gates(s);
-            }
-        }
     }
 
     /// The node that serves a service, and can.

@@ -17,7 +17,8 @@ use crate::granting::GrantAnswer;
 use crate::keeper::{Deed, Keeper};
 use crate::pending::{Batch, Pending, Then};
 use crate::plan::Plan;
-use crate::raft::{Entry, Message, Raft, renewal_in};
+use crate::raft::{Entry, Message, Raft};
+use crate::replication::renewal_in;
 use crate::sabotage::Sabotage;
 use crate::world::World;
 
