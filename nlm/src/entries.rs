@@ -127,6 +127,11 @@ impl LockTable {
         self.known(HostNo(self.hosts.number(host)?), owner, file)
     }
 
+    /// Whether any host behind an address is known.
+    pub fn has_host_at(&self, address: IpAddr) -> bool {
+        !self.hosts_behind(address).is_empty()
+    }
+
     /// The hosts behind an address.
     pub(crate) fn hosts_behind(&self, address: IpAddr) -> Vec<HostNo> {
         let first = HostKey {

@@ -44,6 +44,8 @@ use crate::volumes::{self, ExportsError};
 const TIDY_CHECK: Duration = Duration::from_secs(1);
 /// How often all open files are looked at.
 const TIDY_ALL: Duration = Duration::from_secs(10);
+/// How long threads that wait for a disk may take at the end.
+const STUCK_TIME_MAX: Duration = Duration::from_secs(1);
 /// How many events of services may wait to be looked at.
 const EVENTS_MAX: usize = 64;
 
@@ -84,19 +86,6 @@ pub enum ServeError {
         service: String,
         /// Why.
         problem: String,
-    },
-    /// Two services show the same files.
-    #[error(
-        "services `{one}` and `{other}` both export `{}`: each export belongs to one service, or \
-         both could give the same lock away", .path.display()
-    )]
-    Overlap {
-        /// A service.
-        one: String,
-        /// Another one.
-        other: String,
-        /// What both export.
-        path: std::path::PathBuf,
     },
     /// The store does not take the command that begins to serve.
     #[error("cannot begin to serve locks: {0}")]
@@ -145,11 +134,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let lists: Vec<_> = lists
         .map(|service| (service.name.as_str(), &service.settings.sources))
         .collect();
-    if lists.len() > 1
-        && let Some((one, other, path)) = volumes::overlap(&lists)?
-    {
-        return Err(ServeError::Overlap { one, other, path });
-    }
+    volumes::check_overlap(&lists)?;
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -183,7 +168,8 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     });
     let result = control.block_on(serve(&shared, &store));
     control.block_on(store.close());
-    drop(control);
+    // A thread that waits for a disk that hangs would be waited for without end.
+    control.shutdown_timeout(STUCK_TIME_MAX);
     drop(shared);
     if let Some(data) = Arc::into_inner(data) {
         data.finish();
@@ -273,19 +259,23 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
             }
         }
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = hangups => {}
-        ended = serving => ended?,
+    let mut result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        () = hangups => Ok(()),
+        ended = serving => ended,
         error = store.failed() => return Err(error.into()),
-    }
+    };
     tracing::info!("stopping");
-    // Nobody may be left to listen. Services answer what they have taken, and close.
+    // Nobody may be left to listen. Services answer what they have taken, and close; also those
+    // that had nothing to do with the failure of another one.
     let _ = stop.send(true);
-    while keepers.join_next().await.is_some() {}
+    while let Some(ended) = keepers.join_next().await {
+        // A panic has ended the process already.
+        result = result.and(ended.unwrap_or(Ok(())));
+    }
     control.close().await;
-    Ok(())
+    result
 }
 
 /// Does what is due from time to time, on worker threads. Each of the four on its own: a disk that

@@ -65,6 +65,19 @@ pub enum ExportsError {
     /// See [`VolumeError`].
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// Two services show the same files.
+    #[error(
+        "services `{one}` and `{other}` both export `{}`: each export belongs to one service, or \
+         both could give the same lock away", .path.display()
+    )]
+    Overlap {
+        /// A service.
+        one: String,
+        /// Another one.
+        other: String,
+        /// What both export.
+        path: PathBuf,
+    },
     /// It gets no id.
     #[error(transparent)]
     Numbering(#[from] NumberingError),
@@ -101,11 +114,15 @@ pub fn load_table(sources: &Sources, numbering: &Numbering) -> Result<ExportTabl
     }))
 }
 
-/// Looks for files that two services show: each would have locks of its own on them. Returns the
-/// names of both, and what one of them exports.
-pub fn overlap(
-    services: &[(&str, &Sources)],
-) -> Result<Option<(String, String, PathBuf)>, ExportsError> {
+/// Looks for files that two services, by name and list, show: each would have locks of its own on
+/// them.
+///
+/// # Errors
+/// [`ExportsError::Overlap`], or mistakes in a list.
+pub fn check_overlap(services: &[(&str, &Sources)]) -> Result<(), ExportsError> {
+    if services.len() < 2 {
+        return Ok(());
+    }
     let mut seen: Vec<Shown> = Vec::new();
     for (name, sources) in services {
         let loaded = export::load(sources).map_err(ExportsError::Lists)?;
@@ -116,12 +133,16 @@ pub fn overlap(
                 path: spec.path,
             };
             if let Some(twin) = seen.iter().find(|other| other.shares_with(&shown)) {
-                return Ok(Some((twin.service.clone(), shown.service, shown.path)));
+                return Err(ExportsError::Overlap {
+                    one: twin.service.clone(),
+                    other: shown.service,
+                    path: shown.path,
+                });
             }
             seen.push(shown);
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// What a service exports.
@@ -425,8 +446,11 @@ mod tests {
         symlink(path("a"), path("link")).unwrap();
         let found = |one: &str, other: &str| {
             let (one, other) = (sources(&path(one)), sources(&path(other)));
-            let overlap = overlap(&[("x", &one), ("y", &other)]).unwrap();
-            overlap.map(|(one, other, _)| (one, other))
+            match check_overlap(&[("x", &one), ("y", &other)]) {
+                Ok(()) => None,
+                Err(ExportsError::Overlap { one, other, .. }) => Some((one, other)),
+                Err(error) => panic!("{error}"),
+            }
         };
         let both = Some(("x".to_owned(), "y".to_owned()));
         assert_eq!(found("a", "b"), None);

@@ -112,13 +112,18 @@ impl Files {
     /// for the log, since it began.
     ///
     /// # Errors
-    /// [`Failure::Jukebox`] if this node serves no more. That is not answered either.
+    /// [`Failure::NotServing`] if this node serves no more.
     pub fn must_serve(&self) -> Result<(), Failure> {
         if self.gate.admits() {
             Ok(())
         } else {
-            Err(Failure::Jukebox)
+            Err(Failure::NotServing)
         }
+    }
+
+    /// Whether a change that was begun may go on, where its parts are whole by themselves.
+    pub fn may_go_on(&self) -> bool {
+        self.gate.admits()
     }
 
     /// The write verifier (RFC 1813 3.3.7): differs after each start and after each failed sync,

@@ -48,6 +48,8 @@ pub enum Failure {
     Stale,
     /// Not now, but later: a lease must be given up first, or something is not ready.
     Jukebox,
+    /// This node does not serve any more: there is no answer, and nothing was changed.
+    NotServing,
     /// The kernel said no, or would have.
     Os(Errno),
 }

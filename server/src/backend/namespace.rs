@@ -336,6 +336,7 @@ impl Change<'_> {
             Want::WRITE.and(Want::EXECUTE),
             Mode::Worker,
         )?;
+        self.files.must_serve()?;
         credential::as_server();
         match linkat(file.fd(), c"", dir.fd(), name, AtFlags::EMPTY_PATH) {
             // Without CAP_DAC_READ_SEARCH a descriptor can't be linked by itself.
@@ -382,7 +383,8 @@ impl Change<'_> {
         // was just made; that one must keep its attributes.
         let ours = file.attributes()?.uid == self.caller.uid;
         if changes != Changes::default() && ours {
-            setattr::setattr(self.files, &file, self.caller, &changes, false)?;
+            // It goes with what has been done already, and so nothing is asked in between.
+            setattr::set(self.files, &file, self.caller, &changes, false)?;
         }
         self.sync_new(dir, &file)?;
         Ok(file)

@@ -59,12 +59,24 @@ pub fn setattr(
     changes: &Changes,
     durable: bool,
 ) -> Result<Attributes, Failure> {
+    files.must_serve()?;
+    set(files, file, caller, changes, durable)
+}
+
+/// The same as a part of a call that has changed something already: to stop in the middle of it
+/// would leave what no repeat of the call makes whole.
+pub(super) fn set(
+    files: &Files,
+    file: &File,
+    caller: &Caller,
+    changes: &Changes,
+    durable: bool,
+) -> Result<Attributes, Failure> {
     let before = file.attributes()?;
     check(file, &before, caller, changes)?;
     if let Some(size) = changes.size {
         let fd = file.write_fd(Mode::Worker)?;
         // As the caller, for the same reasons as in WRITE.
-        files.must_serve()?;
         credential::as_caller(caller, || rustix::fs::ftruncate(&fd, size))?;
         file.note_written();
     }
@@ -73,16 +85,14 @@ pub fn setattr(
             changes.uid.map(Uid::from_raw),
             changes.gid.map(Gid::from_raw),
         );
-        files.must_serve()?;
         credential::as_caller(caller, || {
             rustix::fs::chownat(file.fd(), c"", uid, gid, AtFlags::EMPTY_PATH)
         })?;
     }
     if let Some(mode) = changes.mode {
-        files.must_serve()?;
         credential::as_caller(caller, || chmod(file, mode))?;
     }
-    set_times(files, file, caller, changes)?;
+    set_times(file, caller, changes)?;
     if durable {
         sync_attributes(files, file)?;
     }
@@ -154,12 +164,7 @@ pub fn chmod(file: &File, mode: u32) -> Result<(), Errno> {
     }
 }
 
-fn set_times(
-    files: &Files,
-    file: &File,
-    caller: &Caller,
-    changes: &Changes,
-) -> Result<(), Failure> {
+fn set_times(file: &File, caller: &Caller, changes: &Changes) -> Result<(), Failure> {
     if changes.atime.is_none() && changes.mtime.is_none() {
         return Ok(());
     }
@@ -185,7 +190,6 @@ fn set_times(
     let explicit = [changes.atime, changes.mtime]
         .iter()
         .any(|time| matches!(time, Some(SetTime::To(_))));
-    files.must_serve()?;
     if explicit {
         credential::as_caller(caller, set)?;
     } else {

@@ -91,6 +91,8 @@ pub struct Reconciler {
     not_before: Moment,
     failures: u32,
     ends: bool,
+    /// The epoch whose release was proposed last.
+    given_back: u32,
 }
 
 /// What the node knows, besides what the [`Reconciler`] does.
@@ -114,6 +116,7 @@ impl Default for Reconciler {
             not_before: Moment::default(),
             failures: 0,
             ends: false,
+            given_back: 0,
         }
     }
 }
@@ -171,6 +174,9 @@ impl Reconciler {
 
     /// [`Step::Release`] was proposed, whatever became of it.
     pub const fn released(&mut self) {
+        if let Phase::Stopped { epoch } = self.phase {
+            self.given_back = epoch;
+        }
         self.phase = Phase::StandBy;
     }
 
@@ -187,6 +193,15 @@ impl Reconciler {
             self.phase = Phase::Stopped { epoch };
         }
         match self.phase {
+            // It was assigned to this life, which has not heard of it yet.
+            Phase::StandBy if self.ends && !sight.is_alone && sight.is_own() => {
+                let epoch = sight.service().map_or(0, ServiceState::epoch);
+                if self.given_back == epoch {
+                    return Step::End;
+                }
+                self.phase = Phase::Stopped { epoch };
+                Step::Release { epoch }
+            }
             Phase::StandBy if self.ends => Step::End,
             Phase::StandBy => self.stand_by(now, sight),
             Phase::Assigned { epoch } if !sight.has(epoch) => Step::Drop,
@@ -253,6 +268,12 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
 
     fn service(&self) -> Option<&ServiceState> {
         self.view.state.service(self.view.service)
+    }
+
+    /// Whether the service is assigned to this life of the node.
+    fn is_own(&self) -> bool {
+        let active = self.service().and_then(ServiceState::active);
+        active == Some(self.own())
     }
 
     /// Whether this life of the node still has the service in that epoch.

@@ -35,10 +35,10 @@ pub async fn start(
 
 /// Reads the export lists of all services that are open here again, without holding up the control
 /// runtime.
-pub async fn reload_in_background(services: &Services) {
+pub async fn reload_in_background(services: &Arc<Services>) {
     for slot in &services.slots {
         if let Some(node) = slot.serving()
-            && let Err(error) = reload(slot, &node).await
+            && let Err(error) = reload(services, slot, &node).await
         {
             tracing::error!("export lists not reloaded: {error}");
         }
@@ -46,9 +46,18 @@ pub async fn reload_in_background(services: &Services) {
 }
 
 /// Reads the export lists again on a thread that may wait for a disk.
-pub async fn reload(slot: &Slot, node: &Arc<Node>) -> Result<String, String> {
-    let (sources, node) = (slot.config.settings.sources.clone(), Arc::clone(node));
-    let work = move || volumes::reload(&sources, &node).map_err(|error| error.to_string());
+pub async fn reload(
+    services: &Arc<Services>,
+    slot: &Slot,
+    node: &Arc<Node>,
+) -> Result<String, String> {
+    let (services, node) = (Arc::clone(services), Arc::clone(node));
+    let sources = slot.config.settings.sources.clone();
+    let work = move || {
+        let checked = services.check_overlap();
+        let done = checked.and_then(|()| volumes::reload(&sources, &node));
+        done.map_err(|error| error.to_string())
+    };
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| error.to_string())?

@@ -142,7 +142,7 @@ async fn answer_of(
         "clients" => clients(node),
         "exports" => exports(node),
         "reload" => {
-            let done = super::reload(slot, node).await.map_err(error)?;
+            let done = super::reload(services, slot, node).await.map_err(error)?;
             json!({ "done": done })
         }
         "hosts" => listed(node, locks::hosts).await,

@@ -162,7 +162,10 @@ async fn serve(
     }
     // What was taken is answered: a call that was carried out and not answered would be repeated
     // after the restart, and fail.
-    connection.finish().await
+    tokio::select! {
+        result = connection.finish() => result,
+        _ = stop.wait_for(|stop| *stop == Stop::Destroy) => Ok(()),
+    }
 }
 
 fn lease_is_over() -> io::Error {

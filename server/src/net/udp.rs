@@ -55,6 +55,7 @@ pub async fn serve(
             mailbox.outstanding() < CALLS_OUTSTANDING_MAX && share.has_room(mailbox.reserved());
         let readable = tokio::select! {
             biased;
+            _ = stop.wait_for(|stop| stop.is_stopped()) => return Ok(()),
             () = mailbox.changed() => false,
             ready = socket.io.readable(), if may_read => {
                 ready?;
@@ -62,7 +63,6 @@ pub async fn serve(
             }
             // Room in the budget is given back by others, who do not tell.
             () = sleep(BUDGET_RETRY), if !may_read => false,
-            _ = stop.wait_for(|stop| stop.is_stopped()) => return Ok(()),
         };
         if readable {
             receive(&node, port, &socket, &mailbox, &share, &mut buffers).await?;

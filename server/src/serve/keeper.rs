@@ -199,7 +199,7 @@ impl Keeper {
             }
             Step::Speak => {
                 tracing::warn!(service = name, "the lease holds again: serving");
-                self.speak().await;
+                self.speak().await?;
             }
             Step::Drop => {
                 tracing::warn!(service = name, "another node serves it now");
@@ -308,6 +308,19 @@ impl Keeper {
             Ok(opened) => opened,
             Err(_) => Err(ServeError::TooSlow),
         };
+        // A listener may have served calls before another one could not be had.
+        let opened = match opened {
+            Ok(mut opened) => match opened.problem.take() {
+                None => Ok(opened),
+                Some(problem) => {
+                    self.opened = Some(opened);
+                    self.stop(Duration::ZERO).await?;
+                    Err(problem)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        let slot = &self.slot;
         let is_open = opened.is_ok();
         match opened {
             Ok(opened) => {
@@ -336,9 +349,9 @@ impl Keeper {
     }
 
     /// Listens again after a silence.
-    async fn speak(&mut self) {
+    async fn speak(&mut self) -> Result<(), ServeError> {
         let Some(opened) = &mut self.opened else {
-            return;
+            return Ok(());
         };
         opened.node.gate.begin_anew();
         match opened.listen(&self.shared, true).await {
@@ -346,11 +359,12 @@ impl Keeper {
             Err(error) => {
                 let service = &self.slot.config.name;
                 tracing::error!(service, "cannot listen again: {error}");
-                // Nothing was changed since the silence began, and others may do better.
-                self.let_go();
+                // What the workers had in hand when the silence began may have gone on.
+                self.stop(Duration::ZERO).await?;
                 self.reconciler.stopped();
             }
         }
+        Ok(())
     }
 
     /// Stops serving: finishes what was taken, closes the gate, ends the workers and brings all to
@@ -360,6 +374,7 @@ impl Keeper {
     /// If that can't be done in time. Then the process ends, without a release: the others wait for
     /// its lease, and for their fence.
     async fn stop(&mut self, time_max: Duration) -> Result<(), ServeError> {
+        self.slot.set_serving(None);
         if let Some(opened) = &mut self.opened {
             opened.finish(time_max).await;
             opened.leave(&self.shared).await;

@@ -56,6 +56,8 @@ pub(super) struct Open {
     pub(super) numbers: Numbers,
     /// How listeners and connections are stopped; none while there are none.
     stop: Option<watch::Sender<Stop>>,
+    /// Why it is open in part only.
+    pub(super) problem: Option<ServeError>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -96,9 +98,13 @@ pub(super) async fn open(
         locks,
         settings: slot.config.settings.clone(),
         stop: None,
+        problem: None,
         tasks: Vec::new(),
     };
-    opened.listen(shared, patient).await?;
+    if let Err(problem) = opened.listen(shared, patient).await {
+        opened.problem = Some(problem);
+        return Ok(opened);
+    }
     note("listen");
     let tidying = Arc::clone(&opened.node);
     let unsticking = Arc::clone(&opened.node);
@@ -142,6 +148,7 @@ fn make(
         copy,
     );
     numbers.restore().map_err(ServeError::Activate)?;
+    shared.services.check_overlap()?;
     let exports = volumes::load_table(&settings.sources, &numbers)?;
     if exports.exports().is_empty() {
         return Err(ServeError::NoExports);
@@ -344,6 +351,7 @@ impl Open {
     /// Takes back what is registered elsewhere, if no other service needs it, and saves what is
     /// this node's.
     pub(super) async fn leave(&self, shared: &Shared) {
+        // What stops as well does not count: whoever is last takes the entries away.
         let others = shared
             .services
             .slots

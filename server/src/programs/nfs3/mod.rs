@@ -277,6 +277,7 @@ fn conclude<T>(
             on_success(writer, value);
         }
         Err(Fail::Wait) => return Err(Refusal::Wait),
+        Err(Fail::Silence) => return Err(Refusal::Silence),
         Err(Fail::Status(status)) => {
             writer.u32(status as u32);
             on_failure(writer);

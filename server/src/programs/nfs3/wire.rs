@@ -94,6 +94,8 @@ impl From<Errno> for Nfsstat3 {
 pub enum Fail {
     /// It may have to wait.
     Wait,
+    /// It gets no answer.
+    Silence,
     /// It answers with this status.
     Status(Nfsstat3),
 }
@@ -102,6 +104,7 @@ impl From<Failure> for Fail {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Wait => Self::Wait,
+            Failure::NotServing => Self::Silence,
             Failure::BadHandle => Self::Status(Nfsstat3::BadHandle),
             Failure::Stale => Self::Status(Nfsstat3::Stale),
             Failure::Jukebox => Self::Status(Nfsstat3::Jukebox),

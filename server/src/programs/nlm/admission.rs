@@ -53,7 +53,7 @@ impl From<Failure> for Refused {
         match failure {
             Failure::Wait => Self::NoAnswer(Refusal::Wait),
             // Not ready, or somebody's lease is in the way: the host asks again.
-            Failure::Jukebox => Self::NoAnswer(Refusal::Silence),
+            Failure::Jukebox | Failure::NotServing => Self::NoAnswer(Refusal::Silence),
             Failure::BadHandle | Failure::Stale => Self::Stat(Nlm4Stats::StaleFh),
             Failure::Os(_) => Self::Stat(Nlm4Stats::Failed),
         }

@@ -15,6 +15,8 @@
 mod admission;
 mod results;
 
+use std::net::IpAddr;
+
 use havenfs_nlm::granter::GrantCookie;
 use havenfs_nlm::host::{CallDigest, HostKey};
 use havenfs_nlm::keys::{FileKey, LockOwner};
@@ -36,6 +38,7 @@ use self::results::{Answerer, Results};
 use crate::call::{Proposal, Refusal, Request, Transport};
 use crate::cluster::command::{LockAction, LockCall};
 use crate::cluster::{Outcome, ServiceCommand};
+use crate::export::Verdict;
 use crate::lock_service::{Answer, LockService, unix_seconds};
 use crate::node::Node;
 
@@ -331,14 +334,30 @@ impl NlmCall<'_> {
     /// NLM_FREE_ALL: from the host itself only.
     fn free_all(&self) -> Result<Proposal, Refusal> {
         let args: Nlm4Notify<'_> = self.version.decode(self.request.args)?;
+        let address = self.request.origin.host();
+        // It needs no handle, and so anybody can send one. A host that has nothing here and that no
+        // export admits is not remembered for it.
+        let is_known = self.locks.state().table().has_host_at(address);
+        if !is_known && !self.is_admitted_somewhere(address) {
+            return Err(Refusal::Silence);
+        }
         let command = ServiceCommand::FreeAll {
             epoch: self.epoch,
-            address: self.request.origin.host(),
+            address,
             name: args.name.into(),
             call: self.digest(),
             now: unix_seconds(),
         };
         Ok(void_after(command, self.request.xid))
+    }
+
+    fn is_admitted_somewhere(&self, address: IpAddr) -> bool {
+        let exports = self.node.exports.load();
+        let mut exports = exports.exports().iter();
+        exports.any(|export| {
+            let verdict = export.policy(address, &self.node.names);
+            !matches!(verdict, Verdict::Refused)
+        })
     }
 
     /// Whether the table has what is reclaimed, so that there is nothing to write: thousands of
