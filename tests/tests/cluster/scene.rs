@@ -44,13 +44,13 @@ pub(crate) const HOLDER: i32 = 11;
 
 /// How long a change may wait for a new leader: 0.4 s at most until a node stands, as long again if
 /// the votes are split, and a busy machine.
-pub(crate) const ELECTION_TIME_MAX: Duration = Duration::from_millis(1500);
+pub(crate) const ELECTION_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long the service may be away when its node dies: the lease, the margin, the turn of a node
 /// that dies or sleeps, an election that begins late, and a busy machine.
-pub(crate) const TAKEOVER_TIME_MAX: Duration = Duration::from_secs(4);
+pub(crate) const TAKEOVER_TIME_MAX: Duration = Duration::from_secs(15);
 /// How long a node may answer that has lost the majority, from the last moment when it was there:
 /// the lease, and the time that a killed node's last messages and a busy machine take.
-pub(crate) const LEASE_AND_MORE: Duration = LEASE_TIME.saturating_add(Duration::from_millis(150));
+pub(crate) const LEASE_AND_MORE: Duration = LEASE_TIME.saturating_add(Duration::from_secs(1));
 
 /// A service with hosts.
 pub(crate) struct Scene {
