@@ -190,7 +190,9 @@ pub(crate) fn commits(directory: &Path, length: Duration) -> anyhow::Result<Figu
 /// there.
 pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Result<Figures> {
     let directory = directory.join("store-of-its-own");
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
     let store = runtime.block_on(Store::open(&directory, None))?;
     let proposer = store.proposer();
     let change = ServiceCommand::EndGrace {
