@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::call::Origin;
+use crate::clock::unix_seconds;
 
 /// A client's connection and what came over it.
 #[derive(Debug)]
@@ -127,11 +127,4 @@ impl Drop for Entered {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.number);
     }
-}
-
-/// The wall clock, for people to read.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

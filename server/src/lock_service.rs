@@ -28,7 +28,7 @@ use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::limits::Limits;
@@ -54,6 +54,7 @@ pub use self::operator::Verified;
 pub use self::reclaims::Reclaims;
 pub use self::result_calls::{ResultCall, ResultCalls};
 use crate::call::Proposal;
+use crate::clock;
 use crate::cluster::{ClusterState, Command, Outcome, ServiceCommand, ServiceId, ServiceState};
 use crate::config::{Announce, Settings};
 use crate::fault::{Fault, is_planted};
@@ -449,10 +450,9 @@ impl LockService {
     }
 }
 
-/// The wall clock, in seconds since 1970, for people to read.
+/// The wall clock as the lock table has it, in seconds since 1970.
 pub fn unix_seconds() -> u32 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |since| since.as_secs() as u32)
+    clock::unix_seconds() as u32
 }
 
 /// What a reply of NLM usually holds.

@@ -130,11 +130,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     if credential::is_root_for_all() {
         return Err(ServeError::RootForAll);
     }
-    let lists = config.services.iter();
-    let lists: Vec<_> = lists
-        .map(|service| (service.name.as_str(), &service.settings.sources))
-        .collect();
-    volumes::check_overlap(&lists)?;
+    volumes::check_overlap(&config.export_lists())?;
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

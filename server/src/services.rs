@@ -8,7 +8,6 @@ use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::node::Node;
 use crate::raft::{Cluster, Proposer};
-use crate::volumes::{self, ExportsError};
 
 /// All of them, and the cluster that they belong to.
 #[derive(Debug)]
@@ -96,19 +95,6 @@ impl Services {
     /// The replicated state, for a moment.
     pub fn state(&self) -> RwLockReadGuard<'_, ClusterState> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks for files that two services would show, as their lists are now. Waits for the disk.
-    ///
-    /// # Errors
-    /// Which services, and where.
-    pub fn check_overlap(&self) -> Result<(), ExportsError> {
-        let lists: Vec<_> = self
-            .slots
-            .iter()
-            .map(|slot| (slot.config.name.as_str(), &slot.config.settings.sources))
-            .collect();
-        volumes::check_overlap(&lists)
     }
 
     /// A service by its name; without a name the only one.

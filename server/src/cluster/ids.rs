@@ -60,4 +60,12 @@ pub enum Queue {
 impl Queue {
     /// Both of them.
     pub const ALL: [Self; 2] = [Self::Calls, Self::Leases];
+
+    /// Its place among them.
+    pub(super) const fn place(self) -> usize {
+        match self {
+            Self::Calls => 0,
+            Self::Leases => 1,
+        }
+    }
 }

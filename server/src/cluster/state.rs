@@ -85,11 +85,7 @@ impl ClusterState {
             node.incarnation = origin.incarnation;
             node.applied = Default::default();
         }
-        let [calls, leases] = &mut node.applied;
-        let applied = match origin.queue {
-            Queue::Calls => calls,
-            Queue::Leases => leases,
-        };
+        let applied = &mut node.applied[origin.queue.place()];
         // One that comes without those before it does nothing either: all are sent again then.
         let is_next = origin.number == *applied + 1;
         if is_next {
@@ -220,13 +216,7 @@ impl ClusterState {
     pub fn applied(&self, node: NodeId, incarnation: u64, queue: Queue) -> u64 {
         let node = self.nodes.get(&node);
         let node = node.filter(|node| node.incarnation == incarnation);
-        node.map_or(0, |node| {
-            let [calls, leases] = node.applied;
-            match queue {
-                Queue::Calls => calls,
-                Queue::Leases => leases,
-            }
-        })
+        node.map_or(0, |node| node.applied[queue.place()])
     }
 
     /// The numbers of exports and file systems.

@@ -47,6 +47,14 @@ impl NodeConfig {
         self.cluster.as_ref().is_some_and(ClusterConfig::is_witness)
     }
 
+    /// The services by name, with where each finds its exports.
+    pub fn export_lists(&self) -> Vec<(&str, &Sources)> {
+        let services = self.services.iter();
+        services
+            .map(|service| (service.name.as_str(), &service.settings.sources))
+            .collect()
+    }
+
     /// What people call this node.
     pub fn node_name(&self) -> &str {
         self.cluster

@@ -54,7 +54,7 @@ pub async fn reload(
     let (services, node) = (Arc::clone(services), Arc::clone(node));
     let sources = slot.config.settings.sources.clone();
     let work = move || {
-        let checked = services.check_overlap();
+        let checked = volumes::check_overlap(&services.config.export_lists());
         let done = checked.and_then(|()| volumes::reload(&sources, &node));
         done.map_err(|error| error.to_string())
     };

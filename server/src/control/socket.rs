@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use super::{acts, cluster, locks};
-use crate::clients::unix_seconds;
+use crate::clock::unix_seconds;
 use crate::node::Node;
 use crate::services::Services;
 

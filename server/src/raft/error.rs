@@ -120,3 +120,9 @@ impl StoreError {
         io::Error::other(self)
     }
 }
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        error.into_io()
+    }
+}

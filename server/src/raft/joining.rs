@@ -107,7 +107,8 @@ pub(super) async fn start_member(
     opened.log.shared().set_others();
     let key = ClusterKey::read(&cluster.key_file);
     let key = key.map_err(|error| StoreError::Cluster(error.to_string()))?;
-    let [handle_secret, _] = halves(key.derive(HANDLE_KEY_LABEL));
+    let derived = key.derive(HANDLE_KEY_LABEL);
+    let handle_secret = std::array::from_fn(|at| derived[at]);
     let configured: Vec<Configured> = cluster
         .members
         .iter()
@@ -199,12 +200,4 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StoreError> {
              node in [[cluster.member]] must be one of this machine's, and its port free"
         ))
     })
-}
-
-fn halves(whole: [u8; 32]) -> [[u8; 16]; 2] {
-    let mut halves = [[0; 16]; 2];
-    for (place, byte) in halves.as_flattened_mut().iter_mut().zip(whole) {
-        *place = byte;
-    }
-    halves
 }

@@ -21,6 +21,7 @@ use super::error::StoreError;
 use super::log::Shared;
 use super::pending::{Done, Pending};
 use super::snapshot;
+use super::thread::blocking;
 use super::types::{Applied, LogId, Payload, Proposed, SnapshotMeta, StoredMembership, Types};
 use crate::cluster::{ClusterCommand, ClusterState, Command, Outcome, Queue};
 
@@ -332,7 +333,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let state = std::mem::take(&mut self.state);
         let meta = self.meta.clone();
         let snapshots = Arc::clone(&self.snapshots);
-        let write = move || Ok(snapshots.write(meta, &state));
+        let write = move || Ok::<_, StoreError>(snapshots.write(meta, &state));
         match blocking(write).await? {
             Ok(snapshot) => Ok(snapshot),
             Err(error) => {
@@ -346,14 +347,4 @@ impl RaftSnapshotBuilder<Types> for Builder {
             }
         }
     }
-}
-
-/// Runs what waits for the disk on a thread that may.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> io::Result<T> {
-    let result = tokio::task::spawn_blocking(work).await;
-    result
-        .map_err(io::Error::other)?
-        .map_err(StoreError::into_io)
 }

@@ -17,8 +17,8 @@ use super::segment::{self, Header};
 use super::stored::{self, Stored};
 use super::wal::Options;
 use super::{recover, snapshot};
+use crate::clock::unix_seconds;
 use crate::cluster::ClusterState;
-use crate::lock_service::unix_seconds;
 use crate::random::random_u64;
 use crate::state::replace_file;
 
@@ -95,7 +95,7 @@ fn next_life(dir: &Path) -> Result<u64, StoreError> {
         Err(error) => return Err(StoreError::io("read", &path)(error)),
     };
     // The clock, so that a file that is lost or old does not make an earlier life's number again.
-    let life = lives.saturating_add(1).max(unix_seconds().into());
+    let life = lives.saturating_add(1).max(unix_seconds());
     replace_file(&path, format!("{life}\n").as_bytes()).map_err(StoreError::io("write", &path))?;
     Ok(life)
 }

@@ -54,3 +54,15 @@ impl EngineThread {
         let _ = self.thread.join();
     }
 }
+
+/// Runs what waits for the disk on a thread that may.
+pub(super) async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> io::Result<T>
+where
+    T: Send + 'static,
+    E: Into<io::Error> + Send + 'static,
+{
+    let result = tokio::task::spawn_blocking(work).await;
+    result.map_err(io::Error::other)?.map_err(Into::into)
+}

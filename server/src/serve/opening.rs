@@ -148,7 +148,7 @@ fn make(
         copy,
     );
     numbers.restore().map_err(ServeError::Activate)?;
-    shared.services.check_overlap()?;
+    volumes::check_overlap(&shared.services.config.export_lists())?;
     let exports = volumes::load_table(&settings.sources, &numbers)?;
     if exports.exports().is_empty() {
         return Err(ServeError::NoExports);
@@ -352,14 +352,9 @@ impl Open {
     /// this node's.
     pub(super) async fn leave(&self, shared: &Shared) {
         // What stops as well does not count: whoever is last takes the entries away.
-        let others = shared
-            .services
-            .slots
-            .iter()
-            .filter_map(|slot| slot.serving());
-        let is_shared = others
-            .into_iter()
-            .any(|node| !Arc::ptr_eq(&node, &self.node));
+        let slots = shared.services.slots.iter();
+        let mut others = slots.filter_map(|slot| slot.serving());
+        let is_shared = others.any(|node| !Arc::ptr_eq(&node, &self.node));
         if let Choice::Registered(registration) = &*self.choice
             && !is_shared
             && let Ok(Err(error)) =

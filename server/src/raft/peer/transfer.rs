@@ -21,6 +21,7 @@ use super::wire::{Announced, CHUNK_BYTES_MAX, Message};
 use crate::raft::error::StoreError;
 use crate::raft::machine::Content;
 use crate::raft::snapshot;
+use crate::raft::thread::blocking;
 use crate::raft::types::{LeaderId, Member, Types, Vote};
 
 type RaftSnapshot = openraft::Snapshot<LeaderId, u64, Member, Content>;
@@ -128,7 +129,7 @@ pub(super) async fn receive(
         offset = end;
     }
     let path = received(&served.dir);
-    let check = move || Ok((snapshot::check_file(&path, &file), file));
+    let check = move || Ok::<_, io::Error>((snapshot::check_file(&path, &file), file));
     let (found, file) = blocking(check).await.map_err(TransferError::Write)?;
     let meta = announced.meta;
     if found.map_err(|error| TransferError::Unusable(problem_of(error)))? != meta {
@@ -177,12 +178,4 @@ fn nameless(dir: &Path) -> io::Result<File> {
         .open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
 }
