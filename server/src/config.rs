@@ -4,6 +4,7 @@
 //! their line.
 
 pub mod cluster;
+pub mod floating;
 mod lock_limits;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use havenfs_rpc::program;
 use serde::Deserialize;
 
 use self::cluster::{ClusterFile, ServiceFile};
+use self::floating::FloatingConfig;
 use self::lock_limits::LockLimits;
 use crate::export::Sources;
 use crate::register::PortmapMode;
@@ -32,6 +34,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Addresses to listen on; none means all.
     pub listen: Vec<IpAddr>,
+    /// How these addresses come and go with the service; none if they are always there.
+    pub floating: Option<FloatingConfig>,
     /// The port of NFS; 0 lets the kernel choose.
     pub nfs_port: u16,
     /// The port of MOUNT; 0 lets the kernel choose.
@@ -258,6 +262,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
             .or(file.state_dir)
             .unwrap_or_else(default_state_dir),
         listen: line.listen.or(file.listen).unwrap_or_default(),
+        floating: None,
         nfs_port: port(line.nfs_port, file.nfs_port, program::NFS_PORT),
         mount_port: port(line.mount_port, file.mount_port, program::MOUNT_PORT),
         nlm_port: port(line.nlm_port, file.nlm_port, program::NLM_PORT),

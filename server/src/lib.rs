@@ -41,6 +41,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("havenfs needs a 64-bit system: file offsets and lengths are u64 and usize alike");
 
+pub mod address;
 pub mod backend;
 pub mod call;
 pub mod clients;

@@ -29,6 +29,8 @@ use crate::volumes::{self, ExportsError};
 pub struct Node {
     /// Whether this node may answer.
     pub gate: Arc<Gate>,
+    /// Whether its addresses move along with it: then connections end without a word when it goes.
+    pub floats: bool,
     /// The numbers of exports and file systems.
     pub numbers: Numbering,
     /// The exports in force; a reload swaps the table whole.
@@ -97,6 +99,8 @@ pub struct Parts {
     pub exports: ExportTable,
     /// How many files it may have open.
     pub descriptors: usize,
+    /// Whether its addresses move along with it.
+    pub floats: bool,
 }
 
 impl Node {
@@ -110,6 +114,7 @@ impl Node {
             handles,
             exports,
             descriptors,
+            floats,
         } = parts;
         let names = Names::new(Resolver::system());
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
@@ -122,6 +127,7 @@ impl Node {
         let files = Files::new(signer, handles, file_systems, opened_max, Arc::clone(&gate));
         Ok(Self {
             gate,
+            floats,
             numbers,
             exports: ArcSwap::from_pointee(exports),
             names,

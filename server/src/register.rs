@@ -27,6 +27,7 @@ use tracing::warn;
 pub(crate) use self::holder::{free_port_hint, nfsd_runs, port_holder};
 use self::rpcbind::Rpcbind;
 pub use self::rpcbind::{Checked, Registered, Registration};
+use crate::net::listen::bind_early;
 use crate::programs::portmap::PortEntry;
 use crate::rpc_client::ClientError;
 
@@ -376,6 +377,10 @@ fn bind(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    // Whether the address is here already does not matter to who has the port.
+    if !address.ip().is_unspecified() {
+        bind_early(&socket, address.ip())?;
     }
     if kind == Type::STREAM {
         // Connections of the last run in TIME_WAIT don't count; a listener does.

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use self::keeper::{Event, Keeper};
 use self::leases::Leases;
 use self::opening::Shared;
+use crate::address::{AddressError, Addresses};
 use crate::backend::handle::HandleKey;
 use crate::backend::table::TableError;
 use crate::backend::{credential, sys};
@@ -96,6 +97,9 @@ pub enum ServeError {
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// See [`AddressError`].
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// A port is taken.
     #[error("{error}\nhint: {hint}")]
     Listen {
@@ -142,7 +146,10 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         &settings.state_dir.join("store"),
         config.cluster.as_ref(),
     ))?;
-    let slots = config.services.iter().cloned().map(Slot::new).map(Arc::new);
+    let lease = config.cluster.as_ref().map(|cluster| cluster.lease_ms);
+    let lease = lease.map(|lease_ms| Duration::from_millis(u64::from(lease_ms)));
+    let slots = config.services.iter().cloned();
+    let slots = slots.map(|service| Arc::new(Slot::new(service, lease)));
     let services = Arc::new(Services {
         config: config.clone(),
         state: store.state(),
@@ -151,6 +158,11 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         starts: state.starts(),
         slots: slots.collect(),
     });
+    let floating = services
+        .slots
+        .iter()
+        .filter_map(|slot| slot.floating.clone());
+    let _addresses = Addresses::start(floating.collect())?;
     let shared = Arc::new(Shared {
         handle_keys: match store.handle_secret() {
             Some(secret) => vec![HandleKey { id: 1, secret }],

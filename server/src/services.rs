@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use crate::address::Floating;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::node::Node;
@@ -33,6 +34,8 @@ pub struct Slot {
     pub config: ServiceConfig,
     /// Its id, once the log has given it one.
     pub id: OnceLock<ServiceId>,
+    /// Its addresses, if they move along.
+    pub floating: Option<Arc<Floating>>,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
 }
@@ -58,9 +61,13 @@ impl Takeover {
 }
 
 impl Slot {
-    /// A service that is not served.
-    pub fn new(config: ServiceConfig) -> Self {
+    /// A service that is not served. `lease`: how long a node serves after a renewal; none if it is
+    /// alone.
+    pub fn new(config: ServiceConfig, lease: Option<Duration>) -> Self {
+        let floating = config.settings.floating.clone();
+        let floating = floating.map(|floating| Arc::new(Floating::new(floating, lease)));
         Self {
+            floating,
             config,
             id: OnceLock::new(),
             serving: Mutex::default(),

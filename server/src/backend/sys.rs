@@ -360,6 +360,42 @@ pub fn groups_of_user(uid: u32) -> Result<Vec<u32>, Errno> {
     }
 }
 
+/// Sends an Ethernet frame, headers included, through an interface.
+///
+/// # Errors
+/// EPERM: this process lacks CAP_NET_RAW. ENETDOWN: the interface is down.
+pub fn send_frame(interface: u32, frame: &[u8]) -> Result<(), Errno> {
+    // SAFETY: a call without pointers.
+    let socket = owned(c_long::from(unsafe {
+        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)
+    }))?;
+    // SAFETY: all its fields are numbers, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = interface as c_int;
+    // SAFETY: `frame` is readable for its length, `address` is a `sockaddr_ll` of the length given.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    check(sent as c_long)
+}
+
+/// How many bytes of a TCP connection the peer has not acknowledged yet.
+pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let mut bytes: c_int = 0;
+    // SAFETY: this request writes one `int`, which `bytes` is.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    check(c_long::from(result))?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// An entry of the user database is not larger.
 const PASSWD_BYTES_MAX: usize = 1 << 20;
 /// What Linux allows a process.

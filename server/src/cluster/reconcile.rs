@@ -57,10 +57,7 @@ pub enum Step {
     Drop,
     /// Finish what is under way, bring all to disk, close everything for good; then
     /// [`Reconciler::stopped`].
-    Stop {
-        /// Where it goes; none if the process ends.
-        to: Option<NodeId>,
-    },
+    Stop(Why),
     /// Propose the release of what is stopped; then [`Reconciler::released`].
     Release {
         /// The epoch that this node had.
@@ -70,6 +67,17 @@ pub enum Step {
     Wait(Moment),
     /// Nothing any more: the process ends.
     End,
+}
+
+/// Why a node stops serving what it could go on serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// An operator wants it there.
+    Moved(NodeId),
+    /// Clients can't reach this node: its cable is out.
+    Unreachable,
+    /// The process ends.
+    Ends,
 }
 
 /// What this life of the node has of the service.
@@ -106,6 +114,8 @@ pub struct Sight<'a, S> {
     pub lease: Moment,
     /// Whether there are no other voters, so that nothing need be released.
     pub is_alone: bool,
+    /// Whether clients can reach this node, as far as it can know.
+    pub is_reachable: bool,
 }
 
 impl Default for Reconciler {
@@ -210,7 +220,7 @@ impl Reconciler {
             Phase::Assigned { .. } if sight.lease <= now => Step::Wait(now + LEASE_LOOK),
             Phase::Assigned { epoch } => Step::Open { epoch },
             Phase::Serving { epoch, .. } if !sight.has(epoch) => Step::Drop,
-            Phase::Serving { .. } if self.ends => Step::Stop { to: None },
+            Phase::Serving { .. } if self.ends => Step::Stop(Why::Ends),
             Phase::Serving { speaks, .. } => sight.serve(now, speaks),
             Phase::Stopped { .. } if sight.is_alone => Step::End,
             Phase::Stopped { epoch } => Step::Release { epoch },
@@ -240,6 +250,10 @@ impl Reconciler {
             None => {
                 self.free_since.get_or_insert(now);
             }
+        }
+        // It would be given back at once.
+        if !sight.is_reachable && !sight.is_alone {
+            return Step::Wait(now + LOOK_AGAIN);
         }
         let view = View {
             free_since: self.free_since.unwrap_or(now),
@@ -287,8 +301,11 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
         let wanted = self.service().and_then(ServiceState::wanted);
         match wanted {
             Some(to) if to != self.view.me && self.view.is_able(to, now) => {
-                Step::Stop { to: Some(to) }
+                Step::Stop(Why::Moved(to))
             }
+            // The others may be reached, and find it released without a wait. Alone there is nobody
+            // to give it to.
+            _ if !self.is_reachable && !self.is_alone => Step::Stop(Why::Unreachable),
             _ if holds && !speaks => Step::Speak,
             _ if !holds && speaks => Step::Silence,
             _ if holds => Step::Wait(self.lease.min(now + LOOK_AGAIN)),

@@ -10,7 +10,8 @@
 //! [[service]]
 //! name = "alpha"
 //! names = ["nfs-service.example.com", "nfs-service"]
-//! addresses = ["192.0.2.100"]
+//! addresses = ["192.0.2.100/24"]
+//! interface = "eth0"
 //! exports = ["/srv/alpha 192.0.2.0/24(rw)"]
 //! storage = "cluster-fs"
 //! ```
@@ -26,6 +27,7 @@ use std::time::Duration;
 use havenfs_nsm::nsm_name;
 use serde::Deserialize;
 
+use super::floating::{FloatingAddress, FloatingConfig, NoAddress, WrittenAddress};
 use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Settings, merge};
 use crate::cluster::state::LONE_NAME;
 use crate::export::Sources;
@@ -126,9 +128,9 @@ pub struct ServiceFile {
     #[serde(default)]
     names: Vec<String>,
     #[serde(default)]
-    addresses: Vec<IpAddr>,
-    #[serde(default)]
-    address_mode: AddressMode,
+    addresses: Vec<String>,
+    address_mode: Option<AddressMode>,
+    interface: Option<String>,
     #[serde(default)]
     exports: Vec<String>,
     exports_file: Option<PathBuf>,
@@ -139,12 +141,13 @@ pub struct ServiceFile {
 }
 
 /// How the addresses of a service come to its active node.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum AddressMode {
     /// They are there already: loopback, or behind a load balancer.
-    #[default]
     Fixed,
+    /// They come and go with the service.
+    Managed,
 }
 
 /// What keeps a node that lost a service from writing to its storage.
@@ -215,13 +218,14 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         if !names.insert(service.name.clone()) {
             return Err(wrong("service.name", &service.name, "is there twice"));
         }
-        for address in &service.addresses {
+        let service = check_service(service, &settings, cluster.as_ref())?;
+        for address in &service.settings.listen {
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
                 let problem = format!("has {address}, which `{other}` has already");
                 return Err(wrong("service", &service.name, &problem));
             }
         }
-        checked.push(check_service(service, &settings, cluster.as_ref())?);
+        checked.push(service);
     }
     Ok(NodeConfig {
         settings,
@@ -284,7 +288,8 @@ fn check_service(
         name,
         names,
         addresses,
-        address_mode: AddressMode::Fixed,
+        address_mode,
+        interface,
         exports,
         exports_file,
         storage,
@@ -297,10 +302,7 @@ fn check_service(
         nsm_name::judge(other.as_bytes())
             .map_err(|problem| wrong("service.names", other, &format!("is no name: {problem}")))?;
     }
-    if addresses.is_empty() {
-        let problem = "has no addresses: clients reach a service by its own address";
-        return Err(wrong("service", &name, problem));
-    }
+    let (listen, floating) = check_addresses(&name, &addresses, address_mode, interface)?;
     if exports.is_empty() && exports_file.is_none() {
         return Err(wrong(
             "service",
@@ -341,7 +343,8 @@ fn check_service(
     };
     let settings = Settings {
         sources,
-        listen: addresses,
+        listen,
+        floating,
         service_names: if names.is_empty() {
             vec![name.clone()]
         } else {
@@ -356,6 +359,65 @@ fn check_service(
         settings,
         preferred,
     })
+}
+
+/// Where a service is reached, and how these addresses come to its active node.
+fn check_addresses(
+    service: &str,
+    addresses: &[String],
+    mode: Option<AddressMode>,
+    interface: Option<String>,
+) -> Result<(Vec<IpAddr>, Option<FloatingConfig>), ConfigError> {
+    let wrong_here = |problem: &str| Err(wrong("service", service, problem));
+    if addresses.is_empty() {
+        return wrong_here("has no addresses: clients reach a service by its own address");
+    }
+    let mut written = Vec::new();
+    for address in addresses {
+        let one: WrittenAddress = address.parse().map_err(|problem: NoAddress| {
+            wrong("service.addresses", address, &problem.to_string())
+        })?;
+        written.push(one);
+    }
+    let listen = written.iter().map(|one| one.ip).collect();
+    let mode = mode.unwrap_or(if interface.is_some() {
+        AddressMode::Managed
+    } else {
+        AddressMode::Fixed
+    });
+    let any_prefix = written.iter().any(|one| one.prefix.is_some());
+    match (mode, interface) {
+        (AddressMode::Fixed, None) if !any_prefix => Ok((listen, None)),
+        (AddressMode::Fixed, None) => wrong_here(
+            "has an address with a prefix, which is for addresses that move along: say on which \
+             interface they go (interface = \"eth0\")",
+        ),
+        (AddressMode::Fixed, Some(_)) => {
+            wrong_here("has fixed addresses and an interface, which is for those that move along")
+        }
+        (AddressMode::Managed, None) => {
+            wrong_here("does not say on which interface its addresses go (interface = \"eth0\")")
+        }
+        (AddressMode::Managed, Some(interface)) => {
+            if interface.is_empty() || interface.len() > INTERFACE_BYTES_MAX {
+                return Err(wrong("service.interface", &interface, "is no interface"));
+            }
+            let mut floating = Vec::new();
+            for WrittenAddress { ip, prefix } in written {
+                let Some(prefix) = prefix else {
+                    let problem = format!("has {ip} without a prefix, as in {ip}/24");
+                    return wrong_here(&problem);
+                };
+                floating.push(FloatingAddress { ip, prefix });
+            }
+            let addresses = floating;
+            let floating = FloatingConfig {
+                interface,
+                addresses,
+            };
+            Ok((listen, Some(floating)))
+        }
+    }
 }
 
 /// A name that operators type and that names a folder.
@@ -385,6 +447,8 @@ pub const LEASE_MS_DEFAULT: u32 = 1200;
 const LEASE_MS_MIN: u32 = 1000;
 const LEASE_MS_MAX: u32 = 60_000;
 const NAME_BYTES_MAX: usize = 64;
+/// What the kernel allows.
+const INTERFACE_BYTES_MAX: usize = 15;
 
 #[cfg(test)]
 mod tests;

@@ -31,14 +31,24 @@ pub struct Bound {
     pub port: u16,
 }
 
-/// Binds `port` on every address; none given means all of IPv4 and, where the kernel has it, all
-/// of IPv6. With port 0 the kernel chooses one, the same for all.
-pub fn bind(
-    purpose: &'static str,
-    addresses: &[IpAddr],
-    port: u16,
-    udp: bool,
-) -> Result<Bound, ListenError> {
+/// Where to listen.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The addresses; none means all of IPv4 and, where the kernel has it, all of IPv6.
+    pub addresses: &'a [IpAddr],
+    /// The port; with 0 the kernel chooses one, the same for all addresses.
+    pub port: u16,
+    /// Whether the addresses may come to this machine later: then the listeners stand already.
+    pub is_early: bool,
+}
+
+/// Binds a port on every address, over TCP and, if asked, UDP.
+pub fn bind(purpose: &'static str, place: Place<'_>, udp: bool) -> Result<Bound, ListenError> {
+    let Place {
+        addresses,
+        port,
+        is_early,
+    } = place;
     let every = [
         IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -57,7 +67,7 @@ pub fn bind(
             address,
             source,
         };
-        let listener = match tcp(address) {
+        let listener = match tcp(address, is_early) {
             Ok(listener) => listener,
             // A kernel without IPv6: IPv4 alone is right.
             Err(error) if wildcard && ip.is_ipv6() && no_such_family(&error) => continue,
@@ -72,7 +82,7 @@ pub fn bind(
         if udp {
             bound
                 .udp
-                .push(datagram(address).map_err(|error| fail("UDP", address, error))?);
+                .push(datagram(address, is_early).map_err(|error| fail("UDP", address, error))?);
         }
     }
     Ok(bound)
@@ -85,7 +95,7 @@ fn no_such_family(error: &io::Error) -> bool {
     )
 }
 
-fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn tcp(address: SocketAddr, is_early: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -93,25 +103,37 @@ fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     )?;
     // A restarted server must not wait for the old connections to be forgotten.
     socket.set_reuse_address(true)?;
-    prepare(&socket, address)?;
+    prepare(&socket, address, is_early)?;
     socket.listen(1024)?;
     Ok(socket.into())
 }
 
-fn datagram(address: SocketAddr) -> io::Result<UdpSocket> {
+fn datagram(address: SocketAddr, is_early: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
         Some(Protocol::UDP),
     )?;
-    prepare(&socket, address)?;
+    prepare(&socket, address, is_early)?;
     Ok(socket.into())
 }
 
-fn prepare(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+fn prepare(socket: &Socket, address: SocketAddr, is_early: bool) -> io::Result<()> {
+    if is_early {
+        bind_early(socket, address.ip())?;
+    }
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())
+}
+
+/// Lets a socket be bound to an address that is not here yet.
+pub fn bind_early(socket: &Socket, ip: IpAddr) -> io::Result<()> {
+    if ip.is_ipv4() {
+        socket.set_freebind_v4(true)
+    } else {
+        socket.set_freebind_v6(true)
+    }
 }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,10 +25,11 @@ use super::intake::Intake;
 use super::limits::{
     BUFFERS_KEPT_MAX, BYTES_ALWAYS, BYTES_PER_CONNECTION_MAX, CALLS_OUTSTANDING_MAX,
     COPY_BYTES_MAX, FLUSH_BYTES, IDLE_TIME_MAX, NFS_RECORD_BYTES_MAX, RECORD_TIME_MAX,
-    REPLY_BYTES_MIN, REPLY_TIME_MAX, Reservation, SIDE_RECORD_BYTES_MAX, Share, TooMany,
+    REPLY_BYTES_MIN, REPLY_TIME_MAX, Reservation, SIDE_RECORD_BYTES_MAX, Share, Slot, TooMany,
 };
 use super::mailbox::{Mailbox, Reply};
 use super::runtimes::Runtimes;
+use crate::backend::sys;
 use crate::call::{Origin, Port, Transport};
 use crate::clients::Entered;
 use crate::node::Node;
@@ -43,6 +45,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(5);
 /// How long to wait before asking again whether all connections together hold less.
 const BUDGET_RETRY: Duration = Duration::from_millis(10);
+/// How often it is asked whether the peer has its answers; nobody tells.
+const ACKNOWLEDGED_CHECK: Duration = Duration::from_millis(1);
 
 /// How a service stops on this node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -96,11 +100,9 @@ pub async fn accept(
                     continue;
                 };
                 runtimes.next().spawn(async move {
-                    let share = Share::new(Arc::clone(&node.budget), Arc::clone(&slot.peer));
-                    if let Err(error) = serve(node, port, stream, peer, share, stop).await {
+                    if let Err(error) = serve(node, port, stream, peer, slot, stop).await {
                         tracing::debug!(%peer, %error, "connection closed");
                     }
-                    drop(slot);
                 });
             }
             Err(error) => {
@@ -117,9 +119,10 @@ async fn serve(
     port: Port,
     stream: std::net::TcpStream,
     peer: SocketAddr,
-    share: Share,
+    slot: Slot,
     mut stop: watch::Receiver<Stop>,
 ) -> io::Result<()> {
+    let share = Share::new(Arc::clone(&node.budget), Arc::clone(&slot.peer));
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
@@ -162,10 +165,37 @@ async fn serve(
     }
     // What was taken is answered: a call that was carried out and not answered would be repeated
     // after the restart, and fail.
-    tokio::select! {
-        result = connection.finish() => result,
-        _ = stop.wait_for(|stop| *stop == Stop::Destroy) => Ok(()),
+    let floats = connection.node.floats;
+    let sender = Arc::clone(&connection.sender);
+    let finishing = async {
+        if floats {
+            connection.answer_all().await?;
+            acknowledged(&sender).await
+        } else {
+            connection.finish().await
+        }
+    };
+    let result = tokio::select! {
+        result = finishing => result,
+        _ = stop.wait_for(|stop| *stop == Stop::Destroy) => return Ok(()),
+    };
+    if floats && result.is_ok() {
+        // It has its answers. To close it now would tell the client before the other node is
+        // ready: the socket stays, and counts no more, until its address is gone.
+        drop(slot);
+        // An error says that it is over as well.
+        let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
     }
+    result
+}
+
+/// Waits until the peer has everything that was sent.
+async fn acknowledged(sender: &OwnedWriteHalf) -> io::Result<()> {
+    let stream: &TcpStream = sender.as_ref();
+    while sys::unacknowledged_bytes(stream.as_fd())? > 0 {
+        sleep(ACKNOWLEDGED_CHECK).await;
+    }
+    Ok(())
 }
 
 fn lease_is_over() -> io::Error {
@@ -432,7 +462,7 @@ impl Connection {
     }
 
     /// Answers what the workers still have, and what they have finished.
-    async fn finish(&mut self) -> io::Result<()> {
+    async fn answer_all(&mut self) -> io::Result<()> {
         loop {
             // Asked before taking: a reply is put in before its call counts as answered.
             let complete = self.mailbox.outstanding() == 0;
@@ -441,13 +471,18 @@ impl Connection {
             }
             self.flush().await?;
             if complete {
-                break;
+                return Ok(());
             }
             // The last reply may have been sent by whoever had it, who tells nobody.
             if self.mailbox.outstanding() > 0 {
                 self.mailbox.changed().await;
             }
         }
+    }
+
+    /// Answers what was taken, and ends the connection.
+    async fn finish(&mut self) -> io::Result<()> {
+        self.answer_all().await?;
         // To close a socket with unread bytes in it resets the connection, which takes the answers
         // away that the peer has not read yet: so read on until the peer has seen the end.
         let stream: &TcpStream = (*self.sender).as_ref();

@@ -18,7 +18,7 @@ use crate::clock::boot_time;
 use crate::cluster::command::{Assign, Release, RenewalId};
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
-use crate::cluster::reconcile::{Reconciler, Sight, Step};
+use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
 use crate::cluster::service::Active;
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::fault::{Fault, is_planted};
@@ -39,6 +39,8 @@ pub(super) struct Keeper {
     leases: Arc<Leases>,
     slot: Arc<Slot>,
     changes: watch::Receiver<u64>,
+    /// Whether clients can reach this node.
+    link: watch::Receiver<bool>,
     events: mpsc::Sender<Event>,
     reconciler: Reconciler,
     id: ServiceId,
@@ -60,7 +62,11 @@ impl Keeper {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let recover = slot.config.settings.recover;
+        let floating = slot.floating.as_ref();
+        // Of addresses that are everywhere nothing is known.
+        let link = floating.map_or_else(|| watch::channel(true).1, |floating| floating.link());
         Self {
+            link,
             shared,
             leases,
             slot,
@@ -92,6 +98,7 @@ impl Keeper {
                 self.reconciler.end();
             }
             self.changes.borrow_and_update();
+            self.link.borrow_and_update();
             let wake = match self.step() {
                 Step::End => return Ok(()),
                 Step::Wait(moment) => moment,
@@ -117,6 +124,8 @@ impl Keeper {
                 () = sleep(wake.since(boot_time()) + CLOCK_STEP) => {}
                 // The sender ends with the store, and then the process.
                 Ok(()) = self.changes.changed() => {}
+                // The same.
+                Ok(()) = self.link.changed() => {}
                 Ok(()) = stopping.changed() => {}
             }
         }
@@ -161,6 +170,7 @@ impl Keeper {
             joined: self.leases.joined(),
             lease: self.lease(),
             is_alone: self.leases.is_alone(),
+            is_reachable: *self.link.borrow(),
         };
         self.reconciler.poll(boot_time(), sight)
     }
@@ -206,14 +216,21 @@ impl Keeper {
                 self.let_go();
                 self.reconciler.dropped();
             }
-            Step::Stop { to } => {
-                let time_max = match to {
-                    Some(to) => {
+            Step::Stop(why) => {
+                let time_max = match why {
+                    Why::Moved(to) => {
                         let to = self.shared.services.cluster.name_of(to);
                         tracing::info!(service = name, to, "moving it away");
                         MOVE_TIME_MAX
                     }
-                    None => STOP_TIME_MAX,
+                    Why::Unreachable => {
+                        tracing::warn!(
+                            service = name,
+                            "clients can't reach this node: giving it to another one"
+                        );
+                        Duration::ZERO
+                    }
+                    Why::Ends => STOP_TIME_MAX,
                 };
                 self.stop(time_max).await?;
                 self.reconciler.stopped();
@@ -354,7 +371,11 @@ impl Keeper {
             return Ok(());
         };
         opened.node.gate.begin_anew();
-        match opened.listen(&self.shared, true).await {
+        let listening = async {
+            opened.listen(&self.shared, true).await?;
+            opened.raise(&self.shared, self.id).await
+        };
+        match listening.await {
             Ok(()) => self.reconciler.speaks(true),
             Err(error) => {
                 let service = &self.slot.config.name;

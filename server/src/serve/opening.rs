@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::ports::{self, Numbers, Ports};
 use super::{ServeError, spawn_port, system, tidy};
+use crate::address::{AddressError, Floating};
 use crate::backend::handle::HandleKey;
 use crate::backend::table::{Entry, HandleTable, TableError};
 use crate::call::Port;
@@ -52,6 +53,8 @@ pub(super) struct Open {
     pub(super) node: Arc<Node>,
     pub(super) locks: Arc<LockService>,
     settings: Settings,
+    /// Its addresses, if they move along.
+    floating: Option<Arc<Floating>>,
     pub(super) choice: Arc<Choice>,
     pub(super) numbers: Numbers,
     /// How listeners and connections are stopped; none while there are none.
@@ -97,6 +100,7 @@ pub(super) async fn open(
         node,
         locks,
         settings: slot.config.settings.clone(),
+        floating: slot.floating.clone(),
         stop: None,
         problem: None,
         tasks: Vec::new(),
@@ -106,6 +110,13 @@ pub(super) async fn open(
         return Ok(opened);
     }
     note("listen");
+    if opened.floating.is_some() {
+        if let Err(problem) = opened.raise(shared, service).await {
+            opened.problem = Some(problem);
+            return Ok(opened);
+        }
+        note("address");
+    }
     let tidying = Arc::clone(&opened.node);
     let unsticking = Arc::clone(&opened.node);
     opened.tasks.extend([
@@ -166,6 +177,7 @@ fn make(
         handles,
         exports,
         descriptors: shared.descriptors,
+        floats: slot.floating.is_some(),
     })?);
     let calls = Arc::new(HostCalls::new(settings.host_portmap_port, Arc::clone(gate)));
     let locks = Arc::new(LockService::new(
@@ -292,6 +304,35 @@ impl Open {
         Ok(())
     }
 
+    /// Brings the addresses here, if the lease holds, and tells the neighbours: now and some times
+    /// more. Whoever calls sees by the gate whether they came.
+    pub(super) async fn raise(
+        &mut self,
+        shared: &Shared,
+        service: ServiceId,
+    ) -> Result<(), ServeError> {
+        let Some(floating) = self.floating.clone() else {
+            return Ok(());
+        };
+        let gate = Arc::clone(&self.node.gate);
+        let raising = {
+            let (floating, gate) = (Arc::clone(&floating), Arc::clone(&gate));
+            // Somebody else may have the kernel's lock of its network configuration.
+            tokio::task::spawn_blocking(move || {
+                let is_up = floating.raise(&gate)?;
+                floating.announce(&gate);
+                Ok::<_, AddressError>(is_up)
+            })
+        };
+        let raised = raising.await.map_err(std::io::Error::other);
+        if !raised.map_err(system("raise the addresses"))?? {
+            return Ok(());
+        }
+        let announcing = async move { floating.announce_for_a_while(&gate).await };
+        self.tasks.push(tokio::spawn(announcing).abort_handle());
+        Ok(())
+    }
+
     /// Whether it has listeners.
     pub(super) const fn is_listening(&self) -> bool {
         self.stop.is_some()
@@ -299,6 +340,10 @@ impl Open {
 
     /// Closes all listeners and connections at once; nothing is answered, nothing unread is read.
     pub(super) fn destroy(&mut self) {
+        // First, so that clients don't see how the connections end.
+        if let Some(floating) = &self.floating {
+            floating.withdraw();
+        }
         if let Some(stop) = self.stop.take() {
             // Nobody may be left to listen.
             let _ = stop.send(Stop::Destroy);
@@ -308,7 +353,8 @@ impl Open {
     /// Takes no new calls, answers what was taken, and closes. Returns when that is done, or its
     /// time is over.
     pub(super) async fn finish(&mut self, time_max: Duration) {
-        let Some(stop) = self.stop.take() else { return };
+        let Some(stop) = &self.stop else { return };
+        // Nobody may be left to listen.
         let _ = stop.send(Stop::Finish);
         let drained = async {
             while self.node.connections.all() > 0 {
@@ -317,7 +363,7 @@ impl Open {
         };
         // What is not answered by then is not answered at all.
         let _ = tokio::time::timeout(time_max, drained).await;
-        let _ = stop.send(Stop::Destroy);
+        self.destroy();
     }
 
     /// Ends the workers, so that no change is under way any more, and brings all to disk. The gate

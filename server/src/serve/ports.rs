@@ -8,7 +8,7 @@ use havenfs_rpc::program;
 use super::ServeError;
 use crate::call::Port;
 use crate::config::{NSM_PORT_UNPRIVILEGED, Settings};
-use crate::net::listen::{self, Bound, ListenError};
+use crate::net::listen::{self, Bound, ListenError, Place};
 use crate::programs::portmap::PortEntry;
 use crate::register::{free_port_hint, port_holder};
 
@@ -144,7 +144,12 @@ const NSM: Purpose = Purpose::new(program::NSM, "NSM", "--nsm-port");
 const PORTMAP: Purpose = Purpose::new(program::PORTMAP, "the portmapper", "--portmap-port");
 
 fn bind(settings: &Settings, purpose: &Purpose, port: u16, udp: bool) -> Result<Bound, ServeError> {
-    let bound = listen::bind(purpose.name, &settings.listen, port, udp);
+    let place = Place {
+        addresses: &settings.listen,
+        port,
+        is_early: settings.floating.is_some(),
+    };
+    let bound = listen::bind(purpose.name, place, udp);
     bound.map_err(|error| ServeError::Listen {
         hint: taken_hint(&error, purpose),
         error,

@@ -151,6 +151,7 @@ impl World {
             joined: node.joined,
             lease: gate.map_or(Moment::default(), |gate| gate.until.get()),
             is_alone: false,
+            is_reachable: true,
         };
         let step = reconciler.poll(now, sight);
         node.keepers[s].reconciler = reconciler;
@@ -187,7 +188,7 @@ impl World {
                 let took = self.short_time();
                 self.done_after(n, s, took, Deed::Dropped);
             }
-            Step::Stop { .. } => {
+            Step::Stop(_) => {
                 self.count("services moved away");
                 self.hush(n, s);
                 let took = self.between(1, 100) * MS;

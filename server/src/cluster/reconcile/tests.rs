@@ -87,6 +87,7 @@ impl Scene {
             joined: Some(at(0)),
             lease: self.lease,
             is_alone: false,
+            is_reachable: self.is_reachable,
         };
         self.reconciler.poll(at(ms), sight)
     }
@@ -145,7 +146,7 @@ fn a_move_stops_first_and_releases_then() {
     // Node 2 does not live: it could not take it.
     assert!(matches!(scene.poll(5500), Step::Wait(_)));
     scene.other_seen = Some((1, at(5400)));
-    assert_eq!(scene.poll(5500), Step::Stop { to: Some(to) });
+    assert_eq!(scene.poll(5500), Step::Stop(Why::Moved(to)));
     scene.reconciler.stopped();
     // Whatever the lease says: it never serves in that epoch again.
     assert_eq!(scene.poll(5501), Step::Release { epoch: 1 });
@@ -209,7 +210,7 @@ fn what_cannot_be_opened_is_released_and_left_to_others_for_longer_each_time() {
 fn at_the_end_it_stops_releases_and_ends() {
     let mut scene = Scene::serving();
     scene.reconciler.end();
-    assert_eq!(scene.poll(5100), Step::Stop { to: None });
+    assert_eq!(scene.poll(5100), Step::Stop(Why::Ends));
     scene.reconciler.stopped();
     assert_eq!(scene.poll(5101), Step::Release { epoch: 1 });
     scene.reconciler.released();

@@ -1,0 +1,396 @@
+//! The addresses of a service that are on its active node and on no other.
+//!
+//! Owns how an address comes to this node ([`Floating::raise`]) and how it goes
+//! ([`Floating::withdraw`]). It decides nothing: the keeper of the service raises it when all is
+//! ready to answer, and withdraws it before anything is closed.
+//!
+//! ```text
+//!   raise:     drop what leaves from it - destroy old connections - address up - stop dropping
+//!   withdraw:  drop what leaves from it - address down - destroy connections - stop dropping
+//! ```
+//!
+//! So no client ever hears an end, a reset or an error of a node that goes: to it the service is
+//! silent for a moment, and then answers from the other node. A reset or a closed connection before
+//! that node is ready would send Linux clients into a pause of seconds.
+//!
+//! # If the node dies here
+//!
+//! - Its process is stopped, hangs or is killed: the kernel takes the address away when nobody has
+//!   prolonged it for the whole seconds of a lease, which is about when the lease ends. The thread
+//!   of [`Addresses`] prolongs it once for each renewal of the lease, and withdraws it at the moment
+//!   when the lease ends, whatever the rest of the process does.
+//! - Killed between the steps of either: at its next start it withdraws everything once more.
+//! - The machine is frozen and goes on: the address is there for a moment, until the thread or the
+//!   kernel sees the clock. Nothing is answered (the gate is closed), but neighbours may hear an
+//!   answer to ARP; that is why the new node announces the address several times.
+//!
+//! # Links
+//!
+//! A node whose cable is out can't be reached by clients, and others may well be:
+//! [`Floating::link`] says it, and the keeper gives the service away.
+
+mod announce;
+mod netlink;
+mod sockets;
+mod tickle;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use self::netlink::Link;
+use crate::clock::boot_time;
+use crate::cluster::lease::Moment;
+use crate::config::floating::{FloatingAddress, FloatingConfig};
+use crate::gate::Gate;
+
+/// Why an address can't be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// The kernel refuses a step.
+    #[error("cannot {step} {address}: {source}\nhint: {}", hint(.source))]
+    Refused {
+        /// What was tried.
+        step: &'static str,
+        /// Which address.
+        address: FloatingAddress,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such interface, or its cable is out.
+    #[error("the interface `{interface}` is {state}, and clients can't reach this node")]
+    NoLink {
+        /// Its name.
+        interface: String,
+        /// What is wrong with it.
+        state: &'static str,
+    },
+    /// A process that can't start a thread.
+    #[error("cannot start the thread that prolongs addresses: {0}")]
+    Thread(io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "to move addresses needs CAP_NET_ADMIN and CAP_NET_RAW: run as root, or give both"
+        }
+        _ => "see the kernel's log; `ip address` and `ip rule` show what is there",
+    }
+}
+
+/// The addresses of one service on this node.
+#[derive(Debug)]
+pub struct Floating {
+    config: FloatingConfig,
+    /// For how long the kernel keeps them unless they are prolonged; without end if none.
+    seconds: Option<u32>,
+    /// Locked while the kernel is asked.
+    up: Mutex<Option<Up>>,
+    link: watch::Sender<bool>,
+    /// How often the link was found in the other state, in a row.
+    link_changed: AtomicU32,
+}
+
+/// They are here.
+#[derive(Debug)]
+struct Up {
+    gate: Arc<Gate>,
+    link: Link,
+    /// The end of the lease for which they were prolonged last.
+    until: Moment,
+}
+
+impl Floating {
+    /// Addresses that are not here yet. `lease`: how long a node serves after a renewal; none if it
+    /// is alone.
+    pub fn new(config: FloatingConfig, lease: Option<Duration>) -> Self {
+        let is_up = netlink::link(&config.interface).is_ok_and(|link| link.is_up);
+        Self {
+            config,
+            // The kernel counts whole seconds; rounded down, since the lease may end first.
+            seconds: lease.map(|lease| u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1)),
+            up: Mutex::new(None),
+            link: watch::Sender::new(is_up),
+            link_changed: AtomicU32::new(0),
+        }
+    }
+
+    /// What is configured.
+    pub const fn config(&self) -> &FloatingConfig {
+        &self.config
+    }
+
+    /// Whether clients can reach this node through the interface; changes are told.
+    pub fn link(&self) -> watch::Receiver<bool> {
+        self.link.subscribe()
+    }
+
+    /// Whether the addresses are here.
+    pub fn is_up(&self) -> bool {
+        self.up().is_some()
+    }
+
+    /// Brings the addresses here, if the gate is open: says whether it was. Listeners must stand.
+    pub fn raise(&self, gate: &Arc<Gate>) -> Result<bool, AddressError> {
+        let mut up = self.up();
+        let no_link = |state| AddressError::NoLink {
+            interface: self.config.interface.clone(),
+            state,
+        };
+        let link = netlink::link(&self.config.interface).map_err(|_| no_link("not there"))?;
+        if !link.is_up {
+            return Err(no_link("down"));
+        }
+        let raised = self.raise_on(&link, gate, &mut up);
+        if !matches!(raised, Ok(true)) {
+            self.take_down_from(link.index, &mut up);
+        }
+        raised
+    }
+
+    fn raise_on(
+        &self,
+        link: &Link,
+        gate: &Arc<Gate>,
+        up: &mut Option<Up>,
+    ) -> Result<bool, AddressError> {
+        for address in &self.config.addresses {
+            // An earlier epoch, or an earlier life of this process, may have left connections.
+            netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
+            clear(*address);
+        }
+        // The last look before neighbours hear of it.
+        if !gate.admits() {
+            return Ok(false);
+        }
+        *up = Some(Up {
+            gate: Arc::clone(gate),
+            link: link.clone(),
+            until: gate.until(),
+        });
+        self.prolong(link.index)?;
+        for address in &self.config.addresses {
+            netlink::unblock(address.ip).map_err(refused("let packets pass of", *address))?;
+        }
+        Ok(true)
+    }
+
+    /// Takes the addresses away, and ends their connections without a word; nothing if they are not
+    /// here.
+    pub fn withdraw(&self) {
+        self.take_down(&mut self.up());
+    }
+
+    /// What an earlier life of this process may have left.
+    ///
+    /// # Errors
+    /// If this process may not do that at all.
+    fn clean(&self) -> Result<(), AddressError> {
+        for address in &self.config.addresses {
+            netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
+            if let Ok(link) = netlink::link(&self.config.interface) {
+                netlink::remove_address(link.index, *address)
+                    .map_err(refused("remove", *address))?;
+            }
+            clear(*address);
+            netlink::unblock(address.ip).map_err(refused("let packets pass of", *address))?;
+        }
+        Ok(())
+    }
+
+    /// Says where the addresses are, once; nothing if they are not here under this gate.
+    pub fn announce(&self, gate: &Arc<Gate>) {
+        let up = self.up();
+        let Some(link) = up.as_ref().filter(|up| Arc::ptr_eq(&up.gate, gate)) else {
+            return;
+        };
+        for address in &self.config.addresses {
+            // What can't be sent now is sent the next time.
+            if gate.is_open()
+                && let Err(error) = announce::announce(&link.link, address.ip)
+            {
+                tracing::warn!(%address, %error, "cannot announce an address");
+            }
+        }
+    }
+
+    /// Announces the addresses again and again for some seconds.
+    pub async fn announce_for_a_while(&self, gate: &Arc<Gate>) {
+        let start = tokio::time::Instant::now();
+        for after in announce::SCHEDULE.into_iter().skip(1) {
+            tokio::time::sleep_until(start + after).await;
+            self.announce(gate);
+        }
+    }
+
+    /// Wakes clients whose connections ended with the last active node, given as (our end, the
+    /// client's end).
+    pub fn tickle(&self, gate: &Arc<Gate>, connections: &[(SocketAddr, SocketAddr)]) {
+        for address in &self.config.addresses {
+            let own = connections.iter().filter(|(own, _)| own.ip() == address.ip);
+            let own: Vec<_> = own.copied().collect();
+            if !own.is_empty()
+                && gate.is_open()
+                && let Err(error) = tickle::tickle(address.ip, &own)
+            {
+                tracing::debug!(%address, %error, "cannot wake all clients");
+            }
+        }
+    }
+
+    /// Prolongs the addresses if the lease was renewed, withdraws them if it is over, and looks at
+    /// the link. Says when it must be called again at the latest.
+    fn tend(&self) -> Moment {
+        let link = netlink::link(&self.config.interface);
+        self.note_link(link.is_ok_and(|link| link.is_up));
+        let soon = boot_time() + TEND_EVERY;
+        let mut up = self.up();
+        let Some(held) = up.as_mut() else {
+            return soon;
+        };
+        if !held.gate.admits() {
+            self.take_down(&mut up);
+            return soon;
+        }
+        let until = held.gate.until();
+        if until != held.until {
+            held.until = until;
+            let index = held.link.index;
+            if let Err(error) = self.prolong(index) {
+                tracing::error!("{error}");
+            }
+        }
+        until.min(soon)
+    }
+
+    fn note_link(&self, is_up: bool) {
+        if *self.link.borrow() == is_up {
+            self.link_changed.store(0, Ordering::Relaxed);
+            return;
+        }
+        let looks = self.link_changed.fetch_add(1, Ordering::Relaxed) + 1;
+        let enough = if is_up { LOOKS_UP } else { LOOKS_DOWN };
+        if looks >= enough {
+            let interface = &self.config.interface;
+            if is_up {
+                tracing::info!(interface, "the link is up again");
+            } else {
+                tracing::warn!(interface, "the link is down: clients can't reach this node");
+            }
+            self.link_changed.store(0, Ordering::Relaxed);
+            self.link.send_replace(is_up);
+        }
+    }
+
+    fn prolong(&self, index: u32) -> Result<(), AddressError> {
+        let seconds = self.seconds.unwrap_or(u32::MAX);
+        self.config.addresses.iter().try_for_each(|address| {
+            netlink::set_address(index, *address, seconds).map_err(refused("raise", *address))
+        })
+    }
+
+    /// All of it, whatever fails on the way: what is left of the address the kernel takes away.
+    fn take_down(&self, up: &mut Option<Up>) {
+        if let Some(held) = up {
+            let index = held.link.index;
+            self.take_down_from(index, up);
+        }
+    }
+
+    fn take_down_from(&self, index: u32, up: &mut Option<Up>) {
+        *up = None;
+        for address in &self.config.addresses {
+            let dropped = netlink::block(address.ip);
+            let removed = netlink::remove_address(index, *address);
+            let is_clear = clear(*address);
+            // Connections that the kernel can't destroy end when their owner closes them, and that
+            // must not be heard.
+            let opened = if is_clear {
+                netlink::unblock(address.ip)
+            } else {
+                Ok(())
+            };
+            if let Err(error) = dropped.and(removed).and(opened) {
+                tracing::error!(%address, %error, "cannot withdraw an address cleanly");
+            }
+        }
+    }
+
+    fn up(&self) -> MutexGuard<'_, Option<Up>> {
+        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Destroys the connections of an address; says whether it can be done.
+fn clear(address: FloatingAddress) -> bool {
+    match sockets::destroy(address.ip) {
+        Ok(0) => true,
+        Ok(connections) => {
+            tracing::debug!(%address, connections, "connections destroyed");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(
+                %address, %error,
+                "cannot destroy connections: does the kernel lack CONFIG_INET_DIAG_DESTROY?"
+            );
+            false
+        }
+    }
+}
+
+fn refused(step: &'static str, address: FloatingAddress) -> impl FnOnce(io::Error) -> AddressError {
+    move |source| AddressError::Refused {
+        step,
+        address,
+        source,
+    }
+}
+
+/// The thread that prolongs the addresses of all services, or withdraws them; it ends when this is
+/// dropped.
+#[derive(Debug)]
+pub struct Addresses {
+    _stop: oneshot::Sender<()>,
+    _thread: JoinHandle<()>,
+}
+
+impl Addresses {
+    /// Clears away what an earlier life of this process left, and starts the thread.
+    ///
+    /// # Errors
+    /// If this process may not move addresses.
+    pub fn start(floating: Vec<Arc<Floating>>) -> Result<Self, AddressError> {
+        for one in &floating {
+            one.clean()?;
+        }
+        let (stop, mut stopped) = oneshot::channel::<()>();
+        let tend = move || {
+            while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+                let now = boot_time();
+                let next = floating.iter().map(|one| one.tend()).min();
+                let next = next.unwrap_or(now + TEND_EVERY);
+                std::thread::sleep(next.since(boot_time()).min(TEND_EVERY));
+            }
+        };
+        let thread = std::thread::Builder::new().name("addresses".to_owned());
+        Ok(Self {
+            _stop: stop,
+            _thread: thread.spawn(tend).map_err(AddressError::Thread)?,
+        })
+    }
+}
+
+/// How often the lease and the link are looked at; half a renewal.
+const TEND_EVERY: Duration = Duration::from_millis(100);
+/// How many looks in a row say that the link is down.
+const LOOKS_DOWN: u32 = 2;
+/// How many say that it is up: a cable that is put in bounces, and a switch takes its time.
+const LOOKS_UP: u32 = 10;
