@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,15 +26,16 @@ pub(super) const SCHEDULE: [Duration; 7] = [
     Duration::from_secs(10),
 ];
 
-/// Announces an address once. An interface without hardware addresses has no neighbours to tell.
-pub(super) fn announce(link: &Link, ip: IpAddr) -> io::Result<()> {
+/// Announces an address once; `frames` is a socket for frames. An interface without hardware
+/// addresses has no neighbours to tell.
+pub(super) fn announce(frames: BorrowedFd<'_>, link: &Link, ip: IpAddr) -> io::Result<()> {
     let Ok(hardware) = <[u8; 6]>::try_from(link.hardware.as_slice()) else {
         return Ok(());
     };
     match ip {
         IpAddr::V4(ip) => {
             for frame in [REQUEST, REPLY].map(|operation| arp(operation, hardware, ip)) {
-                sys::send_frame(link.index, &frame)?;
+                sys::send_frame(frames, link.index, &frame)?;
             }
             Ok(())
         }

@@ -36,14 +36,16 @@ mod tickle;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
 use self::netlink::Link;
+use crate::backend::sys;
 use crate::clock::boot_time;
 use crate::cluster::lease::Moment;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
@@ -71,6 +73,13 @@ pub enum AddressError {
         /// What is wrong with it.
         state: &'static str,
     },
+    /// No socket for ARP.
+    #[error("cannot open a socket to announce addresses: {source}\nhint: {}", hint(.source))]
+    Frames {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// A process that can't start a thread.
     #[error("cannot start the thread that prolongs addresses: {0}")]
     Thread(io::Error),
@@ -96,6 +105,8 @@ pub struct Floating {
     link: watch::Sender<bool>,
     /// How often the link was found in the other state, in a row.
     link_changed: AtomicU32,
+    /// For frames; never closed, since that takes long.
+    frames: OnceLock<OwnedFd>,
 }
 
 /// They are here.
@@ -119,6 +130,7 @@ impl Floating {
             up: Mutex::new(None),
             link: watch::Sender::new(is_up),
             link_changed: AtomicU32::new(0),
+            frames: OnceLock::new(),
         }
     }
 
@@ -193,6 +205,11 @@ impl Floating {
     /// # Errors
     /// If this process may not do that at all.
     fn clean(&self) -> Result<(), AddressError> {
+        let frames = sys::frame_socket().map_err(|error| AddressError::Frames {
+            source: error.into(),
+        })?;
+        // Nobody else sets it.
+        let _ = self.frames.set(frames);
         for address in &self.config.addresses {
             netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
             if let Ok(link) = netlink::link(&self.config.interface) {
@@ -205,28 +222,29 @@ impl Floating {
         Ok(())
     }
 
-    /// Says where the addresses are, once; nothing if they are not here under this gate.
-    pub fn announce(&self, gate: &Arc<Gate>) {
+    /// Says where the addresses are, at once and again for some seconds, as long as they are here
+    /// under this gate.
+    pub async fn announce(self: Arc<Self>, gate: Arc<Gate>) {
+        let start = tokio::time::Instant::now();
+        for after in announce::SCHEDULE {
+            tokio::time::sleep_until(start + after).await;
+            self.announce_once(&gate);
+        }
+    }
+
+    fn announce_once(&self, gate: &Arc<Gate>) {
         let up = self.up();
-        let Some(link) = up.as_ref().filter(|up| Arc::ptr_eq(&up.gate, gate)) else {
+        let held = up.as_ref().filter(|up| Arc::ptr_eq(&up.gate, gate));
+        let Some((held, frames)) = held.zip(self.frames.get()) else {
             return;
         };
         for address in &self.config.addresses {
             // What can't be sent now is sent the next time.
             if gate.is_open()
-                && let Err(error) = announce::announce(&link.link, address.ip)
+                && let Err(error) = announce::announce(frames.as_fd(), &held.link, address.ip)
             {
                 tracing::warn!(%address, %error, "cannot announce an address");
             }
-        }
-    }
-
-    /// Announces the addresses again and again for some seconds.
-    pub async fn announce_for_a_while(&self, gate: &Arc<Gate>) {
-        let start = tokio::time::Instant::now();
-        for after in announce::SCHEDULE.into_iter().skip(1) {
-            tokio::time::sleep_until(start + after).await;
-            self.announce(gate);
         }
     }
 

@@ -360,15 +360,22 @@ pub fn groups_of_user(uid: u32) -> Result<Vec<u32>, Errno> {
     }
 }
 
+/// Opens a socket for [`send_frame`]; it receives nothing. To close one takes the kernel long.
+///
+/// # Errors
+/// EPERM: this process lacks CAP_NET_RAW.
+pub fn frame_socket() -> Result<OwnedFd, Errno> {
+    // SAFETY: a call without pointers.
+    owned(c_long::from(unsafe {
+        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)
+    }))
+}
+
 /// Sends an Ethernet frame, headers included, through an interface.
 ///
 /// # Errors
-/// EPERM: this process lacks CAP_NET_RAW. ENETDOWN: the interface is down.
-pub fn send_frame(interface: u32, frame: &[u8]) -> Result<(), Errno> {
-    // SAFETY: a call without pointers.
-    let socket = owned(c_long::from(unsafe {
-        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)
-    }))?;
+/// ENETDOWN: the interface is down.
+pub fn send_frame(socket: BorrowedFd<'_>, interface: u32, frame: &[u8]) -> Result<(), Errno> {
     // SAFETY: all its fields are numbers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::ports::{self, Numbers, Ports};
 use super::{ServeError, spawn_port, system, tidy};
-use crate::address::{AddressError, Floating};
+use crate::address::Floating;
 use crate::backend::handle::HandleKey;
 use crate::backend::table::{Entry, HandleTable, TableError};
 use crate::call::Port;
@@ -318,18 +318,14 @@ impl Open {
         let raising = {
             let (floating, gate) = (Arc::clone(&floating), Arc::clone(&gate));
             // Somebody else may have the kernel's lock of its network configuration.
-            tokio::task::spawn_blocking(move || {
-                let is_up = floating.raise(&gate)?;
-                floating.announce(&gate);
-                Ok::<_, AddressError>(is_up)
-            })
+            tokio::task::spawn_blocking(move || floating.raise(&gate))
         };
         let raised = raising.await.map_err(std::io::Error::other);
         if !raised.map_err(system("raise the addresses"))?? {
             return Ok(());
         }
-        let announcing = async move { floating.announce_for_a_while(&gate).await };
-        self.tasks.push(tokio::spawn(announcing).abort_handle());
+        let announcing = tokio::spawn(floating.announce(gate));
+        self.tasks.push(announcing.abort_handle());
         Ok(())
     }
 
