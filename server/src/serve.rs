@@ -5,6 +5,7 @@
 //! this node, its exports are open and its locks are there. At SIGTERM: no new calls, what the
 //! workers have is finished, the registration is taken back, the services are released.
 
+mod connections;
 mod keeper;
 mod leases;
 mod opening;

@@ -78,6 +78,8 @@ pub struct ServiceStatus {
     pub locks: u64,
     /// How many requests wait.
     pub waiting: u64,
+    /// How many connections of clients are known.
+    pub connections: u64,
 }
 
 /// Who answers for a service.
@@ -296,6 +298,7 @@ impl Cluster {
             nsm_state: told["nsm_state"].as_i64().unwrap_or_default(),
             locks: told["locks"].as_u64().unwrap_or_default(),
             waiting: told["waiting"].as_u64().unwrap_or_default(),
+            connections: told["connections"].as_u64().unwrap_or_default(),
         })
     }
 

@@ -17,6 +17,7 @@ use havenfs_nlm::share::ShareRequest;
 use havenfs_nlm::table::{LockOutcome, LockRequest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::connections::Connection;
 use super::handles::HandleEntry;
 use super::numbers::Allot;
 use super::{NodeId, ServiceId};
@@ -226,6 +227,15 @@ pub enum ServiceCommand {
         /// Where the file is; none if its last name is gone.
         entry: Option<HandleEntry>,
     },
+    /// Clients have connected, or are gone.
+    Connections {
+        /// The epoch in which it was seen.
+        epoch: u32,
+        /// Connections that are open now.
+        came: Vec<Connection>,
+        /// Connections that are open no more.
+        went: Vec<Connection>,
+    },
 }
 
 impl ServiceCommand {
@@ -245,6 +255,7 @@ impl ServiceCommand {
             | Self::RefuseWrites { epoch, .. }
             | Self::RaiseNsmState { epoch, .. }
             | Self::SetHandle { epoch, .. }
+            | Self::Connections { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

@@ -6,6 +6,7 @@
 //! log of `raft` feeds [`ClusterState::apply`], and nothing else does.
 
 pub mod command;
+pub mod connections;
 pub mod handles;
 mod ids;
 pub mod lease;

@@ -34,11 +34,12 @@ use havenfs_nlm::records::Record;
 use havenfs_nlm::table::LockTable;
 use havenfs_nsm::inbound;
 use havenfs_nsm::nsm_state::NsmState;
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 use super::NodeId;
 use super::command::{Activation, LockAction, LockCall, Outcome, ServiceCommand};
+use super::connections::{self, Connection};
 use super::handles::HandleEntry;
 use super::rows::{damaged, read_row, write_end, write_row};
 
@@ -71,6 +72,7 @@ pub struct ServiceState {
     service: Service,
     table: LockTable,
     handles: OrdMap<u64, HandleEntry>,
+    connections: OrdSet<Connection>,
 }
 
 /// Who serves.
@@ -198,6 +200,10 @@ impl ServiceState {
                 service.nsm_state = NsmState::next(service.nsm_state, *unix_seconds);
                 Outcome::Done
             }
+            ServiceCommand::Connections { came, went, .. } => {
+                connections::change(&mut self.connections, came, went);
+                Outcome::Done
+            }
         }
     }
 
@@ -209,7 +215,8 @@ impl ServiceState {
     }
 
     /// Begins an epoch. All locks and waiting requests stay as they are, also across a crash at
-    /// this very place: the next assignment begins another one.
+    /// this very place: the next assignment begins another one. The connections stay as well: they
+    /// are over, and whom they were with is to be woken.
     pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
         let service = &mut self.service;
         service.epoch = service.epoch.saturating_add(1);
@@ -317,6 +324,12 @@ impl ServiceState {
         &self.handles
     }
 
+    /// The connections that clients have, or had before the service was assigned; some may be
+    /// missing or gone. Empty on a server without a cluster.
+    pub const fn connections(&self) -> &OrdSet<Connection> {
+        &self.connections
+    }
+
     /// The count of assignments: what a call must have been accepted under.
     pub const fn epoch(&self) -> u32 {
         self.service.epoch
@@ -350,7 +363,8 @@ impl ServiceState {
     }
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, the rows
-    /// of the lock table, and those of the handle table, each with its length in front.
+    /// of the lock table, those of the handle table, and the connections, each with its length in
+    /// front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -361,11 +375,19 @@ impl ServiceState {
         for row in &self.handles {
             write_row(out, &mut buffer, &row)?;
         }
-        write_end(out)
+        write_end(out)?;
+        connections::write(&self.connections, out, &mut buffer)
     }
 
     /// Reads what [`ServiceState::write`] wrote.
     pub(super) fn read(input: &mut impl Read) -> io::Result<Self> {
+        let mut state = Self::read_without_connections(input)?;
+        state.connections = connections::read(input, &mut Vec::new())?;
+        Ok(state)
+    }
+
+    /// Reads what was written before connections were kept.
+    pub(super) fn read_without_connections(input: &mut impl Read) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         let table = read_table(input, &mut buffer)?;
@@ -377,6 +399,7 @@ impl ServiceState {
             service,
             table,
             handles,
+            connections: OrdSet::new(),
         })
     }
 
@@ -399,6 +422,7 @@ impl ServiceState {
             },
             table: read_table(input, &mut buffer)?,
             handles: OrdMap::new(),
+            connections: OrdSet::new(),
         })
     }
 }

@@ -63,6 +63,7 @@ fn one(
     let active = service.and_then(ServiceState::active);
     let serving = slot.and_then(|slot| slot.serving());
     let takeover = slot.and_then(|slot| slot.takeover());
+    let is_kept = services.config.cluster.is_some();
     json!({
         "name": name,
         "addresses": slot.map(|slot| &slot.config.settings.listen),
@@ -75,6 +76,8 @@ fn one(
         "complete": service.map(|service| !service.in_grace()),
         "locks": service.map(|service| service.table().lock_count()),
         "waiting": service.map(|service| service.table().waiting_count()),
+        // Nobody takes over from a server without a cluster, so they are not kept.
+        "connections": is_kept.then(|| service.map(|service| service.connections().len())),
         "last_takeover": takeover.map(|takeover| told(services, &takeover)),
     })
 }

@@ -22,6 +22,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use crate::backend::sys;
+use crate::call::Origin;
+use crate::cluster::connections::Connection;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ struct Open {
 
 #[derive(Debug)]
 struct Entry {
+    /// The address and port of ours that it uses.
+    local: SocketAddr,
     /// Gone with the connection's task.
     socket: Weak<OwnedWriteHalf>,
     /// Whom the LOCKs were from that came over it.
@@ -90,22 +94,31 @@ pub enum Sign {
 }
 
 impl LockConnections {
-    /// Enters a connection; `peer` in its plain form.
-    pub fn enter(self: &Arc<Self>, peer: SocketAddr, socket: &Arc<OwnedWriteHalf>) -> Entered {
+    /// Enters a connection.
+    pub fn enter(self: &Arc<Self>, origin: &Origin, socket: &Arc<OwnedWriteHalf>) -> Entered {
         let entry = Entry {
+            local: origin.local,
             socket: Arc::downgrade(socket),
             lives: Vec::new(),
             asking: 0,
         };
         let mut open = self.open();
         open.last += 1;
-        let key = (peer, open.last);
+        let key = (origin.peer, open.last);
         open.by_peer.insert(key, entry);
         drop(open);
         Entered {
             list: Arc::clone(self),
             key,
         }
+    }
+
+    /// The open connections.
+    pub fn list(&self) -> Vec<Connection> {
+        let open = self.open();
+        let ends = open.by_peer.iter();
+        ends.map(|((peer, _), entry)| Connection::new(entry.local, *peer))
+            .collect()
     }
 
     /// Notes what the host at the other end calls itself, and the NSM state that it tells; 0 says
@@ -262,29 +275,36 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::call::Transport;
 
     struct Connected {
         here: Arc<OwnedWriteHalf>,
         there: TcpStream,
-        peer: SocketAddr,
+        origin: Origin,
     }
 
     async fn connect() -> Connected {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let there = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (here, peer) = listener.accept().await.unwrap();
+        let origin = Origin::new(peer, here.local_addr().unwrap(), Transport::Tcp);
         Connected {
             here: Arc::new(here.into_split().1),
             there: there.unwrap(),
-            peer,
+            origin,
         }
     }
 
     #[tokio::test]
     async fn a_host_that_answers_lives_and_others_do_not() {
         let list = Arc::new(LockConnections::default());
-        let Connected { here, there, peer } = connect().await;
-        let entered = list.enter(peer, &here);
+        let Connected {
+            here,
+            there,
+            origin,
+        } = connect().await;
+        let peer = origin.peer;
+        let entered = list.enter(&origin, &here);
         let probe = |address: IpAddr, name: &str, state| {
             let names = [name.as_bytes().to_vec()];
             let sign = list.probe(address, &names, state);
@@ -311,16 +331,24 @@ mod tests {
         drop(there);
         let names = [b"c1".to_vec()];
         assert_eq!(list.probe(peer.ip(), &names, 7), Sign::None);
+        let connection = Connection::new(origin.local, peer);
+        assert_eq!(list.list(), [connection]);
         drop(entered);
         assert!(!list.has(peer.ip(), &names, 7));
+        assert!(list.list().is_empty());
     }
 
     /// The end of one probe must not take the answer away from another.
     #[tokio::test]
     async fn probes_of_one_connection_do_not_disturb_each_other() {
         let list = Arc::new(LockConnections::default());
-        let Connected { here, there, peer } = connect().await;
-        let _entered = list.enter(peer, &here);
+        let Connected {
+            here,
+            there,
+            origin,
+        } = connect().await;
+        let peer = origin.peer;
+        let _entered = list.enter(&origin, &here);
         list.locked(peer, b"c1", 5);
         let key = list.open().by_peer.keys().next().copied().unwrap();
         for _ in 0..2 {

@@ -135,7 +135,7 @@ async fn serve(
     };
     let (receiver, sender) = stream.into_split();
     let sender = Arc::new(sender);
-    let locking = || node.lock_connections.enter(origin.peer, &sender);
+    let locking = || node.lock_connections.enter(&origin, &sender);
     let _locking = (port == Port::Nlm).then(locking);
     let mut connection = Connection {
         mailbox: Arc::new(Mailbox::default()),

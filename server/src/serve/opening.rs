@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::connections::replicate_connections;
 use super::ports::{self, Numbers, Ports};
 use super::{ServeError, spawn_port, system, tidy};
 use crate::address::Floating;
@@ -52,6 +53,7 @@ pub(super) struct Shared {
 pub(super) struct Open {
     pub(super) node: Arc<Node>,
     pub(super) locks: Arc<LockService>,
+    service: ServiceId,
     settings: Settings,
     /// Its addresses, if they move along.
     floating: Option<Arc<Floating>>,
@@ -99,6 +101,7 @@ pub(super) async fn open(
         numbers: Numbers::default(),
         node,
         locks,
+        service,
         settings: slot.config.settings.clone(),
         floating: slot.floating.clone(),
         stop: None,
@@ -300,6 +303,18 @@ impl Open {
         for (port, bound) in ports.into_sockets().into_iter().chain(portmap) {
             spawn_port(&self.node, &shared.data, port, bound, &stopped)
                 .map_err(system("serve a port"))?;
+        }
+        if shared.services.config.cluster.is_some() {
+            let (node, services) = (Arc::clone(&self.node), Arc::clone(&shared.services));
+            let listen = settings.listen.clone();
+            // Ends with the listeners.
+            tokio::spawn(replicate_connections(
+                node,
+                services,
+                self.service,
+                listen,
+                stopped,
+            ));
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
 //! What commands look like in the log.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
 
@@ -36,6 +37,14 @@ fn commands_keep_their_numbers() {
                 epoch,
                 id: 9,
                 entry: None,
+            },
+        ),
+        (
+            14,
+            ServiceCommand::Connections {
+                epoch,
+                came: Vec::new(),
+                went: Vec::new(),
             },
         ),
     ] {
@@ -79,6 +88,23 @@ fn a_notice_is_written_field_by_field() {
     // Version, service, command; epoch, kind of address and address, length and name, state, clock.
     let bytes = [VERSION, 1, 5, 4, 1, 0, 10, 0, 0, 7, 1, b'a', 10, 2];
     assert_eq!(notice.encode(), bytes);
+}
+
+#[test]
+fn connections_are_written_end_by_end() {
+    let [local, peer] = ["10.0.0.1:2049", "10.0.0.7:700"].map(|end| end.parse().unwrap());
+    let connections = of_service(ServiceCommand::Connections {
+        epoch: 1,
+        came: vec![Connection::new(local, peer)],
+        went: Vec::new(),
+    });
+    // Version, service, command; epoch, one that came, kind of address, address and port, twice;
+    // none that went.
+    let bytes = [
+        VERSION, 1, 5, 14, 1, 1, 0, 10, 0, 0, 1, 129, 16, 0, 10, 0, 0, 7, 188, 5, 0,
+    ];
+    assert_eq!(connections.encode(), bytes);
+    assert_eq!(Command::decode(&bytes), Ok(connections));
 }
 
 #[test]

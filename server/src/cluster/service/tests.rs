@@ -8,6 +8,7 @@ use havenfs_nlm::keys::{FileKey, LockOwner};
 use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::table::{LockOutcome, LockRequest};
 
+use super::connections::CONNECTIONS_MAX;
 use super::*;
 use crate::cluster::command::Notice;
 
@@ -273,4 +274,91 @@ fn the_nsm_state_rises_without_a_new_epoch() {
     let outcome = state.apply(&expire);
     assert!(matches!(outcome, Outcome::Freed(freed) if freed.locks == 1));
     assert_eq!(state.table().monitored_hosts(true).count(), 0);
+}
+
+/// The connection of a client with this number.
+fn connection(number: u32) -> Connection {
+    let client = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+    Connection::new((HOST, 2049).into(), (client, 700).into())
+}
+
+fn connections(
+    epoch: u32,
+    came: impl IntoIterator<Item = u32>,
+    went: impl IntoIterator<Item = u32>,
+) -> ServiceCommand {
+    ServiceCommand::Connections {
+        epoch,
+        came: came.into_iter().map(connection).collect(),
+        went: went.into_iter().map(connection).collect(),
+    }
+}
+
+fn numbers_of(state: &ServiceState) -> Vec<u32> {
+    let peers = state.connections().iter().map(Connection::peer);
+    peers
+        .map(|peer| match peer.ip() {
+            IpAddr::V4(address) => u32::from(address) - 0x0a00_0000,
+            IpAddr::V6(_) => panic!("{peer}"),
+        })
+        .collect()
+}
+
+#[test]
+fn connections_come_and_go_and_outlast_the_epoch() {
+    let mut state = locked();
+    assert_eq!(state.apply(&connections(1, [3, 1, 2], [])), Outcome::Done);
+    assert_eq!(state.apply(&connections(1, [4], [2, 9])), Outcome::Done);
+    // A copy changes nothing, nor does what comes and goes in one command.
+    assert_eq!(state.apply(&connections(1, [4, 1], [1])), Outcome::Done);
+    assert_eq!(numbers_of(&state), [1, 3, 4]);
+    assert_eq!(copy_of(&state).unwrap(), state);
+    state.apply(&activate(2));
+    assert_eq!(numbers_of(&state), [1, 3, 4]);
+    for epoch in [1, 3] {
+        let late = connections(epoch, [5], [1]);
+        assert_eq!(state.apply(&late), Outcome::EarlierEpoch);
+    }
+    assert_eq!(numbers_of(&state), [1, 3, 4]);
+    assert_eq!(state.apply(&connections(2, [5], [1])), Outcome::Done);
+    assert_eq!(numbers_of(&state), [3, 4, 5]);
+}
+
+#[test]
+fn no_more_connections_are_kept_than_there_is_room_for() {
+    let mut state = locked();
+    let max = u32::try_from(CONNECTIONS_MAX).unwrap();
+    for from in (0..max + 5000).step_by(1000) {
+        state.apply(&connections(1, from..from + 1000, []));
+    }
+    assert_eq!(numbers_of(&state), (0..max).collect::<Vec<_>>());
+    assert_eq!(copy_of(&state).unwrap(), state);
+    // Who goes makes room for who comes.
+    state.apply(&connections(1, [max, max + 1], [7]));
+    assert_eq!(state.connections().len(), CONNECTIONS_MAX);
+    assert!(state.connections().contains(&connection(max)));
+}
+
+#[test]
+fn of_an_end_only_address_and_port_count() {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
+    let peer = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    let of = |flow, scope| {
+        let peer = SocketAddrV6::new(peer, 700, flow, scope);
+        Connection::new((HOST, 2049).into(), peer.into())
+    };
+    assert_eq!(of(1, 2), of(3, 4));
+    let mut state = locked();
+    state.apply(&ServiceCommand::Connections {
+        epoch: 1,
+        came: vec![of(1, 2)],
+        went: Vec::new(),
+    });
+    // What is written is what is there.
+    assert_eq!(copy_of(&state).unwrap(), state);
+    let mapped = Ipv6Addr::from([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1]);
+    let own = Connection::new((mapped, 2049).into(), (mapped, 700).into());
+    assert_eq!(own.local(), (HOST, 2049).into());
+    assert_eq!(own.peer(), (HOST, 700).into());
 }

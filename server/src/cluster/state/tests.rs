@@ -247,6 +247,19 @@ fn the_state_of_one_node_becomes_its_first_service() {
     assert_eq!(service.active().unwrap().node, NodeId::LONE);
 }
 
+/// Version 2 ended with the rows of the handle table.
+#[test]
+fn a_state_without_connections_is_read() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    let bytes = written(&story.state);
+    let (services_end, connections_end) = (4, 4);
+    let rest = &bytes[1..bytes.len() - services_end - connections_end];
+    let old = [&[VERSION_WITHOUT_CONNECTIONS], rest, &[0; 4]].concat();
+    let state = ClusterState::read(&mut old.as_slice()).unwrap();
+    assert_eq!(state, story.state);
+}
+
 #[test]
 fn a_log_of_one_node_goes_on() {
     let mut state = ClusterState::default();

@@ -70,6 +70,9 @@ fn one(answer: &Value, service: &Value) -> String {
         get("locks"),
         get("waiting"),
     );
+    if service.get("connections").is_some_and(Value::is_u64) {
+        let _ = write!(out, ", {} connections", get("connections"));
+    }
     if service.get("addresses").is_some_and(Value::is_array) {
         let _ = write!(out, "; {} at {}", get("names"), get("addresses"));
     }
@@ -115,7 +118,7 @@ mod tests {
         let service = json!({
             "name": "alpha", "names": ["nfs.example"], "addresses": ["192.0.2.100"],
             "active": "n1", "serving": true, "complete": true, "epoch": 3, "nsm_state": 7,
-            "locks": 18, "waiting": 1,
+            "locks": 18, "waiting": 1, "connections": 4,
             "last_takeover": {
                 "kind": "takeover", "from": "n2", "total_ms": 1250.5,
                 "phases": [{ "name": "lease", "ms": 1248.0 }, { "name": "assign", "ms": 2.5 }],
@@ -136,7 +139,7 @@ members          n1 at 192.0.2.1:7300
                  n2 at 192.0.2.2:7300, NOT HEARD OF lately
                  w at 192.0.2.3:7300, witness
 service          alpha: on n1, here; epoch 3, NSM state 7
-                 18 locks, 1 waiting; nfs.example at 192.0.2.100
+                 18 locks, 1 waiting, 4 connections; nfs.example at 192.0.2.100
                  last came here by takeover from n2 in 1250.5 ms: lease 1248.0, assign 2.5
 ";
         assert_eq!(shown, expected);
