@@ -35,7 +35,6 @@ mod sockets;
 mod tickle;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -47,6 +46,7 @@ use tokio::sync::{oneshot, watch};
 use self::netlink::Link;
 use crate::backend::sys;
 use crate::clock::boot_time;
+use crate::cluster::connections::Connection;
 use crate::cluster::lease::Moment;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
 use crate::gate::Gate;
@@ -248,15 +248,12 @@ impl Floating {
         }
     }
 
-    /// Wakes clients whose connections ended with the last active node, given as (our end, the
-    /// client's end).
-    pub fn tickle(&self, gate: &Arc<Gate>, connections: &[(SocketAddr, SocketAddr)]) {
+    /// Wakes clients whose connections ended with the last active node, while the addresses are
+    /// here.
+    pub fn tickle(&self, gate: &Gate, connections: &[Connection]) {
         for address in &self.config.addresses {
-            let own = connections.iter().filter(|(own, _)| own.ip() == address.ip);
-            let own: Vec<_> = own.copied().collect();
-            if !own.is_empty()
-                && gate.is_open()
-                && let Err(error) = tickle::tickle(address.ip, &own)
+            if gate.is_open()
+                && let Err(error) = tickle::tickle(address.ip, connections)
             {
                 tracing::debug!(%address, %error, "cannot wake all clients");
             }

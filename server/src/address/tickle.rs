@@ -11,9 +11,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Sends one ACK for each connection, given as (our end, the client's end); best effort. All our
-/// ends have the address `ip`.
-pub(super) fn tickle(ip: IpAddr, connections: &[(SocketAddr, SocketAddr)]) -> io::Result<()> {
+use crate::cluster::connections::Connection;
+
+/// Sends one ACK for each connection of an address; best effort.
+pub(super) fn tickle(ip: IpAddr, connections: &[Connection]) -> io::Result<()> {
     let domain = if ip.is_ipv4() {
         Domain::IPV4
     } else {
@@ -24,10 +25,11 @@ pub(super) fn tickle(ip: IpAddr, connections: &[(SocketAddr, SocketAddr)]) -> io
     socket.set_recv_buffer_size(0)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     let mut failed = Ok(());
-    for (own, client) in connections {
+    for connection in connections.iter().filter(|one| one.local().ip() == ip) {
+        let (own, client) = (connection.local(), connection.peer());
         // A raw socket has no ports, and IPv6 refuses one.
         let to = SocketAddr::new(client.ip(), 0);
-        if let Err(error) = socket.send_to(&segment(*own, *client), &to.into()) {
+        if let Err(error) = socket.send_to(&segment(own, client), &to.into()) {
             failed = Err(error);
         }
     }

@@ -373,7 +373,7 @@ impl Keeper {
         opened.node.gate.begin_anew();
         let listening = async {
             opened.listen(&self.shared, true).await?;
-            opened.raise(&self.shared, self.id).await
+            opened.raise(&self.shared).await
         };
         match listening.await {
             Ok(()) => self.reconciler.speaks(true),

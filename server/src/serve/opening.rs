@@ -3,11 +3,13 @@
 //! Nothing answers before the exports are open and the locks of the epoch are there; hosts are told
 //! of the restart when NLM answers. Whatever was opened is closed again if a later step fails.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use imbl::OrdSet;
 use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -19,6 +21,7 @@ use crate::address::Floating;
 use crate::backend::handle::HandleKey;
 use crate::backend::table::{Entry, HandleTable, TableError};
 use crate::call::Port;
+use crate::cluster::connections::Connection;
 use crate::cluster::handles::HandleEntry;
 use crate::cluster::{Command, Outcome, ServiceCommand, ServiceId};
 use crate::config::Settings;
@@ -114,7 +117,7 @@ pub(super) async fn open(
     }
     note("listen");
     if opened.floating.is_some() {
-        if let Err(problem) = opened.raise(shared, service).await {
+        if let Err(problem) = opened.raise(shared).await {
             opened.problem = Some(problem);
             return Ok(opened);
         }
@@ -133,6 +136,21 @@ pub(super) async fn open(
     opened.locks.begin();
     note("answer");
     Ok(opened)
+}
+
+/// Wakes the clients that had these connections and have not come back; some times, since nobody
+/// says whether it was heard.
+async fn wake(floating: Arc<Floating>, node: Arc<Node>, lost: OrdSet<Connection>) {
+    for pause in WAKE_PAUSES {
+        tokio::time::sleep(pause).await;
+        let back: BTreeSet<_> = node.clients.list().iter().map(|one| one.peer).collect();
+        let lost = lost.iter().filter(|one| !back.contains(&one.peer()));
+        let lost: Vec<_> = lost.copied().collect();
+        let (floating, gate) = (Arc::clone(&floating), Arc::clone(&node.gate));
+        let waking = tokio::task::spawn_blocking(move || floating.tickle(&gate, &lost));
+        // A panic has ended the process already.
+        let _ = waking.await;
+    }
 }
 
 /// Looks whether rpcbind still has our entries.
@@ -321,11 +339,7 @@ impl Open {
 
     /// Brings the addresses here, if the lease holds, and tells the neighbours: now and some times
     /// more. Whoever calls sees by the gate whether they came.
-    pub(super) async fn raise(
-        &mut self,
-        shared: &Shared,
-        service: ServiceId,
-    ) -> Result<(), ServeError> {
+    pub(super) async fn raise(&mut self, shared: &Shared) -> Result<(), ServeError> {
         let Some(floating) = self.floating.clone() else {
             return Ok(());
         };
@@ -339,8 +353,16 @@ impl Open {
         if !raised.map_err(system("raise the addresses"))?? {
             return Ok(());
         }
-        let announcing = tokio::spawn(floating.announce(gate));
-        self.tasks.push(announcing.abort_handle());
+        let announcing = tokio::spawn(Arc::clone(&floating).announce(gate));
+        let lost = {
+            let state = shared.services.state();
+            let service = state.service(self.service);
+            service.map(|service| service.connections().clone())
+        };
+        let waking = wake(floating, Arc::clone(&self.node), lost.unwrap_or_default());
+        let waking = tokio::spawn(waking);
+        let tasks = [announcing.abort_handle(), waking.abort_handle()];
+        self.tasks.extend(tasks);
         Ok(())
     }
 
@@ -454,6 +476,12 @@ const BIND_TIME_MAX: Duration = Duration::from_secs(30);
 const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
 const BIND_AGAIN: Duration = Duration::from_millis(20);
 const STOP_CHECK: Duration = Duration::from_millis(5);
+/// When clients are woken, each counted from the one before.
+const WAKE_PAUSES: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+];
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long the workers, and then the disk, may take at the end.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
