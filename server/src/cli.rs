@@ -2,12 +2,15 @@
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use havenfs::address::guard;
 use havenfs::config::cluster::NodeConfig;
+use havenfs::config::floating::FloatingConfig;
 use havenfs::config::{self, Announce, File};
 use havenfs::doctor::{self, Severity};
 use havenfs::fault::{self, Fault};
@@ -68,6 +71,12 @@ enum Command {
         /// Configuration file (TOML)
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Outlive the server for a moment, to take its addresses away
+    #[command(hide = true)]
+    Guard {
+        /// Interfaces with their addresses
+        floating: Vec<FloatingConfig>,
     },
     /// Deal with services as a whole
     Service {
@@ -329,6 +338,9 @@ pub(crate) fn run() -> ExitCode {
             command: ClusterCommand::Status(control),
         } => done(show(&control, "cluster")),
         Command::Witness { config } => done(run_witness(config)),
+        Command::Guard { floating } => {
+            done(guard::run(floating, std::io::stdin().as_fd()).map_err(Into::into))
+        }
         Command::Service { command } => done(run_service(command)),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::Demo(args) => Ok(demo::run(&args)),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
 
+use crate::address::guard::Guard;
 use crate::backend::files::Files;
 use crate::backend::handle::{FileHandle, HandleKey, Signer};
 use crate::backend::sys;
@@ -31,6 +32,8 @@ pub struct Node {
     pub gate: Arc<Gate>,
     /// Whether its addresses move along with it: then connections end without a word when it goes.
     pub floats: bool,
+    /// Who keeps clients from seeing how this process dies.
+    pub guard: Option<Arc<Guard>>,
     /// The numbers of exports and file systems.
     pub numbers: Numbering,
     /// The exports in force; a reload swaps the table whole.
@@ -101,6 +104,8 @@ pub struct Parts {
     pub descriptors: usize,
     /// Whether its addresses move along with it.
     pub floats: bool,
+    /// Who keeps clients from seeing how this process dies.
+    pub guard: Option<Arc<Guard>>,
 }
 
 impl Node {
@@ -115,6 +120,7 @@ impl Node {
             exports,
             descriptors,
             floats,
+            guard,
         } = parts;
         let names = Names::new(Resolver::system());
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
@@ -128,6 +134,7 @@ impl Node {
         Ok(Self {
             gate,
             floats,
+            guard,
             numbers,
             exports: ArcSwap::from_pointee(exports),
             names,

@@ -163,7 +163,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         .slots
         .iter()
         .filter_map(|slot| slot.floating.clone());
-    let _addresses = Addresses::start(floating.collect())?;
+    let addresses = Addresses::start(floating.collect(), state.lock())?;
     let shared = Arc::new(Shared {
         handle_keys: match store.handle_secret() {
             Some(secret) => vec![HandleKey { id: 1, secret }],
@@ -174,6 +174,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         state,
         descriptors: descriptors / config.services.len().max(1),
         data: Arc::clone(&data),
+        guard: addresses.guard.clone(),
     });
     let result = control.block_on(serve(&shared, &store));
     control.block_on(store.close());

@@ -11,9 +11,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -142,7 +144,7 @@ struct Stored {
 pub struct State {
     dir: PathBuf,
     stored: Mutex<Stored>,
-    _lock: File,
+    lock: File,
 }
 
 impl State {
@@ -169,9 +171,9 @@ impl State {
         let state = Self {
             dir: dir.to_path_buf(),
             stored: Mutex::new(stored),
-            _lock: lock,
+            lock,
         };
-        state.save(&state.lock())?;
+        state.save(&state.stored())?;
         Ok(state)
     }
 
@@ -182,12 +184,12 @@ impl State {
 
     /// How often a server was started on this directory, this time included.
     pub fn starts(&self) -> u64 {
-        self.lock().starts
+        self.stored().starts
     }
 
     /// The keys that sign handles; the last one is the newest.
     pub fn handle_keys(&self) -> Vec<HandleKey> {
-        let stored = self.lock();
+        let stored = self.stored();
         stored
             .handle_keys
             .iter()
@@ -200,7 +202,7 @@ impl State {
 
     /// Keeps a copy of the numbers of exports.
     pub fn keep_copy(&self, exports: &[ExportNumbers]) -> Result<(), StateError> {
-        let mut stored = self.lock();
+        let mut stored = self.stored();
         let copy = exports.iter().map(|export| StoredExport {
             path: StoredPath::new(&export.path),
             id: export.id,
@@ -214,7 +216,7 @@ impl State {
 
     /// The copy of the numbers of exports.
     pub fn copy_of_exports(&self) -> Vec<ExportNumbers> {
-        let stored = self.lock();
+        let stored = self.stored();
         let exports = stored.exports.iter().map(|export| {
             let mounts = export.mounts.iter().map(|mount| MountNumbers {
                 path: mount.path.bytes(),
@@ -234,7 +236,12 @@ impl State {
         exports.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Stored> {
+    /// The lock that keeps others out: whoever has a copy of it keeps it locked.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Stored> {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -270,6 +277,10 @@ pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     }
 }
 
+/// How long the lock may be held by what is left of an earlier life.
+const LOCK_TIME_MAX: Duration = Duration::from_secs(1);
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
+
 fn take_lock(dir: &Path) -> Result<File, StateError> {
     let path = dir.join("lock");
     let fail = |step| {
@@ -284,7 +295,18 @@ fn take_lock(dir: &Path) -> Result<File, StateError> {
         .mode(0o600)
         .open(&path)
         .map_err(fail("open"))?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    // The guard of an earlier life may still be at it, for some milliseconds.
+    let deadline = Instant::now() + LOCK_TIME_MAX;
+    let is_taken = loop {
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            break false;
+        }
+        if Instant::now() > deadline {
+            break true;
+        }
+        std::thread::sleep(LOCK_AGAIN);
+    };
+    if is_taken {
         let mut pid = String::new();
         // Only for the message; an unreadable number is shown as such.
         if file.read_to_string(&mut pid).is_err() || pid.trim().is_empty() {

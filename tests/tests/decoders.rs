@@ -501,6 +501,7 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         exports,
         descriptors: 1024,
         floats: false,
+        guard: None,
     })?;
     volumes::open_exports(&node, &[])?;
     Ok(node)

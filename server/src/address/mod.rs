@@ -15,11 +15,12 @@
 //!
 //! # If the node dies here
 //!
-//! - Its process is stopped, hangs or is killed: the kernel takes the address away when nobody has
+//! - Its process is stopped or hangs: the kernel takes the address away when nobody has
 //!   prolonged it for the whole seconds of a lease, which is about when the lease ends. The thread
 //!   of [`Addresses`] prolongs it once for each renewal of the lease, and withdraws it at the moment
 //!   when the lease ends, whatever the rest of the process does.
-//! - Killed between the steps of either: at its next start it withdraws everything once more.
+//! - The process is killed: its [guard] does what the process would have done, within milliseconds.
+//! - Killed between the steps of either, and its guard too: at its next start it withdraws everything once more.
 //! - The machine is frozen and goes on: the address is there for a moment, until the thread or the
 //!   kernel sees the clock. Nothing is answered (the gate is closed), but neighbours may hear an
 //!   answer to ARP; that is why the new node announces the address several times.
@@ -30,12 +31,13 @@
 //! [`Floating::link`] says it, and the keeper gives the service away.
 
 mod announce;
+pub mod guard;
 mod netlink;
 mod sockets;
 mod tickle;
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -43,6 +45,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
+use self::guard::Guard;
 use self::netlink::Link;
 use crate::backend::sys;
 use crate::clock::boot_time;
@@ -205,11 +208,6 @@ impl Floating {
     /// # Errors
     /// If this process may not do that at all.
     fn clean(&self) -> Result<(), AddressError> {
-        let frames = sys::frame_socket().map_err(|error| AddressError::Frames {
-            source: error.into(),
-        })?;
-        // Nobody else sets it.
-        let _ = self.frames.set(frames);
         for address in &self.config.addresses {
             netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
             if let Ok(link) = netlink::link(&self.config.interface) {
@@ -373,19 +371,39 @@ fn refused(step: &'static str, address: FloatingAddress) -> impl FnOnce(io::Erro
 /// dropped.
 #[derive(Debug)]
 pub struct Addresses {
+    /// Keeps clients from seeing how this process dies.
+    pub guard: Option<Arc<Guard>>,
     _stop: oneshot::Sender<()>,
     _thread: JoinHandle<()>,
 }
 
 impl Addresses {
-    /// Clears away what an earlier life of this process left, and starts the thread.
+    /// Clears away what an earlier life of this process left, and starts the thread and the guard;
+    /// `lock` is what the next life waits for.
     ///
     /// # Errors
     /// If this process may not move addresses.
-    pub fn start(floating: Vec<Arc<Floating>>) -> Result<Self, AddressError> {
+    pub fn start(floating: Vec<Arc<Floating>>, lock: BorrowedFd<'_>) -> Result<Self, AddressError> {
         for one in &floating {
             one.clean()?;
+            let frames = sys::frame_socket().map_err(|error| AddressError::Frames {
+                source: error.into(),
+            })?;
+            // Nobody else sets it.
+            let _ = one.frames.set(frames);
         }
+        let guard = if floating.is_empty() {
+            None
+        } else {
+            let guard = Guard::start(&floating, lock);
+            let warn = |error: &io::Error| {
+                tracing::warn!(
+                    %error,
+                    "no guard: if this process is killed, clients wait some seconds longer"
+                );
+            };
+            guard.inspect_err(warn).ok()
+        };
         let (stop, mut stopped) = oneshot::channel::<()>();
         let tend = move || {
             while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
@@ -397,6 +415,7 @@ impl Addresses {
         };
         let thread = std::thread::Builder::new().name("addresses".to_owned());
         Ok(Self {
+            guard,
             _stop: stop,
             _thread: thread.spawn(tend).map_err(AddressError::Thread)?,
         })

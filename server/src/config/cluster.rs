@@ -12,7 +12,7 @@
 //! names = ["nfs-service.example.com", "nfs-service"]
 //! addresses = ["192.0.2.100/24"]
 //! interface = "eth0"
-//! exports = ["/srv/alpha 192.0.2.0/24(rw)"]
+//! exports = ["/srv/alpha:192.0.2.0/24(rw)"]
 //! storage = "cluster-fs"
 //! ```
 //!
@@ -310,6 +310,11 @@ fn check_service(
             "exports nothing: say exports or exports_file",
         ));
     }
+    // As in an export list, where a blank is between them; here it would be part of the path.
+    if let Some(export) = exports.iter().find(|export| is_line_of_list(export)) {
+        let problem = "has a colon between the directory and its clients, as in /srv/data:*(rw)";
+        return Err(wrong("service.exports", export, problem));
+    }
     match (cluster, storage) {
         (Some(_), None) => {
             let problem = "does not say what keeps a node that lost it from writing: storage = \
@@ -359,6 +364,12 @@ fn check_service(
         settings,
         preferred,
     })
+}
+
+/// Whether an export is written as a line of an export list.
+fn is_line_of_list(export: &str) -> bool {
+    let directory = export.split_once('(').map_or("", |(before, _)| before);
+    !directory.contains(':') && directory.contains(char::is_whitespace)
 }
 
 /// Where a service is reached, and how these addresses come to its active node.

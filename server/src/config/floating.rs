@@ -13,6 +13,30 @@ pub struct FloatingConfig {
     pub addresses: Vec<FloatingAddress>,
 }
 
+impl fmt::Display for FloatingConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        write!(f, "{}={}", self.interface, addresses.join(","))
+    }
+}
+
+impl FromStr for FloatingConfig {
+    type Err = NoAddress;
+
+    fn from_str(text: &str) -> Result<Self, NoAddress> {
+        let (interface, addresses) = text.split_once('=').ok_or(NoAddress)?;
+        let addresses = addresses.split(',').map(|address| {
+            let WrittenAddress { ip, prefix } = address.parse()?;
+            let prefix = prefix.ok_or(NoAddress)?;
+            Ok(FloatingAddress { ip, prefix })
+        });
+        Ok(Self {
+            interface: interface.to_owned(),
+            addresses: addresses.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 /// An address with the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FloatingAddress {
@@ -85,5 +109,14 @@ mod tests {
         ] {
             assert_eq!(read(wrong), Err(NoAddress), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_told_to_another_process_is_read_back() {
+        let text = "eth0=192.0.2.100/24,2001:db8::100/64";
+        let read: FloatingConfig = text.parse().expect("addresses");
+        assert_eq!(read.addresses.len(), 2);
+        assert_eq!(read.to_string(), text);
+        assert_eq!("eth0".parse::<FloatingConfig>(), Err(NoAddress));
     }
 }

@@ -124,6 +124,8 @@ async fn serve(
 ) -> io::Result<()> {
     let share = Share::new(Arc::clone(&node.budget), Arc::clone(&slot.peer));
     let origin = Origin::new(peer, stream.local_addr()?, Transport::Tcp);
+    // Declared before all that owns the connection, and so dropped after it.
+    let _held = node.guard.as_ref().and_then(|guard| guard.hold(&stream));
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
     let clients = Arc::clone(&node.clients);

@@ -18,6 +18,7 @@ use super::connections::replicate_connections;
 use super::ports::{self, Numbers, Ports};
 use super::{ServeError, spawn_port, system, tidy};
 use crate::address::Floating;
+use crate::address::guard::Guard;
 use crate::backend::handle::HandleKey;
 use crate::backend::table::{Entry, HandleTable, TableError};
 use crate::call::Port;
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     /// How many files a service may have open.
     pub(super) descriptors: usize,
     pub(super) data: Arc<Runtimes>,
+    /// Who keeps clients from seeing how this process dies.
+    pub(super) guard: Option<Arc<Guard>>,
 }
 
 /// A service that is open in an epoch.
@@ -199,6 +202,7 @@ fn make(
         exports,
         descriptors: shared.descriptors,
         floats: slot.floating.is_some(),
+        guard: shared.guard.clone().filter(|_| slot.floating.is_some()),
     })?);
     let calls = Arc::new(HostCalls::new(settings.host_portmap_port, Arc::clone(gate)));
     let locks = Arc::new(LockService::new(

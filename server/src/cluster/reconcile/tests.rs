@@ -27,6 +27,7 @@ struct Scene {
     /// Which renewal of the other node was seen last, and when.
     other_seen: Option<(u64, Moment)>,
     lease: Moment,
+    is_reachable: bool,
 }
 
 impl Scene {
@@ -36,6 +37,7 @@ impl Scene {
             reconciler: Reconciler::default(),
             other_seen: Some((1, Moment::default())),
             lease: Moment::default(),
+            is_reachable: true,
         };
         scene.log(ClusterCommand::Name { name: "a".into() });
         scene.log(ClusterCommand::Renew(renewal(2)));
@@ -204,6 +206,26 @@ fn what_cannot_be_opened_is_released_and_left_to_others_for_longer_each_time() {
         now += pause;
         assert!(matches!(scene.poll(now), Step::Take { .. }));
     }
+}
+
+#[test]
+fn a_node_that_clients_can_not_reach_gives_it_away_and_takes_nothing() {
+    let mut scene = Scene::serving();
+    scene.is_reachable = false;
+    assert_eq!(scene.poll(5100), Step::Stop(Why::Unreachable));
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5101), Step::Release { epoch: 1 });
+    let service = scene.service();
+    scene.log(ClusterCommand::Release(Release {
+        service,
+        epoch: 1,
+        node: NODES[0],
+        incarnation: 1,
+    }));
+    scene.reconciler.released();
+    assert_eq!(scene.poll(9000), Step::Wait(at(10_000)));
+    scene.is_reachable = true;
+    assert!(matches!(scene.poll(9001), Step::Take { .. }));
 }
 
 #[test]

@@ -20,7 +20,7 @@ address = "192.0.2.2:7300"
 [[service]]
 name = "alpha"
 addresses = ["192.0.2.100"]
-exports = ["/srv *(rw)"]
+exports = ["/srv:*(rw)"]
 storage = "cluster-fs"
 preferred = "n1"
 "#;
@@ -94,7 +94,7 @@ fn mistakes_are_named() {
             "`w` is no member with data",
         ),
         ("addresses = [\"192.0.2.100\"]", "", "has no addresses"),
-        ("exports = [\"/srv *(rw)\"]", "", "exports nothing"),
+        ("exports = [\"/srv:*(rw)\"]", "", "exports nothing"),
         (
             "[\"192.0.2.100\"]",
             "[\"192.0.2.100\", \"192.0.2.100\"]",
@@ -120,4 +120,41 @@ fn mistakes_are_named() {
         let error = read(&WHOLE.replacen(from, to, 1)).unwrap_err();
         assert!(error.contains(expected), "{to}: {error}");
     }
+}
+
+#[test]
+fn addresses_that_move_have_a_prefix_and_an_interface() {
+    let with = |lines: &str| read(&WHOLE.replace(r#"addresses = ["192.0.2.100"]"#, lines));
+    let config = with("addresses = ['192.0.2.100/24', '2001:db8::100/64']\ninterface = 'eth0'");
+    let config = config.unwrap();
+    let settings = &config.services[0].settings;
+    assert_eq!(settings.listen.len(), 2);
+    let floating = settings.floating.as_ref().unwrap().to_string();
+    assert_eq!(floating, "eth0=192.0.2.100/24,2001:db8::100/64");
+    for (lines, problem) in [
+        ("addresses = ['192.0.2.100/24']", "on which interface"),
+        (
+            "addresses = ['192.0.2.100']\ninterface = 'eth0'",
+            "without a prefix",
+        ),
+        (
+            "addresses = ['192.0.2.100']\naddress_mode = 'managed'",
+            "on which interface",
+        ),
+        (
+            "addresses = ['192.0.2.100']\naddress_mode = 'fixed'\ninterface = 'eth0'",
+            "fixed addresses and an interface",
+        ),
+        ("addresses = ['nfs.example.org']", "is no address such as"),
+        ("addresses = []", "has no addresses"),
+    ] {
+        let error = with(lines).unwrap_err();
+        assert!(error.contains(problem), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn an_export_is_not_a_line_of_an_export_list() {
+    let error = read(&WHOLE.replace("/srv:*(rw)", "/srv *(rw)")).unwrap_err();
+    assert!(error.contains("has a colon between"), "{error}");
 }

@@ -209,6 +209,7 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         exports,
         descriptors: 1024,
         floats: false,
+        guard: None,
     })
     .unwrap();
     let own = Netid::ALL.map(|netid| PortEntry::own(program::NFS, 3, netid, 2049));
