@@ -67,6 +67,11 @@ fn one(
     json!({
         "name": name,
         "addresses": slot.map(|slot| &slot.config.settings.listen),
+        "interface": slot.and_then(|slot| slot.floating.as_ref()).map(|floating| json!({
+            "name": floating.config().interface,
+            "link": *floating.link().borrow(),
+            "addresses_here": floating.is_up(),
+        })),
         "names": slot.map(|slot| &slot.config.settings.service_names),
         "preferred": slot.and_then(|slot| slot.config.preferred.as_ref()),
         "active": active.map(|active| services.cluster.name_of(active.node)),

@@ -76,6 +76,11 @@ fn one(answer: &Value, service: &Value) -> String {
     if service.get("addresses").is_some_and(Value::is_array) {
         let _ = write!(out, "; {} at {}", get("names"), get("addresses"));
     }
+    if let Some(interface) = service.get("interface").filter(|one| one.is_object()) {
+        let is_up = interface.get("link").and_then(Value::as_bool) == Some(true);
+        let down = if is_up { "" } else { ", WHOSE LINK IS DOWN" };
+        let _ = write!(out, " on {}{down}", text_of(interface, "name"));
+    }
     out.push('\n');
     if let Some(takeover) = service.get("last_takeover").filter(|last| last.is_object()) {
         let from = match takeover.get("from").and_then(Value::as_str) {
@@ -119,6 +124,7 @@ mod tests {
             "name": "alpha", "names": ["nfs.example"], "addresses": ["192.0.2.100"],
             "active": "n1", "serving": true, "complete": true, "epoch": 3, "nsm_state": 7,
             "locks": 18, "waiting": 1, "connections": 4,
+            "interface": { "name": "eth0", "link": true, "addresses_here": true },
             "last_takeover": {
                 "kind": "takeover", "from": "n2", "total_ms": 1250.5,
                 "phases": [{ "name": "lease", "ms": 1248.0 }, { "name": "assign", "ms": 2.5 }],
@@ -139,14 +145,16 @@ members          n1 at 192.0.2.1:7300
                  n2 at 192.0.2.2:7300, NOT HEARD OF lately
                  w at 192.0.2.3:7300, witness
 service          alpha: on n1, here; epoch 3, NSM state 7
-                 18 locks, 1 waiting, 4 connections; nfs.example at 192.0.2.100
+                 18 locks, 1 waiting, 4 connections; nfs.example at 192.0.2.100 on eth0
                  last came here by takeover from n2 in 1250.5 ms: lease 1248.0, assign 2.5
 ";
         assert_eq!(shown, expected);
         answer["leader"] = Value::Null;
         answer["services"][0]["serving"] = json!(false);
+        answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
+        assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");
         assert!(shown.contains("SILENT: no lease"), "{shown}");
     }
 }
