@@ -34,6 +34,7 @@ use rustix::net::{
 };
 
 use super::{AddressError, Floating};
+use crate::backend::sys;
 use crate::config::floating::FloatingConfig;
 
 /// Our end of the way to the other process.
@@ -139,6 +140,8 @@ impl Drop for Held {
 /// The other process: waits for the death of the first one, with copies of its connections, and
 /// then takes these addresses away. `socket` is its end of the pair.
 pub fn run(floating: Vec<FloatingConfig>, socket: BorrowedFd<'_>) -> Result<(), AddressError> {
+    // Who ends a whole service asks all its processes; this one ends right after the first one.
+    sys::ignore_requests_to_end();
     let floating = floating.into_iter().map(|one| Floating::new(one, None));
     let floating: Vec<_> = floating.collect();
     let mut copies = HashMap::new();

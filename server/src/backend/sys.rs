@@ -394,6 +394,14 @@ pub fn send_frame(socket: BorrowedFd<'_>, interface: u32, frame: &[u8]) -> Resul
     check(sent as c_long)
 }
 
+/// Keeps this process going when it is asked to end: it ends by itself.
+pub fn ignore_requests_to_end() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: to ignore a signal installs no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// How many bytes of a TCP connection the peer has not acknowledged yet.
 pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     let mut bytes: c_int = 0;
