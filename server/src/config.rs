@@ -4,6 +4,7 @@
 //! their line.
 
 pub mod cluster;
+pub mod hooks;
 mod lock_limits;
 
 use std::net::{IpAddr, SocketAddr};
