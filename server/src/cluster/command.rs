@@ -226,6 +226,14 @@ pub enum ServiceCommand {
         /// Where the file is; none if its last name is gone.
         entry: Option<HandleEntry>,
     },
+    /// These nodes can't write to the service's storage any more: the fence has succeeded, an
+    /// operator has made sure, or the storage needs no fence.
+    Fenced {
+        /// The epoch in which that was so.
+        epoch: u32,
+        /// Which nodes.
+        nodes: Vec<NodeId>,
+    },
 }
 
 impl ServiceCommand {
@@ -245,6 +253,7 @@ impl ServiceCommand {
             | Self::RefuseWrites { epoch, .. }
             | Self::RaiseNsmState { epoch, .. }
             | Self::SetHandle { epoch, .. }
+            | Self::Fenced { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

@@ -256,7 +256,7 @@ impl ClusterState {
                     ..Self::default()
                 })
             }
-            [VERSION] => Self::read_current(input),
+            [version @ (UNFENCED_VERSION | VERSION)] => Self::read_current(input, version),
             [version] => {
                 let kind = if version > VERSION {
                     io::ErrorKind::Unsupported
@@ -269,7 +269,7 @@ impl ClusterState {
         }
     }
 
-    fn read_current(input: &mut impl Read) -> io::Result<Self> {
+    fn read_current(input: &mut impl Read, version: u8) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let mut state = Self::default();
         while let Some((id, node)) = read_row(input, &mut buffer)? {
@@ -277,7 +277,8 @@ impl ClusterState {
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
         while let Some(id) = read_row(input, &mut buffer)? {
-            state.services.insert(id, ServiceState::read(input)?);
+            let service = ServiceState::read(input, version > UNFENCED_VERSION)?;
+            state.services.insert(id, service);
         }
         Ok(state)
     }
@@ -305,7 +306,9 @@ impl Renewal {
 pub const LONE_NAME: &str = "default";
 /// Version 1 had one service and one node.
 const LONE_VERSION: u8 = 1;
-const VERSION: u8 = 2;
+/// Version 2 did not know which nodes are to be fenced.
+const UNFENCED_VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 #[cfg(test)]
 mod tests;

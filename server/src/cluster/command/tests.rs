@@ -38,6 +38,13 @@ fn commands_keep_their_numbers() {
                 entry: None,
             },
         ),
+        (
+            14,
+            ServiceCommand::Fenced {
+                epoch,
+                nodes: vec![NodeId(3)],
+            },
+        ),
     ] {
         let bytes = of_service(command.clone()).encode();
         assert_eq!(bytes[..4], [VERSION, 1, 5, number], "{command:?}");
