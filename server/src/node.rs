@@ -64,7 +64,15 @@ pub struct Node {
     pub clients: Arc<Clients>,
     /// The open connections over which hosts lock files.
     pub lock_connections: Arc<LockConnections>,
+    /// Last, since fields are dropped in their order: nobody holds it any more when all files are
+    /// closed.
+    pub storage_use: Arc<StorageUse>,
 }
+
+/// Held by whatever may have something of a service's storage open. When nobody else holds it, the
+/// storage can be unmounted.
+#[derive(Debug, Default)]
+pub struct StorageUse;
 
 /// Why a node can't be put together.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +105,8 @@ pub struct Parts {
     pub exports: ExportTable,
     /// How many files it may have open.
     pub descriptors: usize,
+    /// Tells how long something is open.
+    pub storage_use: Arc<StorageUse>,
 }
 
 impl Node {
@@ -110,6 +120,7 @@ impl Node {
             handles,
             exports,
             descriptors,
+            storage_use,
         } = parts;
         let names = Names::new(Resolver::system());
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
@@ -139,6 +150,7 @@ impl Node {
             connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
             clients: Arc::new(Clients::default()),
             lock_connections: Arc::default(),
+            storage_use,
         })
     }
 }

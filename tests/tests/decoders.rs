@@ -500,6 +500,7 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         handles: HandleTable::load(state_dir)?,
         exports,
         descriptors: 1024,
+        storage_use: Arc::default(),
     })?;
     volumes::open_exports(&node, &[])?;
     Ok(node)

@@ -151,15 +151,15 @@ mod tests {
 
     use super::*;
 
-    fn words(words: &[&str]) -> Option<Vec<String>> {
-        Some(words.iter().map(|word| (*word).to_owned()).collect())
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
     }
 
     #[test]
     fn commands_are_a_program_and_its_arguments() {
         let keys = HookKeys {
-            fence_command: words(&["/sbin/fence", "--node", "a b"]),
-            release_command: words(&["/bin/umount"]),
+            fence_command: Some(words(&["/sbin/fence", "--node", "a b"])),
+            release_command: Some(words(&["/bin/umount"])),
             hook_seconds: Some(600),
             ..HookKeys::default()
         };
@@ -177,11 +177,11 @@ mod tests {
     #[test]
     fn mistakes_say_what_to_do() {
         let fence = || HookKeys {
-            fence_command: words(&["/f"]),
+            fence_command: Some(words(&["/f"])),
             ..HookKeys::default()
         };
         let takeover = |list: &[&str]| HookKeys {
-            takeover_command: words(list),
+            takeover_command: Some(words(list)),
             ..HookKeys::default()
         };
         let seconds = |seconds| HookKeys {

@@ -208,6 +208,7 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         handles: HandleTable::load(state_dir).unwrap(),
         exports,
         descriptors: 1024,
+        storage_use: Arc::default(),
     })
     .unwrap();
     let own = Netid::ALL.map(|netid| PortEntry::own(program::NFS, 3, netid, 2049));
