@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "times are for who reads the output")]
 
 mod config;
+mod hooks;
 mod late;
 mod majority;
 mod moves;
