@@ -62,7 +62,7 @@ impl Keeper {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let recover = slot.config.settings.recover;
-        let storage = Storage::new(&slot.config, shared.services.config.node_name());
+        let storage = Storage::new(&slot.config, shared.services.config.cluster.as_ref());
         Self {
             shared,
             leases,

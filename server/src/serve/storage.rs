@@ -40,7 +40,7 @@ use crate::clock::boot_time;
 use crate::cluster::lease::Moment;
 use crate::cluster::service::Active;
 use crate::cluster::{Command, NodeId, Outcome, ServiceCommand, ServiceId};
-use crate::config::cluster::ServiceConfig;
+use crate::config::cluster::{ClusterConfig, ServiceConfig};
 use crate::config::hooks::{HookCommand, Hooks};
 use crate::gate::Gate;
 use crate::node::StorageUse;
@@ -50,8 +50,8 @@ use crate::services::Takeover;
 #[derive(Debug)]
 pub(super) struct Storage {
     service: String,
-    /// This node, as people call it.
-    node: String,
+    /// The name of this node; none without a cluster.
+    node: Option<String>,
     /// The addresses of the service, with spaces between.
     addresses: String,
     hooks: Hooks,
@@ -133,11 +133,11 @@ pub(super) enum StorageError {
 }
 
 impl Storage {
-    pub(super) fn new(config: &ServiceConfig, node: &str) -> Self {
+    pub(super) fn new(config: &ServiceConfig, cluster: Option<&ClusterConfig>) -> Self {
         let addresses = config.settings.listen.iter().map(ToString::to_string);
         Self {
             service: config.name.clone(),
-            node: node.to_owned(),
+            node: cluster.map(|cluster| cluster.node.clone()),
             addresses: addresses.collect::<Vec<_>>().join(" "),
             hooks: config.hooks.clone(),
             in_use: Arc::default(),
@@ -343,7 +343,7 @@ impl Storage {
             command,
             environment: vec![
                 ("HAVENFS_SERVICE", Some(self.service.clone())),
-                ("HAVENFS_NODE", Some(self.node.clone())),
+                ("HAVENFS_NODE", self.node.clone()),
                 ("HAVENFS_LOST_NODE", lost),
                 ("HAVENFS_EPOCH", Some(epoch.to_string())),
                 ("HAVENFS_REASON", Some(reason.as_str().to_owned())),

@@ -40,9 +40,22 @@ struct Hooked {
 impl Hooked {
     /// Runs a test on a cluster whose nodes are told to run commands; its failure shows their logs.
     fn run(test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let hooked = Self::new(|text, commands| {
+            let commands = format!("storage = \"fence\"\n{commands}");
+            text.replace("storage = \"cluster-fs\"\n", &commands)
+        })?;
+        hooked.shown(|hooked| {
+            hooked.cluster.start()?;
+            test(hooked)
+        })
+    }
+
+    /// A cluster that does not run yet. `configure` is given what the configuration of a node says
+    /// without commands, and the lines about them.
+    fn new(configure: impl Fn(&str, &str) -> String) -> Result<Self> {
         let cluster = Cluster::new(&ONE)?;
         let dir = cluster.site.path().to_path_buf();
-        let mut commands = "storage = \"fence\"\nhook_seconds = 20\n".to_owned();
+        let mut commands = "hook_seconds = 20\n".to_owned();
         for (name, more) in [("fence", ""), ("takeover", TAKEOVER), ("release", RELEASE)] {
             let script = dir.join(format!("{name}.sh"));
             fs::write(&script, format!("{BEGIN}{more}"))?;
@@ -55,15 +68,17 @@ impl Hooked {
         }
         for node in NODES {
             let text = cluster.site.config_text(node)?;
-            let text = text.replace("storage = \"cluster-fs\"\n", &commands);
-            fs::write(cluster.site.config(node), text)?;
+            fs::write(cluster.site.config(node), configure(&text, &commands))?;
         }
         fs::remove_dir(cluster.site.export(ALPHA))?;
-        let mut hooked = Self { cluster };
-        let result = hooked.cluster.start().and_then(|()| test(&mut hooked));
+        Ok(Self { cluster })
+    }
+
+    fn shown(mut self, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let result = test(&mut self);
         if result.is_err() {
-            hooked.cluster.show_logs();
-            eprintln!("--- events\n{}", hooked.events().join("\n"));
+            self.cluster.show_logs();
+            eprintln!("--- events\n{}", self.events().join("\n"));
         }
         result
     }
@@ -424,5 +439,46 @@ fn a_node_that_lost_the_service_lets_its_storage_go() -> Result<()> {
         let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
         ensure!(after.node != before.node, "{after:?}");
         scene.is_held()
+    })
+}
+
+#[test]
+fn without_a_cluster_the_storage_comes_and_goes_as_well() -> Result<()> {
+    let hooked = Hooked::new(|text, commands| {
+        let commands = commands.lines();
+        let commands = commands.filter(|line| !line.starts_with("fence_command"));
+        let commands = commands.collect::<Vec<_>>().join("\n");
+        let (before, rest) = text.split_once("[cluster]").unwrap_or_default();
+        let service = rest.split_once("[[service]]").unwrap_or_default().1;
+        format!("{before}[[service]]{service}{commands}\n")
+    })?;
+    hooked.shown(|hooked| {
+        hooked.cluster.spawn("n1")?;
+        let cluster = &hooked.cluster;
+        cluster.wait("n1 is ready", |cluster| {
+            cluster.is_ready("n1").then_some(())
+        })?;
+        hooked.cluster.stop("n1")?;
+        let first = [
+            "takeover  lost= epoch=1 start",
+            "release  lost= epoch=1 stop",
+        ];
+        ensure!(hooked.events() == first, "{:?}", hooked.events());
+
+        // What can't begin is undone, and the process ends, since nobody else can do better.
+        hooked.fails("takeover", "", true)?;
+        hooked.cluster.spawn("n1")?;
+        let status = hooked.cluster.wait_ended("n1")?;
+        ensure!(!status.success(), "{status}");
+        let log = hooked.cluster.log("n1")?;
+        let said = "error: takeover hook exited with status 3: the takeover has no power\nhint: ";
+        ensure!(log.contains(said), "{log}");
+        let events = hooked.events().split_off(2);
+        let second = [
+            "takeover  lost= epoch=2 start",
+            "release  lost= epoch=2 failed",
+        ];
+        ensure!(events == second, "{events:?}");
+        Ok(())
     })
 }
