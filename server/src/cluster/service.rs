@@ -377,7 +377,8 @@ impl ServiceState {
     }
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
-    /// nodes are unfenced, the rows of the lock table, and those of the handle table, each with its length in front.
+    /// nodes are unfenced, the rows of the lock table, and those of the handle table, each with its
+    /// length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;

@@ -23,6 +23,19 @@ pub struct Hooks {
     pub time_max: Duration,
 }
 
+impl Hooks {
+    /// The commands that there are, each with its key.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, &HookCommand)> {
+        let all = [
+            ("fence_command", &self.fence),
+            ("takeover_command", &self.takeover),
+            ("release_command", &self.release),
+        ];
+        let commands = all.into_iter();
+        commands.filter_map(|(key, command)| Some((key, command.as_ref()?)))
+    }
+}
+
 impl Default for Hooks {
     fn default() -> Self {
         Self {

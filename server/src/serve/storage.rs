@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Access, access};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -134,6 +135,13 @@ pub(super) enum StorageError {
 
 impl Storage {
     pub(super) fn new(config: &ServiceConfig, cluster: Option<&ClusterConfig>) -> Self {
+        for (key, command) in config.hooks.all() {
+            // Better now than in a takeover. It may be there by then, so it is no more than a word.
+            if let Err(error) = access(&command.program, Access::EXEC_OK) {
+                let (service, program) = (&config.name, command.program.display());
+                tracing::warn!(service, "the {key} `{program}` can't be run now: {error}");
+            }
+        }
         let addresses = config.settings.listen.iter().map(ToString::to_string);
         Self {
             service: config.name.clone(),
