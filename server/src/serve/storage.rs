@@ -40,7 +40,7 @@ use super::opening::Shared;
 use crate::clock::boot_time;
 use crate::cluster::lease::Moment;
 use crate::cluster::service::Active;
-use crate::cluster::{Command, NodeId, Outcome, ServiceCommand, ServiceId};
+use crate::cluster::{Command, NodeId, Outcome, Queue, ServiceCommand, ServiceId};
 use crate::config::cluster::{ClusterConfig, ServiceConfig};
 use crate::config::hooks::{HookCommand, Hooks};
 use crate::gate::Gate;
@@ -444,7 +444,11 @@ impl Reason {
 /// Has the log note that these nodes can't write any more; whether it has.
 async fn note_fenced(shared: &Shared, id: ServiceId, epoch: u32, nodes: Vec<NodeId>) -> bool {
     let command = Command::Service(id, ServiceCommand::Fenced { epoch, nodes });
-    let noted = timeout(NOTE_TIME_MAX, shared.proposer.ask(command)).await;
+    let noted = timeout(
+        NOTE_TIME_MAX,
+        shared.proposer.ask_in(Queue::Leases, command),
+    )
+    .await;
     matches!(noted, Ok(Ok(Outcome::Done)))
 }
 
