@@ -180,6 +180,11 @@ impl Storage {
         {
             return Ok(Prepared::NotBefore(again));
         }
+        let now = boot_time();
+        if now >= near.gate.until() {
+            // The fence took long, and another node may have the service.
+            return Ok(Prepared::NotBefore(now + LEASE_LOOK));
+        }
         self.is_up = self.hooks.takeover.is_some() || self.hooks.release.is_some();
         if let Some(command) = self.hooks.takeover.clone() {
             let begun = Instant::now();
@@ -394,10 +399,12 @@ impl Storage {
             }
         };
         tokio::select! {
-            end = self.run(hook) => return end,
+            // In this order, so that what is not needed already is never begun.
+            biased;
             () = moot => {}
             // An error says that the process ends as well.
             _ = stopping.wait_for(|stop| *stop) => {}
+            end = self.run(hook) => return end,
         }
         self.end_running()
             .await

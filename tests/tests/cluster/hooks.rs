@@ -4,6 +4,7 @@
 //! The commands are small scripts that write a line each into one file, so that the order of the
 //! lines is the order in which they ran. A script fails as long as a file says so.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -60,11 +61,12 @@ impl Hooked {
             let script = dir.join(format!("{name}.sh"));
             fs::write(&script, format!("{BEGIN}{more}"))?;
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-            commands += &format!(
-                "{name}_command = [\"{}\", \"{name}\", \"{}\"]\n",
+            writeln!(
+                commands,
+                "{name}_command = [\"{}\", \"{name}\", \"{}\"]",
                 script.display(),
                 dir.display()
-            );
+            )?;
         }
         for node in NODES {
             let text = cluster.site.config_text(node)?;
