@@ -295,6 +295,17 @@ enum ServiceCommand {
         #[command(flatten)]
         control: ControlArgs,
     },
+    /// Say that you have made sure that a lost node is off, where its fence fails: the service is
+    /// opened without it. If the node can still write, files will be damaged
+    ConfirmFence {
+        /// The service
+        name: String,
+        /// The node that is off; all that the service waits for if left out
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
     /// End grace now: locks that were not reclaimed are gone
     EndGrace(ControlArgs),
 }
@@ -478,6 +489,14 @@ fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
     match command {
         ServiceCommand::EndGrace(control) => show(&control, "end-grace"),
         ServiceCommand::List(control) => show(&control, "services"),
+        ServiceCommand::ConfirmFence {
+            name,
+            node,
+            control,
+        } => {
+            let words = ["confirm-fence".to_owned(), name].into_iter().chain(node);
+            show(&control, &words.collect::<Vec<_>>().join(" "))
+        }
         ServiceCommand::Move { name, to, control } => show(&control, &format!("move {name} {to}")),
     }
 }

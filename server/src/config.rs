@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod floating;
+pub mod hooks;
 mod lock_limits;
 
 use std::net::{IpAddr, SocketAddr};

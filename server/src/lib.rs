@@ -27,7 +27,8 @@
 //! - A service is put together anew ([`node`]) for each epoch that this node serves it. [`serve`]
 //!   has a keeper for each service, which takes it, opens it, stops it and gives it away, as
 //!   [`cluster::reconcile`] decides. A start, a takeover and a planned move go the same way; a node
-//!   without a cluster is a cluster of one.
+//!   without a cluster is a cluster of one. Around that it runs the operator's commands: the fence
+//!   and what makes the storage ready before a service is opened, what lets it go afterwards.
 //! - Two runtimes: the data runtime has one task per connection and never waits for a disk; what
 //!   may wait goes to the worker threads of [`pool`]. The control runtime, on a thread of its own,
 //!   serves the control socket, metrics, the registration with rpcbind, the keepers and the calls

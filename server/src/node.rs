@@ -69,7 +69,15 @@ pub struct Node {
     pub clients: Arc<Clients>,
     /// The open connections over which hosts lock files.
     pub lock_connections: Arc<LockConnections>,
+    /// Last, since fields are dropped in their order: nobody holds it any more when all files are
+    /// closed.
+    pub storage_use: Arc<StorageUse>,
 }
+
+/// Held by whatever may have something of a service's storage open. When nobody else holds it, the
+/// storage can be unmounted.
+#[derive(Debug, Default)]
+pub struct StorageUse;
 
 /// Why a node can't be put together.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +114,8 @@ pub struct Parts {
     pub floats: bool,
     /// Who keeps clients from seeing how this process dies.
     pub guard: Option<Arc<Guard>>,
+    /// Tells how long something is open.
+    pub storage_use: Arc<StorageUse>,
 }
 
 impl Node {
@@ -121,6 +131,7 @@ impl Node {
             descriptors,
             floats,
             guard,
+            storage_use,
         } = parts;
         let names = Names::new(Resolver::system());
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
@@ -152,6 +163,7 @@ impl Node {
             connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),
             clients: Arc::new(Clients::default()),
             lock_connections: Arc::default(),
+            storage_use,
         })
     }
 }

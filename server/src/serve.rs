@@ -6,11 +6,13 @@
 //! workers have is finished, the registration is taken back, the services are released.
 
 mod connections;
+mod hooks;
 mod keeper;
 mod leases;
 mod opening;
 mod ports;
 mod ready;
+mod storage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +86,24 @@ pub enum ServeError {
          log for the disk"
     )]
     Unsettled {
+        /// Which service.
+        service: String,
+        /// Why.
+        problem: String,
+    },
+    /// The storage could not be made ready.
+    #[error(
+        "{0}\nhint: run the takeover_command of the service by hand to see what is wrong. It must \
+         also succeed if there is nothing left to do"
+    )]
+    Takeover(String),
+    /// The storage could not be let go.
+    #[error(
+        "the storage of service `{service}` can't be let go: {problem}\nhint: see what still uses it \
+         (`fuser -v -m DIRECTORY`). As long as it can't be let go, the service is not given away: \
+         other nodes take it when this process has ended and its lease is over"
+    )]
+    Storage {
         /// Which service.
         service: String,
         /// Why.

@@ -199,6 +199,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Ends a node as an operator would, and waits for its end, which has to be a good one.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        self.node(name)?.signal(Signal::TERM)?;
+        let status = self.wait_ended(name)?;
+        ensure!(status.success(), "{name} ends with {status}");
+        Ok(())
+    }
+
     /// Ends several nodes at once.
     pub fn kill_all(&mut self, names: &[&str]) -> Result<()> {
         for name in names {
@@ -403,7 +411,7 @@ impl Cluster {
     }
 
     /// Shows the ends of the nodes' logs.
-    fn show_logs(&self) {
+    pub fn show_logs(&self) {
         for name in NODES {
             let log = tail(&self.site.log(name));
             eprintln!("--- the end of the log of {name}\n{log}");

@@ -502,6 +502,7 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         descriptors: 1024,
         floats: false,
         guard: None,
+        storage_use: Arc::default(),
     })?;
     volumes::open_exports(&node, &[])?;
     Ok(node)

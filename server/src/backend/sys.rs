@@ -8,6 +8,8 @@
 
 use std::ffi::{CStr, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -218,6 +220,22 @@ pub fn clear_umask() {
     // SAFETY: umask(2) has no failure and touches no memory.
     unsafe {
         libc::umask(0);
+    }
+}
+
+/// Has a child process begin with this file mode creation mask.
+pub fn set_umask_of_child(command: &mut Command, mask: u32) {
+    let set = move || {
+        // SAFETY: umask(2) has no failure and touches no memory.
+        unsafe {
+            libc::umask(mask);
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe;
+    // it takes no memory and no lock.
+    unsafe {
+        command.pre_exec(set);
     }
 }
 

@@ -236,6 +236,14 @@ pub enum ServiceCommand {
         /// Connections that are open no more.
         went: Vec<Connection>,
     },
+    /// These nodes can't write to the service's storage any more: the fence has succeeded, an
+    /// operator has made sure, or the storage needs no fence.
+    Fenced {
+        /// The epoch in which that was so.
+        epoch: u32,
+        /// Which nodes.
+        nodes: Vec<NodeId>,
+    },
 }
 
 impl ServiceCommand {
@@ -256,6 +264,7 @@ impl ServiceCommand {
             | Self::RaiseNsmState { epoch, .. }
             | Self::SetHandle { epoch, .. }
             | Self::Connections { epoch, .. }
+            | Self::Fenced { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

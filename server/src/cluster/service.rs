@@ -25,6 +25,14 @@
 //! nothing, and a new lock that conflicts with none is granted. Only where the table may lack
 //! locks, because the operator says that a state directory was lost or is old, is there the classic
 //! grace: until it ends only reclaims are granted, and what was not reclaimed is gone then.
+//!
+//! A node that loses the service without having released it is *unfenced*: it may still write to
+//! the storage. It stays so across later assignments, whoever dies meanwhile, until a fence is
+//! known to have succeeded ([`ServiceCommand::Fenced`]) or the node has the service again itself,
+//! since then what it may still write is in its own cache. A release by another node says nothing
+//! about it. This is noted for every service, whatever its storage is: that is configuration, which
+//! is not replicated and may differ between nodes for a while, and all nodes must make the same of
+//! the log. What an unfenced node means is for the node that opens the service to say.
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -70,6 +78,9 @@ impl Default for Completeness {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServiceState {
     service: Service,
+    /// Who lost it without a release and was not fenced since, in the order of the losses. Each is
+    /// there once, and the active node is not.
+    unfenced: Vec<NodeId>,
     table: LockTable,
     handles: OrdMap<u64, HandleEntry>,
     connections: OrdSet<Connection>,
@@ -204,6 +215,10 @@ impl ServiceState {
                 connections::change(&mut self.connections, came, went);
                 Outcome::Done
             }
+            ServiceCommand::Fenced { nodes, .. } => {
+                self.unfenced.retain(|node| !nodes.contains(node));
+                Outcome::Done
+            }
         }
     }
 
@@ -218,6 +233,13 @@ impl ServiceState {
     /// this very place: the next assignment begins another one. The connections stay as well: they
     /// are over, and whom they were with is to be woken.
     pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
+        if let Some(lost) = self.service.active
+            && !self.unfenced.contains(&lost.node)
+        {
+            self.unfenced.push(lost.node);
+        }
+        // It is fenced by nobody, least of all by itself.
+        self.unfenced.retain(|node| *node != active.node);
         let service = &mut self.service;
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
@@ -314,6 +336,11 @@ impl ServiceState {
         self.service.active
     }
 
+    /// The nodes that may still write to its storage, if nothing but a fence keeps them from it.
+    pub fn unfenced(&self) -> &[NodeId] {
+        &self.unfenced
+    }
+
     /// Where an operator wants it.
     pub const fn wanted(&self) -> Option<NodeId> {
         self.service.wanted
@@ -362,12 +389,13 @@ impl ServiceState {
         self.table.losing(address, state, meant)
     }
 
-    /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, the rows
-    /// of the lock table, those of the handle table, and the connections, each with its length in
-    /// front.
+    /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
+    /// nodes are unfenced, the rows of the lock table, those of the handle table, and the
+    /// connections, each with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
+        write_row(out, &mut buffer, &self.unfenced)?;
         for record in self.table.records() {
             write_row(out, &mut buffer, &record)?;
         }
@@ -379,27 +407,32 @@ impl ServiceState {
         connections::write(&self.connections, out, &mut buffer)
     }
 
-    /// Reads what [`ServiceState::write`] wrote.
-    pub(super) fn read(input: &mut impl Read) -> io::Result<Self> {
-        let mut state = Self::read_without_connections(input)?;
-        state.connections = connections::read(input, &mut Vec::new())?;
-        Ok(state)
-    }
-
-    /// Reads what was written before connections were kept.
-    pub(super) fn read_without_connections(input: &mut impl Read) -> io::Result<Self> {
+    /// Reads what [`ServiceState::write`] wrote, or what it wrote when nobody was fenced and no
+    /// connections were kept.
+    pub(super) fn read(input: &mut impl Read, is_current: bool) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+        let unfenced = if is_current {
+            read_row(input, &mut buffer)?.ok_or_else(damaged)?
+        } else {
+            Vec::new()
+        };
         let table = read_table(input, &mut buffer)?;
         let mut handles = OrdMap::new();
         while let Some((id, entry)) = read_row(input, &mut buffer)? {
             handles.insert(id, entry);
         }
+        let connections = if is_current {
+            connections::read(input, &mut buffer)?
+        } else {
+            OrdSet::new()
+        };
         Ok(Self {
             service,
+            unfenced,
             table,
             handles,
-            connections: OrdSet::new(),
+            connections,
         })
     }
 
@@ -420,6 +453,7 @@ impl ServiceState {
                 wanted: None,
                 completeness: lone.completeness,
             },
+            unfenced: Vec::new(),
             table: read_table(input, &mut buffer)?,
             handles: OrdMap::new(),
             connections: OrdSet::new(),

@@ -256,10 +256,7 @@ impl ClusterState {
                     ..Self::default()
                 })
             }
-            [VERSION] => Self::read_with(input, ServiceState::read),
-            [VERSION_WITHOUT_CONNECTIONS] => {
-                Self::read_with(input, ServiceState::read_without_connections)
-            }
+            [version @ (EARLIER_VERSION | VERSION)] => Self::read_current(input, version),
             [version] => {
                 let kind = if version > VERSION {
                     io::ErrorKind::Unsupported
@@ -272,10 +269,7 @@ impl ClusterState {
         }
     }
 
-    fn read_with<R: Read>(
-        input: &mut R,
-        read_service: impl Fn(&mut R) -> io::Result<ServiceState>,
-    ) -> io::Result<Self> {
+    fn read_current(input: &mut impl Read, version: u8) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let mut state = Self::default();
         while let Some((id, node)) = read_row(input, &mut buffer)? {
@@ -283,7 +277,8 @@ impl ClusterState {
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
         while let Some(id) = read_row(input, &mut buffer)? {
-            state.services.insert(id, read_service(input)?);
+            let service = ServiceState::read(input, version > EARLIER_VERSION)?;
+            state.services.insert(id, service);
         }
         Ok(state)
     }
@@ -311,8 +306,8 @@ impl Renewal {
 pub const LONE_NAME: &str = "default";
 /// Version 1 had one service and one node.
 const LONE_VERSION: u8 = 1;
-/// Version 2 did not keep the connections of clients.
-const VERSION_WITHOUT_CONNECTIONS: u8 = 2;
+/// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
+const EARLIER_VERSION: u8 = 2;
 const VERSION: u8 = 3;
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use havenfs_nsm::nsm_name;
 use serde::Deserialize;
 
 use super::floating::{FloatingAddress, FloatingConfig, NoAddress, WrittenAddress};
+use super::hooks::{FenceNeed, HookKeys, Hooks};
 use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Settings, merge};
 use crate::cluster::state::LONE_NAME;
 use crate::export::Sources;
@@ -108,6 +109,8 @@ pub struct ServiceConfig {
     pub settings: Settings,
     /// The node that should serve it if all is well.
     pub preferred: Option<String>,
+    /// The commands that are run for its storage.
+    pub hooks: Hooks,
 }
 
 /// `[cluster]`.
@@ -138,6 +141,10 @@ pub struct ServiceFile {
     preferred: Option<String>,
     announce: Option<Announce>,
     grace_seconds: Option<u64>,
+    fence_command: Option<Vec<String>>,
+    takeover_command: Option<Vec<String>>,
+    release_command: Option<Vec<String>>,
+    hook_seconds: Option<u64>,
 }
 
 /// How the addresses of a service come to its active node.
@@ -200,6 +207,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
             name: LONE_NAME.to_owned(),
             settings: settings.clone(),
             preferred: None,
+            hooks: Hooks::default(),
         };
         return Ok(NodeConfig {
             settings,
@@ -296,6 +304,10 @@ fn check_service(
         preferred,
         announce,
         grace_seconds,
+        fence_command,
+        takeover_command,
+        release_command,
+        hook_seconds,
     } = service;
     check_name("service.name", &name)?;
     for other in &names {
@@ -315,18 +327,25 @@ fn check_service(
         let problem = "has a colon between the directory and its clients, as in /srv/data:*(rw)";
         return Err(wrong("service.exports", export, problem));
     }
-    match (cluster, storage) {
+    let need = match (cluster, storage) {
         (Some(_), None) => {
             let problem = "does not say what keeps a node that lost it from writing: storage = \
                            \"cluster-fs\", \"arbitrated\" or \"fence\"";
             return Err(wrong("service", &name, problem));
         }
-        (_, Some(Storage::Fence)) => {
-            let problem = "needs a fence command, which this version does not have yet";
-            return Err(wrong("service", &name, problem));
-        }
-        _ => {}
-    }
+        (None, _) => FenceNeed::Alone,
+        (Some(_), Some(Storage::Fence)) => FenceNeed::Needed,
+        (Some(_), Some(Storage::ClusterFs | Storage::Arbitrated)) => FenceNeed::Arbitrated,
+    };
+    let keys = HookKeys {
+        fence_command,
+        takeover_command,
+        release_command,
+        hook_seconds,
+    };
+    let hooks = keys
+        .check(need)
+        .map_err(|problem| wrong("service", &name, &problem))?;
     if let (Some(preferred), Some(cluster)) = (&preferred, cluster) {
         let mut members = cluster.members.iter();
         if !members.any(|one| one.name == *preferred && !one.witness) {
@@ -363,6 +382,7 @@ fn check_service(
         name,
         settings,
         preferred,
+        hooks,
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{ClusterCommand, Command, Outcome, ServiceState};
+use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, ServiceCommand, ServiceState};
 use crate::services::{Services, Slot, Takeover};
 
 /// What is so of the cluster and all services.
@@ -64,6 +64,13 @@ fn one(
     let serving = slot.and_then(|slot| slot.serving());
     let takeover = slot.and_then(|slot| slot.takeover());
     let is_kept = services.config.cluster.is_some();
+    let needs_fence = slot.is_some_and(|slot| slot.config.hooks.fence.is_some());
+    // Where nothing is fenced it means nothing, and is forgotten at the next occasion.
+    let unfenced = service.filter(|_| needs_fence).map(|service| {
+        let nodes = service.unfenced().iter();
+        let names = nodes.map(|node| services.cluster.name_of(*node));
+        names.collect::<Vec<_>>()
+    });
     json!({
         "name": name,
         "addresses": slot.map(|slot| &slot.config.settings.listen),
@@ -76,6 +83,7 @@ fn one(
         "preferred": slot.and_then(|slot| slot.config.preferred.as_ref()),
         "active": active.map(|active| services.cluster.name_of(active.node)),
         "serving": serving.is_some_and(|node| node.gate.is_open()),
+        "unfenced": unfenced.unwrap_or_default(),
         "epoch": service.map(ServiceState::epoch),
         "nsm_state": service.map(|service| service.nsm_state().0),
         "complete": service.map(|service| !service.in_grace()),
@@ -116,6 +124,7 @@ pub(super) async fn answer(
     match word {
         "cluster" | "services" => Some(Ok(status(services))),
         "move" => Some(move_service(services, rest).await),
+        "confirm-fence" => Some(confirm_fence(services, rest).await),
         _ => None,
     }
 }
@@ -168,6 +177,63 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
         Ok(Err(problem)) => Err(error(problem.to_string())),
         Err(_) => Err(error(
             "the cluster has no majority now, so nothing can be moved".to_owned(),
+        )),
+    }
+}
+
+/// `confirm-fence SERVICE [NODE]`: an operator has made sure that a node, or all that are waited
+/// for, can't write to the storage any more. In the epoch that is asked about: if another node is
+/// lost meanwhile, nothing is said of that one.
+async fn confirm_fence(services: &Arc<Services>, words: &str) -> Result<Value, Value> {
+    let error = |text: String| json!({ "error": text });
+    let (name, node) = match words.split_once(' ') {
+        Some((name, node)) => (name, Some(node)),
+        None => (words, None),
+    };
+    let name_of = |node: &NodeId| services.cluster.name_of(*node);
+    let (id, epoch, nodes, all) = {
+        let state = services.state();
+        let found = state.service_named(name);
+        let service = found.and_then(|id| Some((id, state.service(id)?)));
+        let (id, service) =
+            service.ok_or_else(|| error(format!("the cluster has no service `{name}`")))?;
+        let all = service.unfenced().to_vec();
+        let mut nodes = all.clone();
+        nodes.retain(|one| node.is_none_or(|node| name_of(one) == node));
+        (id, service.epoch(), nodes, all)
+    };
+    let names = |nodes: &[NodeId]| nodes.iter().map(name_of).collect::<Vec<_>>().join(", ");
+    if nodes.is_empty() {
+        return Err(error(match node {
+            Some(node) if !all.is_empty() => format!(
+                "service `{name}` does not wait for a fence of {node}, but of {}",
+                names(&all)
+            ),
+            _ => format!("service `{name}` waits for no fence"),
+        }));
+    }
+    let confirmed = names(&nodes);
+    let command = Command::Service(id, ServiceCommand::Fenced { epoch, nodes });
+    let asked = tokio::time::timeout(ASK_TIME_MAX, services.proposer.ask(command)).await;
+    match asked {
+        Ok(Ok(Outcome::Done)) => {
+            tracing::warn!(
+                service = name,
+                epoch,
+                nodes = confirmed,
+                "an operator confirms that they can't write any more"
+            );
+            Ok(json!({
+                "done": format!("service `{name}` does not wait for a fence of {confirmed} any more"),
+            }))
+        }
+        Ok(Ok(_)) => Err(error(format!(
+            "another node has taken service `{name}` just now: see `havenfs service list`, and \
+             confirm again"
+        ))),
+        Ok(Err(problem)) => Err(error(problem.to_string())),
+        Err(_) => Err(error(
+            "the cluster has no majority now, so nothing can be confirmed".to_owned(),
         )),
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::ServeError;
 use super::leases::Leases;
 use super::opening::{Open, Shared, open};
+use super::storage::{Near, Prepared, Reason, Storage};
 use crate::clock::boot_time;
 use crate::cluster::command::{Assign, Release, RenewalId};
 use crate::cluster::lease::Moment;
@@ -47,6 +48,7 @@ pub(super) struct Keeper {
     /// Until when this node serves, in the epoch that it has.
     gate: Option<Arc<Gate>>,
     opened: Option<Open>,
+    storage: Storage,
     /// How the service came here.
     takeover: Option<Takeover>,
     /// Whether locks may be missing: said once, for the first assignment.
@@ -65,6 +67,7 @@ impl Keeper {
         let floating = slot.floating.as_ref();
         // Of addresses that are everywhere nothing is known.
         let link = floating.map_or_else(|| watch::channel(true).1, |floating| floating.link());
+        let storage = Storage::new(&slot.config, shared.services.config.cluster.as_ref());
         Self {
             link,
             shared,
@@ -76,6 +79,7 @@ impl Keeper {
             id: ServiceId::default(),
             gate: None,
             opened: None,
+            storage,
             takeover: None,
             recover,
         }
@@ -100,9 +104,20 @@ impl Keeper {
             self.changes.borrow_and_update();
             self.link.borrow_and_update();
             let wake = match self.step() {
-                Step::End => return Ok(()),
+                Step::End => {
+                    self.put_down_or_tell(Reason::Stop).await;
+                    return Ok(());
+                }
                 Step::Wait(moment) => moment,
+                Step::Open { epoch } if !self.storage.is_ready_for(epoch) => {
+                    match self.prepare(&stopping).await? {
+                        Prepared::Ready => continue,
+                        Prepared::NotBefore(moment) => moment,
+                    }
+                }
                 Step::Release { epoch } if *stopping.borrow() => {
+                    // It may have stopped in the middle of an opening.
+                    self.put_down(Reason::Stop).await?;
                     // Without a majority it takes long; the lease is over before.
                     let _ = timeout(RELEASE_TIME_MAX, self.release(epoch)).await;
                     return Ok(());
@@ -213,26 +228,26 @@ impl Keeper {
             }
             Step::Drop => {
                 tracing::warn!(service = name, "another node serves it now");
-                self.let_go();
+                self.put_down_or_tell(Reason::Takeover).await;
                 self.reconciler.dropped();
             }
             Step::Stop(why) => {
-                let time_max = match why {
+                let (time_max, reason) = match why {
                     Why::Moved(to) => {
                         let to = self.shared.services.cluster.name_of(to);
                         tracing::info!(service = name, to, "moving it away");
-                        MOVE_TIME_MAX
+                        (MOVE_TIME_MAX, Reason::Move)
                     }
                     Why::Unreachable => {
                         tracing::warn!(
                             service = name,
                             "clients can't reach this node: giving it to another one"
                         );
-                        Duration::ZERO
+                        (Duration::ZERO, Reason::Move)
                     }
-                    Why::Ends => STOP_TIME_MAX,
+                    Why::Ends => (STOP_TIME_MAX, Reason::Stop),
                 };
-                self.stop(time_max).await?;
+                self.stop(time_max, reason).await?;
                 self.reconciler.stopped();
             }
             Step::Release { epoch } => {
@@ -303,6 +318,52 @@ impl Keeper {
         Some(epoch)
     }
 
+    /// Makes the storage ready, as far as that can be done now.
+    ///
+    /// # Errors
+    /// Why it can't be, if nobody else could do better, or the storage can't be let go again.
+    async fn prepare(&mut self, stopping: &watch::Receiver<bool>) -> Result<Prepared, ServeError> {
+        let (Some(gate), Some(takeover)) = (&self.gate, &mut self.takeover) else {
+            self.reconciler.opened(boot_time(), false);
+            return Ok(Prepared::NotBefore(boot_time()));
+        };
+        let mut near = Near {
+            shared: &self.shared,
+            id: self.id,
+            gate,
+            takeover,
+            changes: self.changes.clone(),
+            stopping: stopping.clone(),
+        };
+        match self.storage.prepare(&mut near).await {
+            Ok(prepared) => Ok(prepared),
+            Err(error) => {
+                self.cannot_open(ServeError::Takeover(error.to_string()))
+                    .await?;
+                Ok(Prepared::NotBefore(boot_time()))
+            }
+        }
+    }
+
+    /// It can't be opened here: undoes what was done, and leaves it to others.
+    ///
+    /// # Errors
+    /// Why it can't be opened, if there are no others, or why it can't be left to them.
+    async fn cannot_open(&mut self, error: ServeError) -> Result<(), ServeError> {
+        if self.leases.is_alone() {
+            self.put_down_or_tell(Reason::Failed).await;
+            return Err(error);
+        }
+        tracing::error!(
+            service = self.slot.config.name,
+            epoch = self.gate.as_ref().map(|gate| gate.epoch()),
+            "cannot serve it here, another node may: {error}"
+        );
+        self.put_down(Reason::Failed).await?;
+        self.reconciler.opened(boot_time(), false);
+        Ok(())
+    }
+
     /// Opens the service.
     ///
     /// # Errors
@@ -320,7 +381,16 @@ impl Keeper {
         };
         let slot = &self.slot;
         let patient = !self.leases.is_alone();
-        let opening = open(&self.shared, slot, self.id, &gate, patient, &mut note);
+        let in_use = self.storage.in_use();
+        let opening = open(
+            &self.shared,
+            slot,
+            self.id,
+            &gate,
+            in_use,
+            patient,
+            &mut note,
+        );
         let opened = match timeout(OPEN_TIME_MAX, opening).await {
             Ok(opened) => opened,
             Err(_) => Err(ServeError::TooSlow),
@@ -331,37 +401,27 @@ impl Keeper {
                 None => Ok(opened),
                 Some(problem) => {
                     self.opened = Some(opened);
-                    self.stop(Duration::ZERO).await?;
+                    self.stop(Duration::ZERO, Reason::Failed).await?;
                     Err(problem)
                 }
             },
             Err(error) => Err(error),
         };
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.cannot_open(error).await,
+        };
         let slot = &self.slot;
-        let is_open = opened.is_ok();
-        match opened {
-            Ok(opened) => {
-                slot.set_serving(Some(Arc::clone(&opened.node)));
-                tell(slot, &takeover);
-                slot.set_takeover(takeover);
-                let ready = super::ready::ready_line(&opened, &slot.config.settings);
-                self.opened = Some(opened);
-                // It listens as long as the process does not stop.
-                let _ = self.events.send(Event::Serving(ready)).await;
-            }
-            Err(error) if self.leases.is_alone() => return Err(error),
-            Err(error) => {
-                let service = &slot.config.name;
-                let epoch = gate.epoch();
-                tracing::error!(
-                    service,
-                    epoch,
-                    "cannot serve it here, another node may: {error}"
-                );
-                self.leases.let_go(&gate);
-            }
-        }
-        self.reconciler.opened(boot_time(), is_open);
+        slot.set_serving(Some(Arc::clone(&opened.node)));
+        tell(slot, &takeover);
+        slot.set_takeover(takeover);
+        let ready = super::ready::ready_line(&opened, &slot.config.settings);
+        self.opened = Some(opened);
+        self.reconciler.opened(boot_time(), true);
+        let epoch = gate.epoch();
+        self.storage.forget_unfenced(&self.shared, self.id, epoch);
+        // It listens as long as the process does not stop.
+        let _ = self.events.send(Event::Serving(ready)).await;
         Ok(())
     }
 
@@ -381,7 +441,7 @@ impl Keeper {
                 let service = &self.slot.config.name;
                 tracing::error!(service, "cannot listen again: {error}");
                 // What the workers had in hand when the silence began may have gone on.
-                self.stop(Duration::ZERO).await?;
+                self.stop(Duration::ZERO, Reason::Failed).await?;
                 self.reconciler.stopped();
             }
         }
@@ -394,7 +454,7 @@ impl Keeper {
     /// # Errors
     /// If that can't be done in time. Then the process ends, without a release: the others wait for
     /// its lease, and for their fence.
-    async fn stop(&mut self, time_max: Duration) -> Result<(), ServeError> {
+    async fn stop(&mut self, time_max: Duration, reason: Reason) -> Result<(), ServeError> {
         self.slot.set_serving(None);
         if let Some(opened) = &mut self.opened {
             opened.finish(time_max).await;
@@ -412,8 +472,29 @@ impl Keeper {
                     problem: problem.to_string(),
                 })?;
         }
+        self.put_down(reason).await
+    }
+
+    /// Closes everything for good, and lets the storage go.
+    ///
+    /// # Errors
+    /// If the storage can't be let go. Then the process ends, without a release: the others wait
+    /// for its lease, and for their fence.
+    async fn put_down(&mut self, reason: Reason) -> Result<(), ServeError> {
         self.let_go();
-        Ok(())
+        let service = &self.slot.config.name;
+        let put_down = self.storage.put_down(reason).await;
+        put_down.map_err(|problem| ServeError::Storage {
+            service: service.clone(),
+            problem: problem.to_string(),
+        })
+    }
+
+    /// The same, where the service is not this node's to give away any more.
+    async fn put_down_or_tell(&mut self, reason: Reason) {
+        if let Err(error) = self.put_down(reason).await {
+            tracing::error!("{error}");
+        }
     }
 
     /// Closes everything for good.

@@ -31,7 +31,7 @@ use crate::host_calls::HostCalls;
 use crate::lock_service::LockService;
 use crate::net::runtimes::Runtimes;
 use crate::net::tcp::Stop;
-use crate::node::{Node, Parts};
+use crate::node::{Node, Parts, StorageUse};
 use crate::numbering::Numbering;
 use crate::raft::Proposer;
 use crate::register::{self, Choice};
@@ -89,13 +89,14 @@ pub(super) async fn open(
     slot: &Arc<Slot>,
     service: ServiceId,
     gate: &Arc<Gate>,
+    storage_use: Arc<StorageUse>,
     patient: bool,
     note: &mut impl FnMut(&'static str),
 ) -> Result<Open, ServeError> {
     let made = {
         let (shared, slot, gate) = (Arc::clone(shared), Arc::clone(slot), Arc::clone(gate));
         // Directories may lie on a slow disk, and ids on a slow log.
-        tokio::task::spawn_blocking(move || make(&shared, &slot, service, &gate))
+        tokio::task::spawn_blocking(move || make(&shared, &slot, service, &gate, storage_use))
     };
     let made = made.await.map_err(std::io::Error::other);
     let (node, locks) = made.map_err(system("open the exports"))??;
@@ -169,6 +170,7 @@ fn make(
     slot: &Slot,
     service: ServiceId,
     gate: &Arc<Gate>,
+    storage_use: Arc<StorageUse>,
 ) -> Result<(Arc<Node>, Arc<LockService>), ServeError> {
     let settings = &slot.config.settings;
     let is_alone = shared.services.config.cluster.is_none();
@@ -203,6 +205,7 @@ fn make(
         descriptors: shared.descriptors,
         floats: slot.floating.is_some(),
         guard: shared.guard.clone().filter(|_| slot.floating.is_some()),
+        storage_use,
     })?);
     let calls = Arc::new(HostCalls::new(settings.host_portmap_port, Arc::clone(gate)));
     let locks = Arc::new(LockService::new(

@@ -62,7 +62,12 @@ fn mistakes_are_named_with_their_place() -> Result<()> {
         (
             "storage = \"cluster-fs\"",
             "storage = \"fence\"",
-            vec!["service: `alpha`", "fence"],
+            vec!["service: `alpha`", "no fence_command"],
+        ),
+        (
+            "storage = \"cluster-fs\"",
+            "storage = \"fence\"\nfence_command = []",
+            vec!["service: `alpha`", "fence_command that is an empty list"],
         ),
         ("names = [", "nmes = [", vec![&*config, "nmes", "names"]),
     ] {

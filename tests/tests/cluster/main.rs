@@ -9,6 +9,7 @@
 
 mod config;
 mod connections;
+mod hooks;
 mod late;
 mod majority;
 mod moves;

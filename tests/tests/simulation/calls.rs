@@ -383,7 +383,7 @@ impl World {
 
     /// The change reaches the storage.
     pub(crate) fn effect(&mut self, n: usize, served: ServedCall) {
-        let fenced_below = self.network.fenced_below[served.call.service];
+        let fenced_below = self.network.fenced_below[served.call.service][n];
         if served.gate.epoch < fenced_below {
             self.count("effects held back by the fence");
             return;

@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use havenfs::cluster::{ClusterState, Command, Outcome, Queue, ServiceCommand, ServiceState};
+use havenfs::cluster::{
+    ClusterCommand, ClusterState, Command, NodeId, Outcome, Queue, ServiceCommand, ServiceState,
+};
 use havenfs_nlm::table::LockTable;
 
 use crate::calls::{ServedCall, file_key, name, svid};
@@ -73,6 +75,10 @@ pub(crate) struct Checks {
     /// Epoch, NSM state and last grant of each service.
     last: Vec<(u32, i32, u64)>,
     waiting: Vec<Vec<Request>>,
+    /// The node that the log gives each service to, and those that lost it without a release and
+    /// have not had it since: they may still write to its storage.
+    active: Vec<Option<NodeId>>,
+    lost: Vec<BTreeSet<NodeId>>,
 }
 
 impl Checks {
@@ -86,7 +92,14 @@ impl Checks {
             begun: vec![(0, 0); services],
             last: vec![(0, 0, 0); services],
             waiting: vec![Vec::new(); services],
+            active: vec![None; services],
+            lost: vec![BTreeSet::new(); services],
         }
+    }
+
+    /// Whether a node may still write to a service's storage if nobody fences it.
+    pub(crate) fn may_write(&self, s: usize, n: usize) -> bool {
+        self.lost[s].contains(&node_id(n))
     }
 }
 
@@ -161,6 +174,7 @@ impl World {
         if let Some(outcome) = outcome {
             self.check_carried_out(proposed.id, &proposed.origin);
             self.check_epoch(n, &proposed.command, outcome);
+            self.note_loss(n, &proposed.command, outcome);
         }
         self.check_numbers(n);
     }
@@ -193,6 +207,30 @@ impl World {
                 format!("a call of epoch {accepted:?} is carried out in {now:?}: {outcome:?}")
             });
         }
+    }
+
+    /// Who has each service and who lost it, as the log says.
+    fn note_loss(&mut self, n: usize, command: &Command, outcome: &Outcome) {
+        let (id, to) = match (command, outcome) {
+            (Command::Cluster(ClusterCommand::Assign(assign)), Outcome::Assigned(_)) => {
+                (assign.service, Some(assign.renewal.node))
+            }
+            (Command::Cluster(ClusterCommand::Release(release)), Outcome::Done) => {
+                (release.service, None)
+            }
+            _ => return,
+        };
+        let name = self.nodes[n].state.service(id).map(ServiceState::name);
+        let Some(s) = SERVICES.iter().position(|one| Some(*one) == name) else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.checks.active[s], to);
+        let Some(to) = to else {
+            return;
+        };
+        let lost = &mut self.checks.lost[s];
+        lost.extend(before);
+        lost.remove(&to);
     }
 
     /// What rises, and what waits, after an entry that no node had applied before.

@@ -8,7 +8,9 @@ use havenfs::cluster::command::{Assign, Release, RenewalId};
 use havenfs::cluster::lease::{Moment, wait};
 use havenfs::cluster::placement::{Seen, View};
 use havenfs::cluster::reconcile::{Reconciler, Sight, Step};
-use havenfs::cluster::{ClusterCommand, Command, NodeId, Outcome, Queue, ServiceId};
+use havenfs::cluster::{
+    ClusterCommand, Command, NodeId, Outcome, Queue, ServiceCommand, ServiceId,
+};
 use havenfs_nlm::granter::Granter;
 
 use crate::clock::MS;
@@ -37,6 +39,7 @@ pub(crate) struct Serving {
 #[derive(Debug)]
 pub(crate) enum Deed {
     TookNothing,
+    NotFenced,
     Opened,
     Spoke,
     Dropped,
@@ -166,8 +169,12 @@ impl World {
             } => self.take(n, s, id, expected_epoch, after),
             Step::Open { epoch } => {
                 if self.plan.fence && self.sabotage != Some(Sabotage::NoFence) {
-                    let fenced = &mut self.network.fenced_below[s];
-                    *fenced = epoch.max(*fenced);
+                    let is_done = self.fence(n, s, id, epoch);
+                    if !is_done {
+                        let pause = self.between(1, 2000) * MS;
+                        self.done_after(n, s, pause, Deed::NotFenced);
+                        return;
+                    }
                 }
                 let took = MS + self.short_time();
                 self.done_after(n, s, took, Deed::Opened);
@@ -208,6 +215,35 @@ impl World {
             }
             Step::Wait(_) | Step::End => {}
         }
+    }
+
+    /// Fences whom the replicated state names, and nobody else who may still write. Who released
+    /// the service had brought all to its end, and what this node itself wrote in an earlier epoch
+    /// is in order with what it writes now: neither has effects any more.
+    /// Returns whether that has succeeded.
+    fn fence(&mut self, n: usize, s: usize, id: ServiceId, epoch: u32) -> bool {
+        let service = self.nodes[n].state.service(id);
+        let nodes = service.map_or_else(Vec::new, |service| service.unfenced().to_vec());
+        if !nodes.is_empty() && self.percent(40) {
+            self.count("fences that failed");
+            return false;
+        }
+        for m in 0..self.nodes.len() {
+            let is_named = nodes.contains(&node_id(m));
+            if is_named || m == n || !self.checks.may_write(s, m) {
+                let fenced = &mut self.network.fenced_below[s][m];
+                *fenced = epoch.max(*fenced);
+            }
+        }
+        match nodes.len() {
+            0 => return true,
+            1 => self.count("nodes fenced"),
+            _ => self.count("nodes fenced that an earlier one did not"),
+        }
+        let fenced = ServiceCommand::Fenced { epoch, nodes };
+        let fenced = Command::Service(id, fenced);
+        self.propose(n, Queue::Leases, fenced, Then::Nothing);
+        true
     }
 
     fn take(
@@ -289,6 +325,8 @@ impl World {
         }
         match deed {
             Deed::TookNothing => keeper.reconciler.taken(None),
+            // It is tried again, if the service is still this node's then.
+            Deed::NotFenced => {}
             Deed::Opened => self.opened(n, s),
             Deed::Spoke => {
                 if let Some(serving) = &mut keeper.serving {

@@ -58,7 +58,7 @@ fn must_hold(seeds: impl Iterator<Item = u64>) -> BTreeMap<&'static str, u64> {
 }
 
 /// What must have happened, or the runs prove nothing.
-const MUST_HAPPEN: [&str; 22] = [
+const MUST_HAPPEN: [&str; 25] = [
     "answers held back by the gate",
     "batches refused",
     "calls of an earlier epoch",
@@ -69,10 +69,13 @@ const MUST_HAPPEN: [&str; 22] = [
     "effects held back by the gate",
     "entries taken back",
     "epochs of a service in one batch",
+    "fences that failed",
     "grants refused",
     "host reboots",
     "hosts with a new address",
     "late copies",
+    "nodes fenced",
+    "nodes fenced that an earlier one did not",
     "races lost",
     "releases that took too long",
     "services dropped",

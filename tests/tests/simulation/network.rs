@@ -13,8 +13,9 @@ pub(crate) struct Network {
     cut_from_hosts: [u64; NODES],
     /// Who has each service's address: whoever announced it last.
     pub(crate) address: Vec<Option<usize>>,
-    /// Below this epoch each service's storage refuses changes, if there is a fence.
-    pub(crate) fenced_below: Vec<u32>,
+    /// Below this epoch each service's storage refuses the changes of each node, if there is a
+    /// fence.
+    pub(crate) fenced_below: Vec<[u32; NODES]>,
 }
 
 impl Network {
@@ -23,7 +24,7 @@ impl Network {
             cut: [[0; NODES]; NODES],
             cut_from_hosts: [0; NODES],
             address: vec![None; services],
-            fenced_below: vec![0; services],
+            fenced_below: vec![[0; NODES]; services],
         }
     }
 

@@ -47,6 +47,13 @@ fn commands_keep_their_numbers() {
                 went: Vec::new(),
             },
         ),
+        (
+            15,
+            ServiceCommand::Fenced {
+                epoch,
+                nodes: vec![NodeId(3)],
+            },
+        ),
     ] {
         let bytes = of_service(command.clone()).encode();
         assert_eq!(bytes[..4], [VERSION, 1, 5, number], "{command:?}");

@@ -59,7 +59,7 @@ fn lock_or_reclaim(
 fn copy_of(state: &ServiceState) -> io::Result<ServiceState> {
     let mut bytes = Vec::new();
     state.write(&mut bytes)?;
-    ServiceState::read(&mut bytes.as_slice())
+    ServiceState::read(&mut bytes.as_slice(), true)
 }
 
 #[test]
@@ -361,4 +361,81 @@ fn of_an_end_only_address_and_port_count() {
     let own = Connection::new((mapped, 2049).into(), (mapped, 700).into());
     assert_eq!(own.local(), (HOST, 2049).into());
     assert_eq!(own.peer(), (HOST, 700).into());
+}
+
+fn take(state: &mut ServiceState, node: u64) -> u32 {
+    let active = Active {
+        node: NodeId(node),
+        incarnation: 1,
+    };
+    let Outcome::Assigned(epoch) = state.assign(active, 0, false) else {
+        panic!("an assignment");
+    };
+    epoch
+}
+
+fn give_back(state: &mut ServiceState) {
+    let (epoch, active) = (state.epoch(), state.active().unwrap());
+    assert_eq!(state.release(epoch, active), Outcome::Done);
+}
+
+fn fenced(epoch: u32, nodes: &[u64]) -> ServiceCommand {
+    ServiceCommand::Fenced {
+        epoch,
+        nodes: nodes.iter().map(|node| NodeId(*node)).collect(),
+    }
+}
+
+fn unfenced(state: &ServiceState) -> Vec<u64> {
+    state.unfenced().iter().map(|node| node.0).collect()
+}
+
+#[test]
+fn who_loses_a_service_is_unfenced_until_a_fence_succeeds() {
+    let mut state = ServiceState::default();
+    take(&mut state, 1);
+    assert_eq!(unfenced(&state), [0; 0], "nobody had it");
+    take(&mut state, 1);
+    assert_eq!(unfenced(&state), [0; 0], "its own earlier life");
+    take(&mut state, 2);
+    assert_eq!(unfenced(&state), [1]);
+    // It dies as well before its fence succeeds.
+    let late = fenced(state.epoch(), &[1]);
+    take(&mut state, 3);
+    assert_eq!(unfenced(&state), [1, 2]);
+    assert_eq!(state.apply(&late), Outcome::EarlierEpoch);
+    assert_eq!(copy_of(&state).unwrap(), state);
+    let epoch = state.epoch();
+    assert_eq!(state.apply(&fenced(epoch, &[2, 7])), Outcome::Done);
+    assert_eq!(unfenced(&state), [1]);
+    assert_eq!(state.apply(&fenced(epoch, &[1])), Outcome::Done);
+    assert_eq!(unfenced(&state), [0; 0]);
+}
+
+#[test]
+fn a_release_says_nothing_about_those_who_did_not_release() {
+    let mut state = ServiceState::default();
+    take(&mut state, 1);
+    give_back(&mut state);
+    take(&mut state, 2);
+    assert_eq!(unfenced(&state), [0; 0], "it was released");
+    take(&mut state, 3);
+    give_back(&mut state);
+    assert_eq!(unfenced(&state), [2]);
+    take(&mut state, 1);
+    assert_eq!(unfenced(&state), [2]);
+}
+
+#[test]
+fn a_node_that_takes_it_again_need_not_be_fenced_any_more() {
+    let mut state = ServiceState::default();
+    for node in [1, 2, 1] {
+        take(&mut state, node);
+    }
+    assert_eq!(unfenced(&state), [2]);
+    take(&mut state, 2);
+    assert_eq!(unfenced(&state), [1]);
+    take(&mut state, 3);
+    take(&mut state, 3);
+    assert_eq!(unfenced(&state), [1, 2], "each once");
 }

@@ -221,6 +221,10 @@ fn a_state_comes_back_and_damaged_and_newer_ones_are_refused() {
             to: NodeId(2),
         },
     );
+    story.renew(1, 1, 2);
+    story.assign((2, 1, 1), 1, Some((1, 2)));
+    let service = story.state.service(SERVICE).unwrap();
+    assert_eq!(service.unfenced(), [NodeId(1)]);
     let mut bytes = written(&story.state);
     assert_eq!(
         ClusterState::read(&mut bytes.as_slice()).unwrap(),
@@ -247,17 +251,28 @@ fn the_state_of_one_node_becomes_its_first_service() {
     assert_eq!(service.active().unwrap().node, NodeId::LONE);
 }
 
-/// Version 2 ended with the rows of the handle table.
+/// What was written when nobody was fenced: the nodes, the numbers, a service, no locks.
 #[test]
-fn a_state_without_connections_is_read() {
-    let mut story = Story::new();
-    story.assign((1, 1, 1), 0, None);
-    let bytes = written(&story.state);
-    let (services_end, connections_end) = (4, 4);
-    let rest = &bytes[1..bytes.len() - services_end - connections_end];
-    let old = [&[VERSION_WITHOUT_CONNECTIONS], rest, &[0; 4]].concat();
-    let state = ClusterState::read(&mut old.as_slice()).unwrap();
-    assert_eq!(state, story.state);
+fn a_state_without_fences_and_connections_is_read() {
+    let mut bytes = vec![EARLIER_VERSION];
+    let out = &mut bytes;
+    let mut buffer = Vec::new();
+    write_end(out).unwrap();
+    write_row(out, &mut buffer, &Numbers::default()).unwrap();
+    write_row(out, &mut buffer, &SERVICE).unwrap();
+    // Name, epoch, NSM state, node 1 in its life 9, wanted nowhere, complete since epoch 1.
+    let row = [1, b'a', 3, 14, 1, 1, 9, 0, 0, 1];
+    out.extend([&[10, 0, 0, 0], &row[..]].concat());
+    for _ in ["locks", "handles", "services"] {
+        write_end(out).unwrap();
+    }
+    let state = ClusterState::read(&mut bytes.as_slice()).unwrap();
+    let service = state.service(SERVICE).unwrap();
+    assert_eq!((service.name(), service.epoch()), ("a", 3));
+    assert_eq!(service.active().unwrap().node, NodeId(1));
+    assert_eq!(service.unfenced(), []);
+    let again = ClusterState::read(&mut written(&state).as_slice()).unwrap();
+    assert_eq!(again, state);
 }
 
 #[test]

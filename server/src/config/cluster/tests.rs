@@ -53,6 +53,29 @@ fn a_cluster_is_read_with_its_members_by_name() {
 }
 
 #[test]
+fn a_service_may_have_commands_for_its_storage() {
+    let commands = "storage = 'fence'\nfence_command = ['/sbin/fence', '-v']\nhook_seconds = 5\n\
+                    takeover_command = ['/bin/mount', '/srv']";
+    let config = read(&WHOLE.replace("storage = \"cluster-fs\"", commands)).unwrap();
+    let hooks = &config.services[0].hooks;
+    assert_eq!(hooks.fence.as_ref().unwrap().arguments, ["-v"]);
+    assert_eq!(hooks.takeover.as_ref().unwrap().arguments, ["/srv"]);
+    assert_eq!(hooks.release, None);
+    assert_eq!(hooks.time_max, Duration::from_secs(5));
+}
+
+#[test]
+fn without_a_cluster_there_is_nobody_to_fence() {
+    let alone = "[[service]]\nname = 'a'\naddresses = ['192.0.2.1']\nexports = ['/srv *(rw)']\n";
+    let commands = "takeover_command = ['/bin/mount']\nrelease_command = ['/bin/umount']\n";
+    let config = read(&format!("{alone}{commands}")).unwrap();
+    assert!(config.services[0].hooks.release.is_some());
+    let fence = "storage = 'fence'\nfence_command = ['/f']\n";
+    let error = read(&format!("{alone}{fence}")).unwrap_err();
+    assert!(error.contains("no other node to fence"), "{error}");
+}
+
+#[test]
 fn without_a_cluster_there_is_one_service() {
     let config = read("export = ['/a']\n").unwrap();
     assert!(config.cluster.is_none());
@@ -82,7 +105,21 @@ fn mistakes_are_named() {
             "",
             "does not say what keeps a node",
         ),
-        ("cluster-fs", "fence", "needs a fence command"),
+        (
+            "cluster-fs",
+            "fence",
+            "`alpha` has storage = \"fence\" and no",
+        ),
+        (
+            "preferred = \"n1\"",
+            "fence_command = ['/f']",
+            "`alpha` has a fence_command, which would never",
+        ),
+        (
+            "preferred = \"n1\"",
+            "takeover_command = 'mount /srv'",
+            "expected a sequence",
+        ),
         (
             "cluster-fs",
             "drbd",

@@ -82,6 +82,15 @@ fn one(answer: &Value, service: &Value) -> String {
         let _ = write!(out, " on {}{down}", text_of(interface, "name"));
     }
     out.push('\n');
+    if !list(service, "unfenced").is_empty() {
+        let (name, nodes) = (get("name"), get("unfenced"));
+        let _ = writeln!(
+            out,
+            "{:17}DOWN UNTIL FENCED: {nodes}; if it is off for sure, `havenfs service \
+             confirm-fence {name}`",
+            ""
+        );
+    }
     if let Some(takeover) = service.get("last_takeover").filter(|last| last.is_object()) {
         let from = match takeover.get("from").and_then(Value::as_str) {
             Some(from) => format!(" from {from}"),
@@ -149,12 +158,16 @@ service          alpha: on n1, here; epoch 3, NSM state 7
                  last came here by takeover from n2 in 1250.5 ms: lease 1248.0, assign 2.5
 ";
         assert_eq!(shown, expected);
+        assert!(!shown.contains("FENCE"), "{shown}");
         answer["leader"] = Value::Null;
+        answer["services"][0]["unfenced"] = json!(["n2"]);
         answer["services"][0]["serving"] = json!(false);
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
         assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");
         assert!(shown.contains("SILENT: no lease"), "{shown}");
+        assert!(shown.contains("DOWN UNTIL FENCED: n2;"), "{shown}");
+        assert!(shown.contains("confirm-fence alpha`"), "{shown}");
     }
 }

@@ -210,6 +210,7 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         descriptors: 1024,
         floats: false,
         guard: None,
+        storage_use: Arc::default(),
     })
     .unwrap();
     let own = Netid::ALL.map(|netid| PortEntry::own(program::NFS, 3, netid, 2049));

@@ -1,0 +1,486 @@
+//! The commands of a service: in which order they run, what their failures lead to, and that
+//! nothing of the storage is open when it is let go.
+//!
+//! The commands are small scripts that write a line each into one file, so that the order of the
+//! lines is the order in which they ran. A script fails as long as a file says so.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use havenfs_tests::client::nlm::stat;
+use havenfs_tests::cluster::{Cluster, NODES, Serving};
+
+use crate::scene::{ALPHA, ONE, Scene, rises_by_one};
+
+/// What each script begins with: its line, and its failure.
+const BEGIN: &str = r#"#!/bin/sh
+echo "$1 $HAVENFS_NODE lost=$HAVENFS_LOST_NODE epoch=$HAVENFS_EPOCH $HAVENFS_REASON" >> "$2/events"
+echo "$HAVENFS_SERVICE $HAVENFS_ADDRESSES" > "$2/service"
+if [ -e "$2/$1-fails-on-$HAVENFS_NODE" ]; then
+    echo "more about it"
+    echo "the $1 has no power" >&2
+    exit 3
+fi
+"#;
+/// The storage appears with its takeover, and must not be open when it is let go.
+const TAKEOVER: &str = r#"mkdir -p "$2/export-alpha" && chmod 0777 "$2/export-alpha""#;
+const RELEASE: &str = r#"
+if ls -l /proc/$PPID/fd | grep -F "$2/export-"; then
+    exit 9
+fi
+"#;
+
+/// A cluster with commands.
+struct Hooked {
+    cluster: Cluster,
+}
+
+impl Hooked {
+    /// Runs a test on a cluster whose nodes are told to run commands; its failure shows their logs.
+    fn run(test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let hooked = Self::new(|text, commands| {
+            let commands = format!("storage = \"fence\"\n{commands}");
+            text.replace("storage = \"cluster-fs\"\n", &commands)
+        })?;
+        hooked.shown(|hooked| {
+            hooked.cluster.start()?;
+            test(hooked)
+        })
+    }
+
+    /// A cluster that does not run yet. `configure` is given what the configuration of a node says
+    /// without commands, and the lines about them.
+    fn new(configure: impl Fn(&str, &str) -> String) -> Result<Self> {
+        let cluster = Cluster::new(&ONE)?;
+        let dir = cluster.site.path().to_path_buf();
+        let mut commands = "hook_seconds = 20\n".to_owned();
+        for (name, more) in [("fence", ""), ("takeover", TAKEOVER), ("release", RELEASE)] {
+            let script = dir.join(format!("{name}.sh"));
+            fs::write(&script, format!("{BEGIN}{more}"))?;
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+            writeln!(
+                commands,
+                "{name}_command = [\"{}\", \"{name}\", \"{}\"]",
+                script.display(),
+                dir.display()
+            )?;
+        }
+        for node in NODES {
+            let text = cluster.site.config_text(node)?;
+            fs::write(cluster.site.config(node), configure(&text, &commands))?;
+        }
+        fs::remove_dir(cluster.site.export(ALPHA))?;
+        Ok(Self { cluster })
+    }
+
+    fn shown(mut self, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let result = test(&mut self);
+        if result.is_err() {
+            self.cluster.show_logs();
+            eprintln!("--- events\n{}", self.events().join("\n"));
+        }
+        result
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.cluster.site.path().join(name)
+    }
+
+    /// What has run, in its order.
+    fn events(&self) -> Vec<String> {
+        let events = fs::read_to_string(self.path("events")).unwrap_or_default();
+        events.lines().map(str::to_owned).collect()
+    }
+
+    fn fails(&self, command: &str, node: &str, fails: bool) -> Result<()> {
+        let path = self.path(&format!("{command}-fails-on-{node}"));
+        if fails {
+            fs::write(path, "")?;
+        } else {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    /// Kills the node that serves while no fence succeeds; returns it, and the node that has the
+    /// service and can't open it, once that has said why.
+    fn lose_without_fence(&mut self) -> Result<(Serving, &'static str)> {
+        let before = self.cluster.wait_serving(ALPHA, |_| true)?;
+        for node in NODES {
+            self.fails("fence", node, true)?;
+        }
+        self.cluster.kill(before.node)?;
+        let others = self.cluster.others(&[before.node]);
+        let said = format!(
+            "fence hook for node `{}` exited with status 3: the fence has no power",
+            before.node
+        );
+        let next = self.cluster.wait("a fence fails", |cluster| {
+            let mut others = others.iter();
+            others
+                .find(|node| cluster.log(node).is_ok_and(|log| log.contains(&said)))
+                .copied()
+        })?;
+        let log = self.cluster.log(next)?;
+        let hint = format!("service confirm-fence {ALPHA} --node {}", before.node);
+        ensure!(
+            log.contains("which stays down") && log.contains(&hint),
+            "{log}"
+        );
+        ensure!(log.contains("more about it"), "{log}");
+        Ok((before, next))
+    }
+
+    /// The service is assigned to a node, and not served.
+    fn is_down_on(&self, node: &str, unfenced: &str) -> Result<()> {
+        let serving = self.cluster.serving(ALPHA)?;
+        ensure!(serving.is_none(), "{serving:?}");
+        let status = self.cluster.status(node)?;
+        let service = &status["services"][0];
+        ensure!(service["active"] == *node, "{status}");
+        ensure!(service["unfenced"][0] == *unfenced, "{status}");
+        Ok(())
+    }
+}
+
+/// The phases of a takeover, by name.
+fn phases(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
+    let status = cluster.status(node)?;
+    let phases = status["services"][0]["last_takeover"]["phases"].as_array();
+    let names = phases.into_iter().flatten();
+    Ok(names
+        .filter_map(|phase| phase["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+#[test]
+fn a_takeover_fences_first_and_makes_the_storage_ready_then() -> Result<()> {
+    Hooked::run(|hooked| {
+        let before = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        let first = hooked.events();
+        ensure!(
+            first.last() == Some(&format!("takeover n1 lost= epoch={} start", before.epoch)),
+            "{first:?}"
+        );
+        hooked.cluster.kill(before.node)?;
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        rises_by_one(before, after)?;
+        scene.is_held()?;
+        let (node, epoch) = (after.node, after.epoch);
+        let events = hooked.events();
+        ensure!(
+            events[first.len()..]
+                == [
+                    format!("fence {node} lost=n1 epoch={epoch} takeover"),
+                    format!("takeover {node} lost=n1 epoch={epoch} takeover"),
+                ],
+            "{events:?}"
+        );
+        let phases = phases(&hooked.cluster, node)?;
+        ensure!(
+            phases.starts_with(&["lease", "assign", "fence", "storage", "exports"].map(Into::into)),
+            "{phases:?}"
+        );
+        let told = fs::read_to_string(hooked.path("service"))?;
+        let address = hooked.cluster.site.service(ALPHA);
+        ensure!(told == format!("{ALPHA} {address}\n"), "{told}");
+
+        // Its next life is not fenced by anybody, and fences nobody.
+        hooked.cluster.restart("n1")?;
+        let back = hooked.cluster.move_to(ALPHA, "n1")?;
+        scene.is_held()?;
+        let later = hooked.events().split_off(events.len());
+        ensure!(
+            later
+                == [
+                    format!("release {node} lost= epoch={epoch} move"),
+                    format!("takeover n1 lost= epoch={} move", back.epoch),
+                ],
+            "{later:?}"
+        );
+        scene.unlock_for_b()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_service_stays_down_until_the_fence_succeeds() -> Result<()> {
+    Hooked::run(|hooked| {
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        let (before, next) = hooked.lose_without_fence()?;
+        hooked.is_down_on(next, before.node)?;
+        for node in NODES {
+            hooked.fails("fence", node, false)?;
+        }
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        ensure!(after.node == next, "{after:?}");
+        rises_by_one(before, after)?;
+        scene.is_held()?;
+        let log = hooked.cluster.log(next)?;
+        ensure!(log.contains("the node is fenced"), "{log}");
+        let status = hooked.cluster.status(next)?;
+        let unfenced = status["services"][0]["unfenced"].as_array();
+        ensure!(unfenced.is_some_and(Vec::is_empty), "{status}");
+        scene.unlock_for_b()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn an_operator_can_confirm_a_fence_that_fails() -> Result<()> {
+    Hooked::run(|hooked| {
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        let (before, next) = hooked.lose_without_fence()?;
+        let confirm = |words: &str| hooked.cluster.ask(next, &format!("confirm-fence {words}"));
+        let unknown = confirm("beta")?;
+        ensure!(
+            unknown["error"] == "the cluster has no service `beta`",
+            "{unknown}"
+        );
+        let wrong = confirm(&format!("{ALPHA} {next}"))?;
+        let text = wrong["error"].as_str().unwrap_or_default();
+        ensure!(text.contains(&format!("but of {}", before.node)), "{wrong}");
+        hooked.is_down_on(next, before.node)?;
+
+        // Any node may be told.
+        let other = hooked.cluster.others(&[before.node, next])[0];
+        let request = format!("confirm-fence {ALPHA} {}", before.node);
+        let done = hooked.cluster.ask(other, &request)?;
+        ensure!(done["done"].is_string(), "{done}");
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        ensure!(after.node == next, "{after:?}");
+        rises_by_one(before, after)?;
+        scene.is_held()?;
+        let again = confirm(ALPHA)?;
+        ensure!(
+            again["error"] == format!("service `{ALPHA}` waits for no fence"),
+            "{again}"
+        );
+        Ok(())
+    })
+}
+
+/// The one that can't fence gives the service away when it ends, and with it the fence; but not to
+/// the node that was to be fenced.
+#[test]
+fn a_node_never_fences_itself() -> Result<()> {
+    Hooked::run(|hooked| {
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        let (before, next) = hooked.lose_without_fence()?;
+        hooked.cluster.restart(before.node)?;
+        hooked.is_down_on(next, before.node)?;
+        hooked.cluster.stop(next)?;
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        ensure!(after.node == before.node, "{after:?}");
+        scene.is_held()?;
+        let events = hooked.events();
+        let own = format!("fence {}", before.node);
+        ensure!(
+            !events.iter().any(|line| line.starts_with(&own)),
+            "{events:?}"
+        );
+        let last = format!("takeover {} lost= epoch={} start", after.node, after.epoch);
+        ensure!(events.last() == Some(&last), "{events:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_storage_is_let_go_with_nothing_open_before_another_node_takes_it() -> Result<()> {
+    Hooked::run(|hooked| {
+        let cluster = &hooked.cluster;
+        let mut serving = cluster.wait_serving(ALPHA, |_| true)?;
+        let mut scene = Scene::new(cluster)?;
+        scene.lock_and_wait()?;
+        let writer = scene.writer(cluster);
+        for node in ["n2", "n1", "n3"] {
+            writer.wait_more(20)?;
+            let from = hooked.events().len();
+            let moved = cluster.move_to(ALPHA, node)?;
+            rises_by_one(serving, moved)?;
+            let events = hooked.events().split_off(from);
+            ensure!(
+                events
+                    == [
+                        format!(
+                            "release {} lost= epoch={} move",
+                            serving.node, serving.epoch
+                        ),
+                        format!("takeover {node} lost= epoch={} move", moved.epoch),
+                    ],
+                "{events:?}"
+            );
+            serving = moved;
+            scene.is_held()?;
+        }
+        writer.wait_more(20)?;
+        let from = hooked.events().len();
+        hooked.cluster.stop(serving.node)?;
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        let events = hooked.events().split_off(from);
+        ensure!(
+            events
+                == [
+                    format!(
+                        "release {} lost= epoch={} stop",
+                        serving.node, serving.epoch
+                    ),
+                    format!("takeover {} lost= epoch={} start", after.node, after.epoch),
+                ],
+            "{events:?}"
+        );
+        writer.wait_more(20)?;
+        let written = writer.finish()?;
+        scene.check_written(&written)?;
+        scene.unlock_for_b()?;
+        scene.machines_are_well()
+    })
+}
+
+#[test]
+fn a_service_whose_storage_cannot_be_let_go_is_not_given_away() -> Result<()> {
+    Hooked::run(|hooked| {
+        let before = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        hooked.fails("release", before.node, true)?;
+        let from = hooked.events().len();
+        let to = hooked.cluster.others(&[before.node])[0];
+        let asked = hooked.cluster.ask(to, &format!("move {ALPHA} {to}"))?;
+        ensure!(asked["error"].is_null(), "{asked}");
+        let status = hooked.cluster.wait_ended(before.node)?;
+        ensure!(!status.success(), "{status}");
+        let log = hooked.cluster.log(before.node)?;
+        let said = "can't be let go: release hook exited with status 3: the release has no power";
+        ensure!(log.contains(said), "{log}");
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        scene.is_held()?;
+        let events = hooked.events().split_off(from);
+        let fence = format!("fence {} lost={}", after.node, before.node);
+        ensure!(
+            events
+                .first()
+                .is_some_and(|line| line.starts_with("release"))
+                && events.get(1).is_some_and(|line| line.starts_with(&fence)),
+            "{events:?}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_whose_storage_does_not_come_leaves_the_service_to_others() -> Result<()> {
+    Hooked::run(|hooked| {
+        let before = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        let to = hooked.cluster.others(&[before.node])[0];
+        hooked.fails("takeover", to, true)?;
+        let from = hooked.events().len();
+        let asked = hooked.cluster.ask(to, &format!("move {ALPHA} {to}"))?;
+        ensure!(asked["error"].is_null(), "{asked}");
+        let after = hooked
+            .cluster
+            .wait_serving(ALPHA, |serving| serving.epoch > before.epoch)?;
+        ensure!(after.node != to, "{after:?}");
+        scene.is_held()?;
+        let events = hooked.events().split_off(from);
+        let epoch = before.epoch + 1;
+        ensure!(
+            events[1..3]
+                == [
+                    format!("takeover {to} lost= epoch={epoch} move"),
+                    format!("release {to} lost= epoch={epoch} failed"),
+                ],
+            "{events:?}"
+        );
+        let log = hooked.cluster.log(to)?;
+        let said = "takeover hook exited with status 3: the takeover has no power";
+        ensure!(log.contains(said), "{log}");
+        Ok(())
+    })
+}
+
+/// A node that wakes after its lease lets its storage go, so that it can be used again.
+#[test]
+fn a_node_that_lost_the_service_lets_its_storage_go() -> Result<()> {
+    Hooked::run(|hooked| {
+        let before = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        let mut scene = Scene::new(&hooked.cluster)?;
+        let held = scene.held();
+        ensure!(scene.a.lock(&held)? == stat::GRANTED);
+        hooked.cluster.pause(before.node)?;
+        // Its sockets are still there, so the next one can't listen before it wakes.
+        let taken = format!("lost={} epoch={} takeover", before.node, before.epoch + 1);
+        hooked.cluster.wait("another node takes it", |_| {
+            let events = hooked.events();
+            let last = events.last()?;
+            (last.starts_with("takeover") && last.ends_with(&taken)).then_some(())
+        })?;
+        hooked.cluster.resume(before.node)?;
+        let released = format!(
+            "release {} lost= epoch={} takeover",
+            before.node, before.epoch
+        );
+        hooked.cluster.wait("the storage is let go", |_| {
+            let events = hooked.events();
+            events.contains(&released).then_some(())
+        })?;
+        hooked.cluster.wait("it says so", |cluster| {
+            let log = cluster.log(before.node).ok()?;
+            log.contains("the storage is released").then_some(())
+        })?;
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        ensure!(after.node != before.node, "{after:?}");
+        scene.is_held()
+    })
+}
+
+#[test]
+fn without_a_cluster_the_storage_comes_and_goes_as_well() -> Result<()> {
+    let hooked = Hooked::new(|text, commands| {
+        let commands = commands.lines();
+        let commands = commands.filter(|line| !line.starts_with("fence_command"));
+        let commands = commands.collect::<Vec<_>>().join("\n");
+        let (before, rest) = text.split_once("[cluster]").unwrap_or_default();
+        let service = rest.split_once("[[service]]").unwrap_or_default().1;
+        format!("{before}[[service]]{service}{commands}\n")
+    })?;
+    hooked.shown(|hooked| {
+        hooked.cluster.spawn("n1")?;
+        let cluster = &hooked.cluster;
+        cluster.wait("n1 is ready", |cluster| {
+            cluster.is_ready("n1").then_some(())
+        })?;
+        hooked.cluster.stop("n1")?;
+        let first = [
+            "takeover  lost= epoch=1 start",
+            "release  lost= epoch=1 stop",
+        ];
+        ensure!(hooked.events() == first, "{:?}", hooked.events());
+
+        // What can't begin is undone, and the process ends, since nobody else can do better.
+        hooked.fails("takeover", "", true)?;
+        hooked.cluster.spawn("n1")?;
+        let status = hooked.cluster.wait_ended("n1")?;
+        ensure!(!status.success(), "{status}");
+        let log = hooked.cluster.log("n1")?;
+        let said = "error: takeover hook exited with status 3: the takeover has no power\nhint: ";
+        ensure!(log.contains(said), "{log}");
+        let events = hooked.events().split_off(2);
+        let second = [
+            "takeover  lost= epoch=2 start",
+            "release  lost= epoch=2 failed",
+        ];
+        ensure!(events == second, "{events:?}");
+        Ok(())
+    })
+}
