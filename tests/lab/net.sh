@@ -177,7 +177,7 @@ heal)
   ip -n "$SW" link set "$2" master $b ;;
 unplug) ip -n "$SW" link set "$2" down ;;
 plug) ip -n "$SW" link set "$2" up ;;
-capture) exec nsenter --net="/run/netns/$SW" "$LAB_DIR/root/usr/bin/tcpdump" -Z root -s 512 -U -i br0 -w "$2" ;;
+capture) exec nsenter --net="/run/netns/$SW" "$LAB_DIR/root/usr/bin/tcpdump" -Z root -s 512 -U --immediate-mode -i br0 -w "$2" ;;
 sweep) sweep "$2" ;;
 *) sed -n '2,14p' "$0"; exit 2 ;;
 esac

@@ -13,11 +13,14 @@
 //! in a lab reaches the machine's own network.
 
 pub mod acks;
+pub mod capture;
 pub mod clock;
+pub mod cluster;
 pub mod held;
 pub mod locks;
 mod process;
 pub mod random;
+pub mod records;
 pub mod site;
 pub mod traffic;
 
@@ -133,6 +136,26 @@ impl Lab {
     /// Puts the cable of a host or virtual machine back.
     pub fn heal(&self, name: &str) -> Result<()> {
         script_must_succeed(self.script("net.sh").args(["heal", name]))
+    }
+
+    /// Pulls the cable of a host out, which the host sees.
+    pub fn unplug(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["unplug", name]))
+    }
+
+    /// Plugs the cable of a host in again.
+    pub fn plug(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["plug", name]))
+    }
+
+    /// Takes the power of a host away, with all that runs on it.
+    pub fn crash(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["crash", name]))
+    }
+
+    /// Boots a host whose power was taken away.
+    pub fn boot_host(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["boot", name]))
     }
 
     fn script(&self, name: &str) -> Command {
