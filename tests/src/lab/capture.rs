@@ -76,8 +76,10 @@ impl Lab {
         let log = self.run.join(format!("{name}.log"));
         let mut process = Process::spawn(log, &mut command)?;
         process.wait_for_line("listening on", Duration::from_secs(10))?;
-        let _process = process;
-        Ok(Capture { file, _process })
+        Ok(Capture {
+            file,
+            _process: process,
+        })
     }
 }
 
@@ -164,7 +166,11 @@ fn frame(at: Micros, bytes: &[u8]) -> Option<Frame> {
         [0x08, 0x00] => {
             let header = usize::from(inner.first()? & 0xf) * 4;
             let length = usize::from(u16_at(inner, 2)?);
-            let kind = kind(*inner.get(9)?, inner.get(header..)?, length - header.min(length))?;
+            let kind = kind(
+                *inner.get(9)?,
+                inner.get(header..)?,
+                length - header.min(length),
+            )?;
             (v4(inner, 12)?, v4(inner, 16)?, kind)
         }
         [0x86, 0xdd] => {

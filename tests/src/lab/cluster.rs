@@ -96,11 +96,13 @@ impl<'lab> Cluster<'lab> {
         Ok(cluster)
     }
 
-    /// Starts all nodes and waits until every service is served by the node that it prefers.
-    pub fn start(&mut self) -> Result<()> {
-        for name in NODES {
-            self.spawn(name)?;
-        }
+    /// Starts all nodes; see [`Cluster::wait_started`].
+    pub fn spawn_all(&mut self) -> Result<()> {
+        NODES.into_iter().try_for_each(|name| self.spawn(name))
+    }
+
+    /// Waits until every service is served by the node that it prefers.
+    pub fn wait_started(&mut self) -> Result<()> {
         for name in NODES {
             self.wait_joined(name)?;
         }
