@@ -70,10 +70,12 @@ pub enum Kind {
 impl Lab {
     /// Starts to capture all frames of the data segment.
     pub fn capture(&self, name: &str) -> Result<Capture> {
-        let file = self.run.join(format!("{name}.pcap"));
+        let dir = self.captures();
+        fs::create_dir_all(&dir)?;
+        let file = dir.join(format!("{name}.pcap"));
         let mut command = self.script("net.sh");
         command.arg("capture").arg(&file);
-        let log = self.run.join(format!("{name}.log"));
+        let log = dir.join(format!("{name}.log"));
         let mut process = Process::spawn(log, &mut command)?;
         process.wait_for_line("listening on", Duration::from_secs(10))?;
         Ok(Capture {

@@ -5,5 +5,10 @@
 //! the lab. Each case prints a line of figures; none of them is judged, but for a time that nobody
 //! would wait. Needs root.
 
+mod majority;
+mod moves;
+mod pause;
 mod power;
+mod reboot;
 mod scene;
+mod services;

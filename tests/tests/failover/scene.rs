@@ -63,7 +63,7 @@ pub(crate) struct Scene<'s> {
     /// Holds locks and writes.
     pub(crate) c1: &'s Vm<'s>,
     /// Wants them.
-    c2: &'s Vm<'s>,
+    pub(crate) c2: &'s Vm<'s>,
     here: &'s Locker<'s>,
     there: &'s Locker<'s>,
     holder: Actor<'s>,
@@ -83,8 +83,10 @@ pub(crate) enum Expected {
     Takeover,
     /// It is handed over.
     Move,
-    /// Some node takes it, perhaps the same, after some time without any.
-    Return,
+    /// Some node takes it, perhaps the same, perhaps several times.
+    Again,
+    /// It may stay where it is.
+    Any,
     /// It stays where it is.
     Nothing,
 }
@@ -176,15 +178,17 @@ impl<'s> Scene<'s> {
         let new = Lock::exclusive(self.cases, 1);
         self.fresh[0].ask(new)?;
         // What the holder has is not given away, whenever it is asked for.
-        must_not(&self.contender, HELD)?;
+        self.contender.begin_to_try(HELD)?;
         let after = self
             .cluster
             .wait_serving(ALPHA.name, |after| match expected {
                 Expected::Takeover | Expected::Move => after.node != before.node,
-                Expected::Return => after.epoch > before.epoch,
-                Expected::Nothing => true,
+                Expected::Again => after.epoch > before.epoch,
+                Expected::Nothing | Expected::Any => true,
             })?;
         self.fresh[1].ask(new)?;
+        let given = self.contender.was_given(RECONNECT_TIME_MAX)?;
+        ensure!(!given, "the other client got {HELD:?}");
         let mut new_lock = Micros::MAX;
         for fresh in &self.fresh {
             let acquired = fresh.acquired(RECONNECT_TIME_MAX).context("a new lock")?;
@@ -238,6 +242,32 @@ impl<'s> Scene<'s> {
         self.kernels_do_not_complain()
     }
 
+    /// The waiter gets in line; returns who serves.
+    pub(crate) fn line_up(&self) -> Result<&'static str> {
+        self.waiter.ask_blocked(HELD)?;
+        Ok(self.cluster.wait_serving(ALPHA.name, |_| true)?.node)
+    }
+
+    /// Takes the power of the holder's machine away.
+    pub(crate) fn power_of_the_holder_goes(&mut self) -> Result<()> {
+        self.writer.kill()?;
+        self.c1.kill()
+    }
+
+    /// Nobody else gets what it holds.
+    pub(crate) fn holder_still_has_its_lock(&self) -> Result<()> {
+        self.waiter.still_blocked()?;
+        must_not(&self.contender, HELD)
+    }
+
+    /// The waiter gets what it waits for.
+    pub(crate) fn waiter_is_served(&self) -> Result<()> {
+        self.waiter
+            .acquired(REBOOT_TIME_MAX)
+            .context("the waiter")?;
+        must(&self.contender, ALSO_HELD)
+    }
+
     /// How many notices the holder's machine has heard since there were so many.
     fn notices_since(&self, before: usize, expected: Expected) -> Result<usize> {
         let deadline = Instant::now() + NOTIFY_TIME_MAX;
@@ -247,7 +277,7 @@ impl<'s> Scene<'s> {
                 ensure!(heard == 0, "{heard} notices were heard");
                 return Ok(0);
             }
-            if heard > 0 || expected == Expected::Nothing {
+            if heard > 0 || matches!(expected, Expected::Nothing | Expected::Any) {
                 return Ok(heard);
             }
             ensure!(Instant::now() < deadline, "no SM_NOTIFY was heard");
@@ -412,7 +442,7 @@ const HELD: Lock = Lock::exclusive(0, 100);
 /// One that nobody touches in a case.
 const ALSO_HELD: Lock = Lock::exclusive(200, 10);
 /// How many records show that writing goes on.
-const SOME: usize = 10;
+pub(crate) const SOME: usize = 10;
 /// What a kernel says while it waits for a server.
 const WAITS: [&str; 2] = ["not responding", " OK"];
 /// What a kernel says when something was lost.
@@ -424,8 +454,10 @@ const COMPLAINTS: [&str; 4] = [
 ];
 const START_TIME_MAX: Duration = Duration::from_secs(20);
 /// A client that was refused a connection waits longer each time.
-const RECONNECT_TIME_MAX: Duration = Duration::from_secs(30);
+pub(crate) const RECONNECT_TIME_MAX: Duration = Duration::from_secs(30);
 /// Much shorter than the half minute after which a Linux client asks again by itself.
 const GRANT_TIME_MAX: Duration = Duration::from_secs(5);
+/// A machine that has booted tells its servers again and again until they answer.
+const REBOOT_TIME_MAX: Duration = Duration::from_secs(60);
 const NOTIFY_TIME_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
