@@ -198,6 +198,11 @@ impl<'lab> Cluster<'lab> {
         let process = process.context("the node does not run")?;
         process.wait_for_line("havenfs ready", TIME_MAX)?;
         self.wait(&format!("{name} has joined"), |cluster| {
+            // A witness renews no lease that others could see.
+            if cluster.is_witness(name) {
+                let status = cluster.ask(name, "cluster").ok()?;
+                return status["leader"].is_string().then_some(());
+            }
             let mut seen = cluster.running().map(|node| cluster.lives(node, name));
             seen.all(|lives| lives).then_some(())
         })
@@ -404,7 +409,7 @@ impl<'lab> Cluster<'lab> {
                  addresses = {:?}\n\
                  address_mode = \"managed\"\n\
                  interface = \"eth0\"\n\
-                 exports = [\"{} *(rw,no_root_squash)\"]\n\
+                 exports = [\"{}:*(rw,no_root_squash)\"]\n\
                  storage = \"cluster-fs\"\n\
                  preferred = \"{}\"\n",
                 service.name, service.names, service.addresses, service.export, service.preferred,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::scene::{Setting, in_scene};
+use crate::scene::{ALPHA, Setting, in_scene};
 
 #[test]
 fn client_reboots_while_nobody_serves() -> Result<()> {
@@ -16,6 +16,7 @@ fn client_reboots_while_nobody_serves() -> Result<()> {
         scene.power_of_the_holder_goes()?;
         // Its lock is held whatever has become of it: nobody has heard of a reboot.
         scene.cluster.restart(other)?;
+        scene.cluster.wait_serving(ALPHA.name, |_| true)?;
         scene.holder_still_has_its_lock()?;
 
         scene.cluster.kill(other)?;
@@ -23,6 +24,7 @@ fn client_reboots_while_nobody_serves() -> Result<()> {
         let back = Instant::now();
         scene.cluster.restart(other)?;
         scene.cluster.restart(active)?;
+        scene.cluster.wait_serving(ALPHA.name, |_| true)?;
         scene.waiter_is_served()?;
         eprintln!(
             "failover: the waiter was served {:?} after the holder's machine was back",

@@ -458,6 +458,6 @@ pub(crate) const RECONNECT_TIME_MAX: Duration = Duration::from_secs(30);
 /// Much shorter than the half minute after which a Linux client asks again by itself.
 const GRANT_TIME_MAX: Duration = Duration::from_secs(5);
 /// A machine that has booted tells its servers again and again until they answer.
-const REBOOT_TIME_MAX: Duration = Duration::from_secs(60);
+const REBOOT_TIME_MAX: Duration = Duration::from_mins(1);
 const NOTIFY_TIME_MAX: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
