@@ -93,6 +93,7 @@ install_guest_files() { # by rename: a running guest keeps the file that it has 
   put "$HERE/guest/agent.py" "$root/usr/sbin/lab-agent"
   put "$HERE/guest/acklog.py" "$root/usr/sbin/lab-acklog"
   put "$HERE/guest/locktool.py" "$root/usr/sbin/lab-locktool"
+  put "$HERE/guest/writer.py" "$root/usr/sbin/lab-writer"
   hosts_file >"$root/etc/hosts.new" && mv "$root/etc/hosts.new" "$root/etc/hosts"
 }
 

@@ -6,8 +6,10 @@
 #   net.sh float HOST|none    move the service address (with gratuitous ARP)
 #   net.sh crash HOST         power loss: its network goes, then all its processes
 #   net.sh boot HOST          start a crashed host afresh (its /var/lib/nfs is kept)
-#   net.sh cut|heal NAME      take the cable of s1.. or c1.. out, put it back
-#   net.sh capture FILE       tcpdump on the bridge (foreground)
+#   net.sh cut|heal NAME      break the cable of s1.. or c1.. somewhere on its way, mend it; s1p.. is
+#                             the cable to the other hosts
+#   net.sh unplug|plug HOST   pull the cable of s1.. or s1p.. out, which the host sees; put it back
+#   net.sh capture FILE       tcpdump on the bridge of the data segment (foreground)
 #   net.sh sweep RUNS         take down labs under RUNS whose test is gone
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -16,17 +18,32 @@ hostdir() { echo "$LAB_RUN/hosts/$1"; }
 ns() { echo "$LAB_NS-$1"; }
 pid_of() { cat "$(hostdir "$1")/pid"; }
 
+cable() { # a host's cards: eth0 to the clients, eth1 to the other hosts; its frames tell it by MAC
+  local h=$1 n=${1#s}
+  ip netns add "$(ns "$h")"
+  ip -n "$SW" -batch - <<B
+link add $h type veth peer name eth0 address 52:54:00:77:02:0$n netns $(ns "$h")
+link add ${h}p type veth peer name eth1 address 52:54:00:79:02:0$n netns $(ns "$h")
+link set $h master br0 up
+link set ${h}p master brp up
+B
+  ip -n "$(ns "$h")" -batch - <<B
+link set lo up
+link set eth0 up
+link set eth1 up
+addr add $NET.$n/24 dev eth0
+addr add $NET6:$n/64 dev eth0 nodad
+addr add $PEER_NET.$n/24 dev eth1
+B
+}
+
 boot() { # a host is a net, mount, uts and pid namespace; its process 1 only reaps
   local h=$1 d i u child
   d=$(hostdir "$h")
   mkdir -p "$d"/nfs/{sm,sm.bak}
   hosts_file >"$d/hosts"
   echo "$h" >"$d/hostname"
-  ip -n "$(ns "$h")" -batch - <<B
-link set eth0 up
-link set lo up
-addr replace $NET.${h#s}/24 dev eth0
-B
+  cable "$h"
   # /run and /srv are this host's own: no rpcbind socket of the machine is seen, and what a test
   # exports from /srv is gone with the host. fd 9 of the caller must not live on in here.
   nsenter --net="/run/netns/$(ns "$h")" setsid unshare -m -u -p -f --mount-proc --propagation private \
@@ -58,11 +75,14 @@ while True: signal.pause()"' boot "$h" "$d" </dev/null >"$d/boot.log" 2>&1 9>&- 
 
 enter() { local h=$1; shift; exec nsenter -t "$(pid_of "$h")" -m -u -p -n -- "$@"; }
 
-crash() {
-  ip -n "$(ns "$1")" link set eth0 down
-  ip -n "$(ns "$1")" addr flush dev eth0
+crash() { # nothing of its network outlives it: a connection of its last life would speak again
+  ip -n "$SW" -batch - <<B
+link del $1
+link del ${1}p
+B
   kill -9 "$(pid_of "$1")"
   rm -f "$(hostdir "$1")/pid"
+  ip netns del "$(ns "$1")"
 }
 
 garp() { # gratuitous ARP for address $2 from host $1
@@ -91,7 +111,7 @@ up() {
   local i b t
   mkdir -p "$LAB_RUN"/{vms,hosts,share}
   ip netns add "$SW"
-  for b in br0 brm; do
+  for b in br0 brp brm; do
     echo "link add $b type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
     echo "link set $b up"
   done | ip -n "$SW" -batch -
@@ -104,9 +124,6 @@ up() {
     done
   done
   for i in $SERVERS; do
-    ip netns add "$(ns "s$i")"
-    ip -n "$SW" link add "s$i" type veth peer name eth0 netns "$(ns "s$i")"
-    ip -n "$SW" link set "s$i" master br0 up
     boot "s$i"
   done
 }
@@ -146,7 +163,7 @@ up) up ;;
 down) down ;;
 list)
   for i in $SERVERS; do
-    echo "s$i pid $(pid_of "s$i" 2>/dev/null || echo -): $(ip -n "$(ns "s$i")" -br -4 addr show dev eth0)"
+    echo "s$i pid $(pid_of "s$i" 2>/dev/null || echo -): $(ip -n "$(ns "s$i")" -br addr show dev eth0 2>/dev/null || true)"
   done
   ip -n "$SW" -br link ;;
 exec) shift; enter "$@" ;;
@@ -155,8 +172,12 @@ crash) crash "$2" ;;
 boot) boot "$2" ;;
 # Off the bridge, but up: a guest's network card does not outlive write errors on its tap.
 cut) ip -n "$SW" link set "$2" nomaster ;;
-heal) ip -n "$SW" link set "$2" master br0 ;;
-capture) exec nsenter --net="/run/netns/$SW" "$LAB_DIR/root/usr/bin/tcpdump" -Z root -s 512 -U -i br0 -w "$2" ;;
+heal)
+  case $2 in s*p) b=brp ;; *) b=br0 ;; esac
+  ip -n "$SW" link set "$2" master $b ;;
+unplug) ip -n "$SW" link set "$2" down ;;
+plug) ip -n "$SW" link set "$2" up ;;
+capture) exec nsenter --net="/run/netns/$SW" "$LAB_DIR/root/usr/bin/tcpdump" -Z root -s 512 -U --immediate-mode -i br0 -w "$2" ;;
 sweep) sweep "$2" ;;
-*) sed -n '2,12p' "$0"; exit 2 ;;
+*) sed -n '2,14p' "$0"; exit 2 ;;
 esac

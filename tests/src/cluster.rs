@@ -13,10 +13,9 @@ pub mod client;
 pub mod load;
 pub mod machine;
 pub mod site;
+pub mod status;
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -27,6 +26,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use self::site::{Plan, Site};
+pub use self::status::ServiceStatus;
 use crate::lab::havenfs_binary;
 
 /// The names of the nodes.
@@ -39,8 +39,6 @@ pub const TIME_MAX: Duration = Duration::from_secs(30);
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often a condition is looked at.
 pub const POLL: Duration = Duration::from_millis(5);
-/// How long a node may take to answer on its control socket; a paused one never does.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 /// How many lines of a log a failure shows.
 const TAIL_LINES: usize = 60;
 
@@ -61,25 +59,6 @@ struct Node {
     paused: bool,
     /// How long the log was when this life of the node began.
     log_from: usize,
-}
-
-/// What a node says of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceStatus {
-    /// The node that it is assigned to.
-    pub active: Option<String>,
-    /// Whether the node that says this answers for it.
-    pub serving: bool,
-    /// Counts the assignments.
-    pub epoch: u64,
-    /// The service's NSM state.
-    pub nsm_state: i64,
-    /// How many locks its table has.
-    pub locks: u64,
-    /// How many requests wait.
-    pub waiting: u64,
-    /// How many connections of clients are known.
-    pub connections: u64,
 }
 
 /// Who answers for a service.
@@ -279,12 +258,7 @@ impl Cluster {
 
     /// Asks a node over its control socket.
     pub fn ask(&self, name: &str, request: &str) -> Result<Value> {
-        let mut stream = UnixStream::connect(self.site.control(name))?;
-        stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
-        stream.write_all(format!("{request}\n").as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(serde_json::from_str(&answer)?)
+        status::ask(&self.site.control(name), request)
     }
 
     /// What a node says of the cluster and all services.
@@ -295,19 +269,8 @@ impl Cluster {
     /// What a node says of a service.
     pub fn service(&self, name: &str, service: &str) -> Result<ServiceStatus> {
         let status = self.status(name)?;
-        let mut services = status["services"].as_array().into_iter().flatten();
-        let told = services
-            .find(|told| told["name"] == *service)
-            .ok_or_else(|| anyhow!("{name} knows no service {service}: {status}"))?;
-        Ok(ServiceStatus {
-            active: told["active"].as_str().map(str::to_owned),
-            serving: told["serving"] == true,
-            epoch: told["epoch"].as_u64().unwrap_or_default(),
-            nsm_state: told["nsm_state"].as_i64().unwrap_or_default(),
-            locks: told["locks"].as_u64().unwrap_or_default(),
-            waiting: told["waiting"].as_u64().unwrap_or_default(),
-            connections: told["connections"].as_u64().unwrap_or_default(),
-        })
+        let told = ServiceStatus::find(&status, service);
+        told.ok_or_else(|| anyhow!("{name} knows no service {service}: {status}"))
     }
 
     /// The node that says that it answers for a service; an error if two say so.

@@ -13,11 +13,14 @@
 //! in a lab reaches the machine's own network.
 
 pub mod acks;
+pub mod capture;
 pub mod clock;
+pub mod cluster;
 pub mod held;
 pub mod locks;
 mod process;
 pub mod random;
+pub mod records;
 pub mod site;
 pub mod traffic;
 
@@ -135,23 +138,51 @@ impl Lab {
         script_must_succeed(self.script("net.sh").args(["heal", name]))
     }
 
+    /// Pulls the cable of a host out, which the host sees.
+    pub fn unplug(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["unplug", name]))
+    }
+
+    /// Plugs the cable of a host in again.
+    pub fn plug(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["plug", name]))
+    }
+
+    /// Takes the power of a host away, with all that runs on it.
+    pub fn crash(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["crash", name]))
+    }
+
+    /// Boots a host whose power was taken away.
+    pub fn boot_host(&self, name: &str) -> Result<()> {
+        script_must_succeed(self.script("net.sh").args(["boot", name]))
+    }
+
     fn script(&self, name: &str) -> Command {
         let mut command = script(name);
         command.env("LAB_RUN", &self.run).env("LAB_NS", &self.name);
         command
     }
 
+    /// Where captures lie.
+    fn captures(&self) -> PathBuf {
+        self.run.join("captures")
+    }
+
     /// Puts the logs where they outlive the lab; called when a test fails.
     fn keep_logs(&self) {
         let kept = lab_dir().join("failed").join(&self.name);
-        for dir in ["vms", "hosts"] {
-            for of in read_dir(&self.run.join(dir)) {
-                for log in read_dir(&of).filter(|p| p.extension() == Some(OsStr::new("log"))) {
-                    let to = kept.join(log.strip_prefix(&self.run).unwrap_or(&log));
-                    let made = to.parent().is_some_and(|d| fs::create_dir_all(d).is_ok());
-                    if made {
-                        let _ = fs::copy(&log, to);
-                    }
+        let is_kept = |path: &PathBuf| {
+            let kept = ["log", "pcap"].map(|extension| Some(OsStr::new(extension)));
+            kept.contains(&path.extension())
+        };
+        let of_each = ["vms", "hosts"].map(|dir| read_dir(&self.run.join(dir)));
+        for dir in of_each.into_iter().flatten().chain([self.captures()]) {
+            for log in read_dir(&dir).filter(is_kept) {
+                let to = kept.join(log.strip_prefix(&self.run).unwrap_or(&log));
+                let made = to.parent().is_some_and(|d| fs::create_dir_all(d).is_ok());
+                if made {
+                    let _ = fs::copy(&log, to);
                 }
             }
         }
@@ -409,7 +440,7 @@ fn script_must_succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn read_dir(dir: &Path) -> impl Iterator<Item = PathBuf> {
+fn read_dir(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     entries.flatten().map(|entry| entry.path())
 }

@@ -159,6 +159,12 @@ impl Vm<'_> {
         Ok(console.matches("SM_NOTIFY from").count())
     }
 
+    /// Lets the machine hear no SM_NOTIFY from now on: what comes is taken and never read.
+    pub fn drop_notices(&self) -> Result<()> {
+        self.sh("kill -STOP $(pgrep -x rpc.statd)")?;
+        Ok(())
+    }
+
     /// What the kernel's lock client complained of since the machine was booted.
     pub fn lock_complaints(&self) -> Result<Vec<String>> {
         let log = self.sh("dmesg")?;
@@ -225,13 +231,24 @@ impl fmt::Display for Actor<'_> {
 impl Actor<'_> {
     /// Asks for a lock that must be given now or not at all; says whether it was given.
     pub fn try_lock(&self, lock: Lock) -> Result<bool> {
+        self.begin_to_try(lock)?;
+        self.was_given(ANSWER_TIME_MAX)
+    }
+
+    /// The first half of [`Actor::try_lock`], which does not wait for the answer.
+    pub fn begin_to_try(&self, lock: Lock) -> Result<()> {
         self.say(&format!("lock {lock},now {} {}", lock.start, lock.length))?;
         self.expect("asking", ANSWER_TIME_MAX)?;
-        let event = self.next(ANSWER_TIME_MAX)?;
+        Ok(())
+    }
+
+    /// The second half of [`Actor::try_lock`].
+    pub fn was_given(&self, limit: Duration) -> Result<bool> {
+        let event = self.next(limit)?;
         match event.what.as_str() {
             "acquired" => Ok(true),
             "denied" => Ok(false),
-            other => bail!("{self}: {lock:?}: {other}"),
+            other => bail!("{self}: {other}"),
         }
     }
 

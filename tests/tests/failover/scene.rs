@@ -1,0 +1,463 @@
+//! The usual scene of a failover: a cluster, a client that holds locks and writes, another one that
+//! wants the same locks. And what must be so whenever something has happened to the cluster.
+//!
+//! Owns the order of a [`Scene::case`]: what is looked at before, during and after, and the line of
+//! figures that it prints. What happens is the tests' business.
+
+use std::fs;
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use havenfs_tests::cluster::LEASE_TIME;
+use havenfs_tests::lab::capture::{Capture, Frame, Kind, mac_of};
+use havenfs_tests::lab::clock::Micros;
+use havenfs_tests::lab::cluster::{Cluster, Plan, Service, Serving, host_of};
+use havenfs_tests::lab::locks::{Actor, Lock, Locker};
+use havenfs_tests::lab::records::{Records, wait_for_records};
+use havenfs_tests::lab::site::in_lab;
+use havenfs_tests::lab::{Lab, Machine, Process, Vm};
+
+/// The service that most tests are about.
+pub(crate) const ALPHA: Service = Service {
+    name: "alpha",
+    names: &["nfs-service"],
+    addresses: &["10.77.0.100/24"],
+    export: "/srv/export",
+    preferred: "n1",
+};
+
+/// How a scene is set.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub(crate) plan: Plan,
+    /// Whether clients hear SM_NOTIFY.
+    pub(crate) has_notices: bool,
+    /// What clients mount from: a name of the first service.
+    pub(crate) mounted: &'static str,
+    /// More options of the mount.
+    pub(crate) options: &'static str,
+}
+
+impl Setting {
+    /// One service, three nodes with data.
+    pub(crate) fn usual(has_notices: bool) -> Self {
+        Self {
+            plan: Plan {
+                services: vec![ALPHA],
+                has_witness: false,
+            },
+            has_notices,
+            mounted: "nfs-service",
+            options: "vers=3",
+        }
+    }
+}
+
+/// Cluster and clients.
+pub(crate) struct Scene<'s> {
+    pub(crate) lab: &'s Lab,
+    pub(crate) cluster: Cluster<'s>,
+    setting: Setting,
+    /// Holds locks and writes.
+    pub(crate) c1: &'s Vm<'s>,
+    /// Wants them.
+    pub(crate) c2: &'s Vm<'s>,
+    here: &'s Locker<'s>,
+    there: &'s Locker<'s>,
+    holder: Actor<'s>,
+    contender: Actor<'s>,
+    waiter: Actor<'s>,
+    fresh: [Actor<'s>; 2],
+    /// How many cases there were.
+    cases: u64,
+    writer: Process,
+    capture: Capture,
+}
+
+/// What a case is to do to the service.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Expected {
+    /// Another node takes it when the lease is over.
+    Takeover,
+    /// It is handed over.
+    Move,
+    /// Some node takes it, perhaps the same, perhaps several times.
+    Again,
+    /// It may stay where it is.
+    Any,
+    /// It stays where it is.
+    Nothing,
+}
+
+/// Sets a scene, and looks in the end whether anything that was acknowledged is lost.
+pub(crate) fn in_scene(
+    name: &str,
+    setting: &Setting,
+    test: impl FnOnce(&mut Scene<'_>) -> Result<()>,
+) -> Result<()> {
+    in_lab(name, |lab| {
+        let mut cluster = Cluster::new(lab, setting.plan.clone())?;
+        cluster.spawn_all()?;
+        let (c1, c2) = boot_two(lab)?;
+        cluster.wait_started()?;
+        for client in [&c1, &c2] {
+            mount(client, setting)?;
+        }
+        let (here, there) = (c1.locker()?, c2.locker()?);
+        let holder = here.actor(LOCKED)?;
+        for lock in [HELD, ALSO_HELD] {
+            must(&holder, lock)?;
+        }
+        let fresh = [there.actor("/mnt/fresh")?, there.actor("/mnt/fresher")?];
+        // The second client is known to the server as well before anything happens.
+        must(&fresh[0], Lock::exclusive(0, 1))?;
+        if !setting.has_notices {
+            c1.drop_notices()?;
+            c2.drop_notices()?;
+        }
+        let mut scene = Scene {
+            lab,
+            setting: setting.clone(),
+            contender: there.actor(LOCKED)?,
+            waiter: there.actor(LOCKED)?,
+            writer: c1.spawn_writer(JOURNAL)?,
+            capture: lab.capture("bridge")?,
+            cluster,
+            c1: &c1,
+            c2: &c2,
+            here: &here,
+            there: &there,
+            holder,
+            fresh,
+            cases: 0,
+        };
+        wait_for_records(&scene.writer, SOME, START_TIME_MAX)?;
+        let outcome = test(&mut scene);
+        if let Err(error) = outcome {
+            eprintln!("{}\n{}", c1.console_tail(), c2.console_tail());
+            return Err(error);
+        }
+        scene.nothing_is_lost()
+    })
+}
+
+impl<'s> Scene<'s> {
+    /// Lets something happen and looks at every promise, then puts it right and looks again.
+    ///
+    /// Both are told who served when the case began.
+    pub(crate) fn case(
+        &mut self,
+        name: &str,
+        expected: Expected,
+        happens: impl FnOnce(&mut Cluster<'s>, Serving) -> Result<()>,
+        put_right: impl FnOnce(&mut Cluster<'s>, Serving) -> Result<()>,
+    ) -> Result<()> {
+        self.one_case(name, expected, happens, put_right)
+            .with_context(|| format!("case `{name}`"))
+    }
+
+    fn one_case(
+        &mut self,
+        name: &str,
+        expected: Expected,
+        happens: impl FnOnce(&mut Cluster<'s>, Serving) -> Result<()>,
+        put_right: impl FnOnce(&mut Cluster<'s>, Serving) -> Result<()>,
+    ) -> Result<()> {
+        let before = self.cluster.wait_serving(ALPHA.name, |_| true)?;
+        let notices = self.c1.notices()?;
+        must_not(&self.contender, HELD)?;
+        self.waiter.ask_blocked(HELD)?;
+        self.read_clocks()?;
+        let records = Records::of(&self.writer)?.count();
+
+        let began = now();
+        happens(&mut self.cluster, before)?;
+        self.cases += 1;
+        let new = Lock::exclusive(self.cases, 1);
+        self.fresh[0].ask(new)?;
+        // What the holder has is not given away, whenever it is asked for.
+        self.contender.begin_to_try(HELD)?;
+        let after = self
+            .cluster
+            .wait_serving(ALPHA.name, |after| match expected {
+                Expected::Takeover | Expected::Move => after.node != before.node,
+                Expected::Again => after.epoch > before.epoch,
+                Expected::Nothing | Expected::Any => true,
+            })?;
+        self.fresh[1].ask(new)?;
+        let given = self.contender.was_given(RECONNECT_TIME_MAX)?;
+        ensure!(!given, "the other client got {HELD:?}");
+        let mut new_lock = Micros::MAX;
+        for fresh in &self.fresh {
+            let acquired = fresh.acquired(RECONNECT_TIME_MAX).context("a new lock")?;
+            new_lock = new_lock.min(self.there.ours(&acquired)?.0 - began);
+        }
+        wait_for_records(&self.writer, SOME, RECONNECT_TIME_MAX)?;
+        let heard = self.notices_since(notices, expected)?;
+        self.waiter.still_blocked()?;
+        self.holder.unlock(HELD)?;
+        self.waiter.acquired(GRANT_TIME_MAX).context("the waiter")?;
+        self.waiter.unlock(HELD)?;
+        must(&self.holder, HELD)?;
+        for fresh in &self.fresh {
+            fresh.unlock(new)?;
+        }
+        let reclaims = self
+            .cluster
+            .counter(after.node, "havenfs_reclaims_granted_total")?;
+        let gap = Records::of(&self.writer)?.longest_gap(records);
+
+        put_right(&mut self.cluster, before)?;
+        let last = self.cluster.wait_serving(ALPHA.name, |_| true)?;
+        wait_for_records(&self.writer, SOME, RECONNECT_TIME_MAX)?;
+        must_not(&self.contender, HELD)?;
+        must_not(&self.contender, ALSO_HELD)?;
+        let phases = self.cluster.service(after.node, ALPHA.name);
+        let phases = phases.map_or_else(Vec::new, |told| told.phases);
+        eprintln!(
+            "failover: {name}: {} -> {} (epoch {} -> {}), longest gap of writes {} ms, new lock \
+             after {} ms, {reclaims} reclaims, {heard} notices; phases {}",
+            before.node,
+            after.node,
+            before.epoch,
+            last.epoch,
+            gap.as_millis(),
+            new_lock / 1000,
+            phases
+                .iter()
+                .map(|(name, ms)| format!("{name} {ms}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        ensure!(
+            last.epoch == after.epoch,
+            "taken twice: {after:?}, {last:?}"
+        );
+        if expected == Expected::Nothing {
+            ensure!(after == before, "{before:?}, {after:?}");
+        }
+        self.old_node_is_silent(expected, before, after, began)?;
+        self.kernels_do_not_complain()
+    }
+
+    /// The waiter gets in line; returns who serves.
+    pub(crate) fn line_up(&self) -> Result<&'static str> {
+        self.waiter.ask_blocked(HELD)?;
+        Ok(self.cluster.wait_serving(ALPHA.name, |_| true)?.node)
+    }
+
+    /// Takes the power of the holder's machine away.
+    pub(crate) fn power_of_the_holder_goes(&mut self) -> Result<()> {
+        self.writer.kill()?;
+        self.c1.kill()
+    }
+
+    /// Nobody else gets what it holds.
+    pub(crate) fn holder_still_has_its_lock(&self) -> Result<()> {
+        self.waiter.still_blocked()?;
+        must_not(&self.contender, HELD)
+    }
+
+    /// The waiter gets what it waits for.
+    pub(crate) fn waiter_is_served(&self) -> Result<()> {
+        self.waiter
+            .acquired(REBOOT_TIME_MAX)
+            .context("the waiter")?;
+        must(&self.contender, ALSO_HELD)
+    }
+
+    /// How many notices the holder's machine has heard since there were so many.
+    fn notices_since(&self, before: usize, expected: Expected) -> Result<usize> {
+        let deadline = Instant::now() + NOTIFY_TIME_MAX;
+        loop {
+            let heard = self.c1.notices()? - before;
+            if !self.setting.has_notices {
+                ensure!(heard == 0, "{heard} notices were heard");
+                return Ok(0);
+            }
+            if heard > 0 || matches!(expected, Expected::Nothing | Expected::Any) {
+                return Ok(heard);
+            }
+            ensure!(Instant::now() < deadline, "no SM_NOTIFY was heard");
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Since the new node speaks for the service's address, the old one does not.
+    fn old_node_is_silent(
+        &self,
+        expected: Expected,
+        before: Serving,
+        after: Serving,
+        began: Micros,
+    ) -> Result<()> {
+        if before.node == after.node {
+            return Ok(());
+        }
+        let address = self.address()?;
+        let frames = self.capture.frames()?;
+        let (old, new) = (mac_of(host_of(before.node)), mac_of(host_of(after.node)));
+        let of = |mac| {
+            let all = frames.iter();
+            all.filter(move |frame| {
+                frame.mac == mac && frame.from == address && frame.at >= began && frame.speaks()
+            })
+        };
+        let first = of(new)
+            .next()
+            .context("the new node said nothing by the service's address")?;
+        // The lease, too, is over for the old node.
+        let lease_us = i64::try_from(LEASE_TIME.as_micros())?;
+        let from = match expected {
+            Expected::Takeover => first.at.min(began + lease_us),
+            _ => first.at,
+        };
+        let ends = of(old).filter(|frame| {
+            let is_end = |kind| matches!(kind, Kind::Tcp { fin, rst, .. } if fin || rst);
+            frame.at < from && is_end(frame.kind)
+        });
+        let since = |frame: &Frame| (frame.at - began) / 1000;
+        let ends: Vec<_> = ends.map(|frame| (since(frame), frame)).collect();
+        for (ms, frame) in &ends {
+            eprintln!("  the old node after {ms} ms: {frame}");
+        }
+        eprintln!("  the new node first after {} ms: {first}", since(first));
+        let late: Vec<_> = of(old).filter(|frame| frame.at >= from).collect();
+        if let Some(frame) = late.first() {
+            bail!(
+                "the old node spoke {} times after it had lost the service, first after {} ms: \
+                 {frame}",
+                late.len(),
+                since(frame)
+            );
+        }
+        Ok(())
+    }
+
+    /// The address that clients use.
+    fn address(&self) -> Result<IpAddr> {
+        let service = self.setting.plan.services.first().context("a service")?;
+        let is_v6 = self.setting.options.contains("tcp6");
+        let mut addresses = service.addresses.iter();
+        let address = addresses.find(|address| address.contains(':') == is_v6);
+        let (address, _) = address.and_then(|it| it.split_once('/')).context("one")?;
+        Ok(address.parse()?)
+    }
+
+    fn read_clocks(&self) -> Result<()> {
+        self.here.read_clock()?;
+        self.there.read_clock()
+    }
+
+    /// What the clients' kernels say is harmless.
+    pub(crate) fn kernels_do_not_complain(&self) -> Result<()> {
+        for client in [self.c1, self.c2] {
+            let log = client.sh("dmesg")?;
+            let lines = |words: &[&str]| -> Vec<String> {
+                let lines = log.lines();
+                lines
+                    .filter(|line| words.iter().any(|word| line.contains(word)))
+                    .map(str::to_owned)
+                    .collect()
+            };
+            let waits = lines(&WAITS);
+            if !waits.is_empty() {
+                eprintln!(
+                    "  {} said {} times that it waits",
+                    client.name(),
+                    waits.len()
+                );
+            }
+            let mut complaints = lines(&COMPLAINTS);
+            complaints.retain(|line| !waits.contains(line));
+            ensure!(complaints.is_empty(), "{}: {complaints:#?}", client.name());
+        }
+        Ok(())
+    }
+
+    /// Every record that was acknowledged is in the file.
+    fn nothing_is_lost(self) -> Result<()> {
+        let records = Records::of(&self.writer)?;
+        let file = fs::read(self.cluster.tree(ALPHA.name).join("journal"))?;
+        let losses = records.losses(&file);
+        eprintln!("failover: {} records were acknowledged", records.count());
+        ensure!(losses.is_empty(), "acknowledged, but lost: {losses:#?}");
+        Ok(())
+    }
+}
+
+/// Boots two clients at once.
+fn boot_two(lab: &Lab) -> Result<(Vm<'_>, Vm<'_>)> {
+    let machine = Machine {
+        locks: true,
+        ..Machine::default()
+    };
+    thread::scope(|scope| {
+        let second = scope.spawn(|| lab.boot("c2", &machine));
+        let first = lab.boot("c1", &machine);
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        Ok((first?, second.join().unwrap_or_else(panicked)?))
+    })
+}
+
+fn mount(client: &Vm<'_>, setting: &Setting) -> Result<()> {
+    let Setting {
+        mounted, options, ..
+    } = setting;
+    let export = ALPHA.export;
+    client.sh(&format!(
+        "mount -t nfs -o {options} {mounted}:{export} /mnt"
+    ))?;
+    Ok(())
+}
+
+#[track_caller]
+fn must(actor: &Actor<'_>, lock: Lock) -> Result<()> {
+    let caller = std::panic::Location::caller();
+    ensure!(
+        actor.try_lock(lock)?,
+        "{caller}: {actor} must get {lock:?}, but does not"
+    );
+    Ok(())
+}
+
+#[track_caller]
+fn must_not(actor: &Actor<'_>, lock: Lock) -> Result<()> {
+    let caller = std::panic::Location::caller();
+    ensure!(!actor.try_lock(lock)?, "{caller}: {actor} got {lock:?}");
+    Ok(())
+}
+
+fn now() -> Micros {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as Micros)
+}
+
+const LOCKED: &str = "/mnt/locked";
+const JOURNAL: &str = "/mnt/journal";
+/// The lock that all is about.
+const HELD: Lock = Lock::exclusive(0, 100);
+/// One that nobody touches in a case.
+const ALSO_HELD: Lock = Lock::exclusive(200, 10);
+/// How many records show that writing goes on.
+pub(crate) const SOME: usize = 10;
+/// What a kernel says while it waits for a server.
+const WAITS: [&str; 2] = ["not responding", " OK"];
+/// What a kernel says when something was lost.
+const COMPLAINTS: [&str; 4] = [
+    "lockd: ",
+    "tale file handle",
+    "I/O error",
+    "RPC call returned",
+];
+const START_TIME_MAX: Duration = Duration::from_secs(20);
+/// A client that was refused a connection waits longer each time.
+pub(crate) const RECONNECT_TIME_MAX: Duration = Duration::from_secs(30);
+/// Much shorter than the half minute after which a Linux client asks again by itself.
+const GRANT_TIME_MAX: Duration = Duration::from_secs(5);
+/// A machine that has booted tells its servers again and again until they answer.
+const REBOOT_TIME_MAX: Duration = Duration::from_mins(1);
+const NOTIFY_TIME_MAX: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
