@@ -34,7 +34,7 @@ fn members(services: &Services) -> Value {
             "number": member.node.0,
             "address": member.address,
             "witness": member.witness,
-            "lives": services.cluster.lives(member.node, &state),
+            "lives": services.cluster.is_heard(member, &state),
         })
     });
     members.collect()

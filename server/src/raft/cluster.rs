@@ -118,6 +118,24 @@ impl Cluster {
         let last = state.last_renewal(node).zip(self.seen(node));
         last.is_some_and(|(renewal, seen)| seen.at + wait(renewal) > boot_time())
     }
+
+    /// Whether a member has been heard of lately; none if this node can't know: a witness has no
+    /// lease, and talks to nobody but the leader.
+    pub fn is_heard(&self, member: &MemberSeen, state: &ClusterState) -> Option<bool> {
+        let node = member.node;
+        if !member.witness || node == self.own.node {
+            return Some(self.lives(node, state));
+        }
+        let leader = self.leader();
+        if leader == Some(node) {
+            return Some(true);
+        }
+        let metrics = self.engine.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.as_ref()?.get(&node.0)?;
+        let is_recent = heard.is_some_and(|heard| heard.elapsed() < SILENT_MAX);
+        (leader == Some(self.own.node)).then_some(is_recent)
+    }
 }
 
 /// A leader that has heard of no majority for so long has none.

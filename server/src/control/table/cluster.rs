@@ -36,6 +36,9 @@ fn members(answer: &Value) -> String {
         let head = if place == 0 { "members" } else { "" };
         let is = |name: &str| member.get(name).and_then(Value::as_bool) == Some(true);
         let state = match (is("lives"), is("witness")) {
+            (_, true) if member.get("lives") == Some(&Value::Bool(false)) => {
+                ", witness, NOT HEARD OF lately"
+            }
             (_, true) => ", witness",
             (true, false) => "",
             (false, false) => ", NOT HEARD OF lately",
@@ -144,7 +147,7 @@ mod tests {
             "members": [
                 { "name": "n1", "address": "192.0.2.1:7300", "lives": true, "witness": false },
                 { "name": "n2", "address": "192.0.2.2:7300", "lives": false, "witness": false },
-                { "name": "w", "address": "192.0.2.3:7300", "lives": false, "witness": true },
+                { "name": "w", "address": "192.0.2.3:7300", "lives": null, "witness": true },
             ],
         });
         let shown = whole(&answer);
@@ -162,9 +165,11 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         answer["leader"] = Value::Null;
         answer["services"][0]["unfenced"] = json!(["n2"]);
         answer["services"][0]["serving"] = json!(false);
+        answer["members"][2]["lives"] = json!(false);
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
+        assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
         assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");
         assert!(shown.contains("SILENT: no lease"), "{shown}");
         assert!(shown.contains("DOWN UNTIL FENCED: n2;"), "{shown}");
