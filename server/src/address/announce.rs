@@ -1,7 +1,7 @@
 //! Tells the neighbours where an address is now: gratuitous ARP (RFC 826, RFC 5227 3), unsolicited
 //! neighbour advertisements (RFC 4861 7.2.6).
 //!
-//! ARP in both forms, request and reply, since some switches and hosts drop one of them; and several
+//! ARP in both forms, request and reply, since some switches and hosts drop one of them; and some
 //! times, since nobody acknowledges it. Without it clients send to the old node until their own
 //! entries expire, for minutes.
 

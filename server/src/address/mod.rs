@@ -15,12 +15,13 @@
 //!
 //! # If the node dies here
 //!
-//! - Its process is stopped or hangs: the kernel takes the address away when nobody has
-//!   prolonged it for the whole seconds of a lease, which is about when the lease ends. The thread
-//!   of [`Addresses`] prolongs it once for each renewal of the lease, and withdraws it at the moment
-//!   when the lease ends, whatever the rest of the process does.
+//! - Its process is stopped or hangs: the kernel takes the address away when nobody has prolonged
+//!   it for the whole seconds of a lease, which is about when the lease ends. The thread of
+//!   [`Addresses`] prolongs it once for each renewal, and withdraws it at the moment when the lease
+//!   ends, whatever the rest of the process does.
 //! - The process is killed: its [guard] does what the process would have done, within milliseconds.
-//! - Killed between the steps of either, and its guard too: at its next start it withdraws everything once more.
+//! - Killed between the steps of either, and its guard too: at its next start it withdraws
+//!   everything once more.
 //! - The machine is frozen and goes on: the address is there for a moment, until the thread or the
 //!   kernel sees the clock. Nothing is answered (the gate is closed), but neighbours may hear an
 //!   answer to ARP; that is why the new node announces the address several times.

@@ -5,18 +5,20 @@
 //! anything may be answered is never asked here but at the [gate](crate::gate), so that it does not
 //! matter when this task comes to run.
 
+mod taking;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::ServeError;
 use super::leases::Leases;
-use super::opening::{Open, Shared, open};
-use super::storage::{Near, Prepared, Reason, Storage};
+use super::opening::{Open, Shared};
+use super::storage::{Prepared, Reason, Storage};
 use crate::clock::boot_time;
-use crate::cluster::command::{Assign, Release, RenewalId};
+use crate::cluster::command::Release;
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
@@ -24,7 +26,6 @@ use crate::cluster::service::Active;
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
-use crate::lock_service::unix_seconds;
 use crate::services::{Slot, Takeover};
 
 /// What `serve` hears of a service.
@@ -260,171 +261,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Proposes to take the service; none if somebody else was faster.
-    async fn take(&mut self, expected_epoch: u32, after: Option<RenewalId>) -> Option<u32> {
-        let begun = Instant::now();
-        let Some(renewal) = self.leases.renewal() else {
-            sleep(TAKE_AGAIN).await;
-            return None;
-        };
-        let cluster = &self.shared.services.cluster;
-        // For people; what is proposed was decided from one look at the state.
-        let (before, was_moved) = {
-            let state = self.shared.services.state();
-            let service = state.service(self.id);
-            let service = service.map(|service| (service.active(), service.wanted()));
-            let (active, wanted) = service.unwrap_or_default();
-            (active, active.is_none() && wanted == Some(renewal.node))
-        };
-        let seq = renewal.seq;
-        let from = before.map(|before| before.node);
-        let from = from.filter(|node| *node != cluster.own().node);
-        let silent = from.and_then(|node| cluster.seen(node));
-        let silent = silent.map(|seen| boot_time().since(seen.at));
-        let command = ClusterCommand::Assign(Assign {
-            service: self.id,
-            expected_epoch,
-            after,
-            renewal,
-            unix_seconds: unix_seconds().into(),
-            recover: self.recover,
-        });
-        let proposer = &self.shared.proposer;
-        let outcome = proposer
-            .ask_in(Queue::Leases, Command::Cluster(command))
-            .await;
-        let Ok(Outcome::Assigned(epoch)) = outcome else {
-            // If it is not known, the state tells: what is assigned to this life is begun anew.
-            self.leases.dropped(seq);
-            sleep(TAKE_AGAIN).await;
-            return None;
-        };
-        self.recover = false;
-        self.gate = Some(self.leases.assigned(self.id, epoch, seq));
-        let lease = silent.map(|silent| ("lease", silent));
-        self.takeover = Some(Takeover {
-            kind: match (from, was_moved) {
-                (Some(_), _) => "takeover",
-                (None, true) => "move",
-                (None, false) => "start",
-            },
-            from,
-            epoch,
-            phases: lease
-                .into_iter()
-                .chain([("assign", begun.elapsed())])
-                .collect(),
-        });
-        Some(epoch)
-    }
-
-    /// Makes the storage ready, as far as that can be done now.
-    ///
-    /// # Errors
-    /// Why it can't be, if nobody else could do better, or the storage can't be let go again.
-    async fn prepare(&mut self, stopping: &watch::Receiver<bool>) -> Result<Prepared, ServeError> {
-        let (Some(gate), Some(takeover)) = (&self.gate, &mut self.takeover) else {
-            self.reconciler.opened(boot_time(), false);
-            return Ok(Prepared::NotBefore(boot_time()));
-        };
-        let mut near = Near {
-            shared: &self.shared,
-            id: self.id,
-            gate,
-            takeover,
-            changes: self.changes.clone(),
-            stopping: stopping.clone(),
-        };
-        match self.storage.prepare(&mut near).await {
-            Ok(prepared) => Ok(prepared),
-            Err(error) => {
-                self.cannot_open(ServeError::Takeover(error.to_string()))
-                    .await?;
-                Ok(Prepared::NotBefore(boot_time()))
-            }
-        }
-    }
-
-    /// It can't be opened here: undoes what was done, and leaves it to others.
-    ///
-    /// # Errors
-    /// Why it can't be opened, if there are no others, or why it can't be left to them.
-    async fn cannot_open(&mut self, error: ServeError) -> Result<(), ServeError> {
-        if self.leases.is_alone() {
-            self.put_down_or_tell(Reason::Failed).await;
-            return Err(error);
-        }
-        tracing::error!(
-            service = self.slot.config.name,
-            epoch = self.gate.as_ref().map(|gate| gate.epoch()),
-            "cannot serve it here, another node may: {error}"
-        );
-        self.put_down(Reason::Failed).await?;
-        self.reconciler.opened(boot_time(), false);
-        Ok(())
-    }
-
-    /// Opens the service.
-    ///
-    /// # Errors
-    /// Why it can't be, if nobody else could do better.
-    async fn open(&mut self) -> Result<(), ServeError> {
-        let (Some(gate), Some(mut takeover)) = (self.gate.clone(), self.takeover.take()) else {
-            self.reconciler.opened(boot_time(), false);
-            return Ok(());
-        };
-        let mut last = Instant::now();
-        let mut note = |phase| {
-            let now = Instant::now();
-            takeover.phases.push((phase, now - last));
-            last = now;
-        };
-        let slot = &self.slot;
-        let patient = !self.leases.is_alone();
-        let in_use = self.storage.in_use();
-        let opening = open(
-            &self.shared,
-            slot,
-            self.id,
-            &gate,
-            in_use,
-            patient,
-            &mut note,
-        );
-        let opened = match timeout(OPEN_TIME_MAX, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(ServeError::TooSlow),
-        };
-        // A listener may have served calls before another one could not be had.
-        let opened = match opened {
-            Ok(mut opened) => match opened.problem.take() {
-                None => Ok(opened),
-                Some(problem) => {
-                    self.opened = Some(opened);
-                    self.stop(Duration::ZERO, Reason::Failed).await?;
-                    Err(problem)
-                }
-            },
-            Err(error) => Err(error),
-        };
-        let opened = match opened {
-            Ok(opened) => opened,
-            Err(error) => return self.cannot_open(error).await,
-        };
-        let slot = &self.slot;
-        slot.set_serving(Some(Arc::clone(&opened.node)));
-        tell(slot, &takeover);
-        slot.set_takeover(takeover);
-        let ready = super::ready::ready_line(&opened, &slot.config.settings);
-        self.opened = Some(opened);
-        self.reconciler.opened(boot_time(), true);
-        let epoch = gate.epoch();
-        self.storage.forget_unfenced(&self.shared, self.id, epoch);
-        // It listens as long as the process does not stop.
-        let _ = self.events.send(Event::Serving(ready)).await;
-        Ok(())
-    }
-
     /// Listens again after a silence.
     async fn speak(&mut self) -> Result<(), ServeError> {
         let Some(opened) = &mut self.opened else {
@@ -531,24 +367,6 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// One line with all that an operator wants to know of it.
-fn tell(slot: &Slot, takeover: &Takeover) {
-    let phases: Vec<String> = takeover
-        .phases
-        .iter()
-        .map(|(phase, took)| format!("{phase} {:.1}", took.as_secs_f64() * 1000.0))
-        .collect();
-    tracing::info!(
-        service = slot.config.name,
-        epoch = takeover.epoch,
-        kind = takeover.kind,
-        from = takeover.from.map(|node| node.0),
-        total_ms = takeover.total().as_secs_f64() * 1000.0,
-        phases_ms = phases.join(", "),
-        "serving"
-    );
-}
-
 /// After a lost race, before the next look.
 const TAKE_AGAIN: Duration = Duration::from_millis(20);
 const CLOCK_STEP: Duration = Duration::from_millis(1);
@@ -557,5 +375,3 @@ const MOVE_TIME_MAX: Duration = Duration::from_millis(100);
 /// How long they may take at the end of the process.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 const RELEASE_TIME_MAX: Duration = Duration::from_millis(500);
-/// How long it may take to open a service, before others get their turn.
-const OPEN_TIME_MAX: Duration = Duration::from_secs(45);
