@@ -69,6 +69,16 @@ pub enum AddressError {
         #[source]
         source: io::Error,
     },
+    /// To take it away would cut the machine off.
+    #[error(
+        "{address} is an address of this machine already, and not one that moves along with a \
+         service\nhint: a service has addresses of its own. If it was put there by hand, remove it: \
+         ip address del {address} dev INTERFACE"
+    )]
+    OfMachine {
+        /// Which address.
+        address: FloatingAddress,
+    },
     /// There is no such interface, or its cable is out.
     #[error("the interface `{interface}` is {state}, and clients can't reach this node")]
     NoLink {
@@ -210,6 +220,12 @@ impl Floating {
     /// If this process may not do that at all.
     fn clean(&self) -> Result<(), AddressError> {
         for address in &self.config.addresses {
+            // Where lifetimes are without end, one of an earlier life of this process looks alike.
+            if self.seconds.is_some()
+                && netlink::is_permanent(address.ip).map_err(refused("look for", *address))?
+            {
+                return Err(AddressError::OfMachine { address: *address });
+            }
             netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
             if let Ok(link) = netlink::link(&self.config.interface) {
                 netlink::remove_address(link.index, *address)

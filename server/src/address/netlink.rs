@@ -8,11 +8,11 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
@@ -94,6 +94,28 @@ pub(super) fn remove_address(index: u32, address: FloatingAddress) -> io::Result
     let request = RouteNetlinkMessage::DelAddress(address_message(index, address));
     let removed = ask(request, NLM_F_REQUEST | NLM_F_ACK);
     ignore(removed.map(drop), &[libc::EADDRNOTAVAIL, libc::ENODEV])
+}
+
+/// Whether this machine has an address without an end to its lifetime, as those of its own are.
+pub(super) fn is_permanent(ip: IpAddr) -> io::Result<bool> {
+    let mut message = AddressMessage::default();
+    message.header.family = family(ip);
+    let request = RouteNetlinkMessage::GetAddress(message);
+    let answers = ask(request, NLM_F_REQUEST | NLM_F_DUMP)?;
+    Ok(answers.into_iter().any(|answer| {
+        let RouteNetlinkMessage::NewAddress(address) = answer else {
+            return false;
+        };
+        let is_permanent = address.header.flags.contains(AddressHeaderFlags::Permanent);
+        let mut attributes = address.attributes.iter();
+        // IPv6 has no local address beside the address, but for tunnels.
+        let is_it = attributes.any(|attribute| match attribute {
+            AddressAttribute::Local(local) => *local == ip,
+            AddressAttribute::Address(address) => ip.is_ipv6() && *address == ip,
+            _ => false,
+        });
+        is_permanent && is_it
+    }))
 }
 
 fn address_message(index: u32, address: FloatingAddress) -> AddressMessage {
