@@ -386,6 +386,12 @@ fn check_service(
     })
 }
 
+/// Whether it can be the name of a network interface.
+fn is_interface(name: &str) -> bool {
+    let is_good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '"' | '=' | '\\');
+    (1..=INTERFACE_BYTES_MAX).contains(&name.len()) && name.chars().all(is_good)
+}
+
 /// Whether an export is written as a line of an export list.
 fn is_line_of_list(export: &str) -> bool {
     let directory = export.split_once('(').map_or("", |(before, _)| before);
@@ -430,7 +436,7 @@ fn check_addresses(
             wrong_here("does not say on which interface its addresses go (interface = \"eth0\")")
         }
         (AddressMode::Managed, Some(interface)) => {
-            if interface.is_empty() || interface.len() > INTERFACE_BYTES_MAX {
+            if !is_interface(&interface) {
                 return Err(wrong("service.interface", &interface, "is no interface"));
             }
             let mut floating = Vec::new();

@@ -1,5 +1,7 @@
 //! The metrics page: one HTTP answer in Prometheus' text form, whatever is asked.
 
+mod cluster;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +47,10 @@ async fn answer(services: &Services, mut stream: TcpStream) -> std::io::Result<(
     }
     // Of the first service that is open here.
     let open = services.slots.iter().find_map(|slot| slot.serving());
-    let body = open.map_or_else(String::new, |node| page(&node));
+    let mut body = open.map_or_else(String::new, |node| page(&node));
+    if services.config.cluster.is_some() {
+        cluster::put(&mut body, services);
+    }
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",
