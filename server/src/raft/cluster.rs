@@ -56,7 +56,9 @@ impl Cluster {
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow_watched();
         let heard = metrics.last_quorum_acked.map(|heard| heard.elapsed());
-        let leads = heard.is_none_or(|ago| ago < SILENT_MAX);
+        // The only member is a majority, and asks nobody.
+        let is_only = metrics.membership_config.nodes().count() == 1;
+        let leads = is_only || heard.is_none_or(|ago| ago < SILENT_MAX);
         let leader = metrics.current_leader.map(NodeId);
         leader.filter(|leader| *leader != self.own.node || leads)
     }
