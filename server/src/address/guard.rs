@@ -24,7 +24,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
@@ -42,6 +42,8 @@ use crate::config::floating::FloatingConfig;
 pub struct Guard {
     socket: OwnedFd,
     next: AtomicU64,
+    /// It was found to be dead.
+    is_dead: AtomicBool,
     /// Connections whose end could not be told yet.
     untold: Mutex<Vec<u64>>,
     /// Reaped when this is dropped.
@@ -75,6 +77,7 @@ impl Guard {
         let guard = Self {
             socket: own,
             next: AtomicU64::new(1),
+            is_dead: AtomicBool::new(false),
             untold: Mutex::default(),
             process: Mutex::new(process),
         };
@@ -85,7 +88,14 @@ impl Guard {
     /// Gives a copy of a connection to the other process; none if that can't be done now.
     pub fn hold(self: &Arc<Self>, connection: impl AsFd) -> Option<Held> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.send(number, Some(connection.as_fd())).ok()?;
+        if let Err(error) = self.send(number, Some(connection.as_fd())) {
+            if error == Errno::PIPE && !self.is_dead.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "the guard is dead: if this process is killed, clients wait some seconds longer"
+                );
+            }
+            return None;
+        }
         Some(Held {
             guard: Arc::clone(self),
             number,
@@ -145,20 +155,22 @@ pub fn run(floating: Vec<FloatingConfig>, socket: BorrowedFd<'_>) -> Result<(), 
     let floating = floating.into_iter().map(|one| Floating::new(one, None));
     let floating: Vec<_> = floating.collect();
     let mut copies = HashMap::new();
-    while let Some((number, copy)) = receive(socket) {
+    while let Some((number, copy)) = receive(socket)? {
         match copy {
             Some(copy) => copies.insert(number, copy),
             None => copies.remove(&number),
         };
     }
-    // The copies are closed when the connections are destroyed, and with them the lock.
-    floating.iter().try_for_each(Floating::clean)?;
+    let cleaned: Vec<_> = floating.iter().map(Floating::clean).collect();
+    // Closed when the connections are destroyed, and with them the lock.
     drop(copies);
-    Ok(())
+    cleaned.into_iter().collect()
 }
 
-/// The next message; none when the other end is gone.
-fn receive(socket: BorrowedFd<'_>) -> Option<(u64, Option<OwnedFd>)> {
+/// The next message; none when the other end is gone. Whatever else goes wrong says nothing about
+/// the other process, which must not lose its addresses by it.
+fn receive(socket: BorrowedFd<'_>) -> Result<Option<(u64, Option<OwnedFd>)>, AddressError> {
+    let failed = |source| AddressError::Guard { source };
     let mut bytes = [0; 8];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -166,17 +178,20 @@ fn receive(socket: BorrowedFd<'_>) -> Option<(u64, Option<OwnedFd>)> {
         let mut parts = [IoSliceMut::new(&mut bytes)];
         match recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
-            received => break received.ok()?,
+            received => break received.map_err(|error| failed(error.into()))?,
         }
     };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
     if received.bytes != bytes.len() {
-        return None;
+        return Err(failed(io::ErrorKind::InvalidData.into()));
     }
     let copy = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    Some((u64::from_ne_bytes(bytes), copy))
+    Ok(Some((u64::from_ne_bytes(bytes), copy)))
 }
 
 /// How the binary is told that it is the other process.

@@ -229,6 +229,31 @@ fn a_node_that_clients_can_not_reach_gives_it_away_and_takes_nothing() {
 }
 
 #[test]
+fn with_nobody_to_give_it_to_it_stays_in_silence_until_the_cable_is_back() {
+    let mut scene = Scene::serving();
+    scene.is_reachable = false;
+    scene.other_seen = None;
+    assert_eq!(scene.poll(8000), Step::Silence);
+    scene.reconciler.speaks(false);
+    scene.lease = at(9500);
+    assert_eq!(scene.poll(8300), Step::Wait(at(8320)));
+    scene.is_reachable = true;
+    assert_eq!(scene.poll(8400), Step::Speak);
+}
+
+#[test]
+fn what_is_assigned_is_not_opened_without_a_cable_if_there_is_nobody_else() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.lease = at(9000);
+    (scene.is_reachable, scene.other_seen) = (false, None);
+    assert_eq!(scene.poll(8000), Step::Wait(at(8020)));
+    scene.is_reachable = true;
+    assert_eq!(scene.poll(8020), Step::Open { epoch: 1 });
+}
+
+#[test]
 fn at_the_end_it_stops_releases_and_ends() {
     let mut scene = Scene::serving();
     scene.reconciler.end();
