@@ -52,6 +52,7 @@ use crate::clock::boot_time;
 use crate::cluster::connections::Connection;
 use crate::cluster::lease::Moment;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
+use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
 
 /// Why an address can't be moved.
@@ -129,7 +130,9 @@ impl Floating {
         Self {
             config,
             // The kernel counts whole seconds; rounded down, since the lease may end first.
-            seconds: lease.map(|lease| u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1)),
+            seconds: lease
+                .filter(|_| !is_planted(Fault::NoLease))
+                .map(|lease| u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1)),
             up: Mutex::new(None),
             link: watch::Sender::new(is_up),
             link_changed: AtomicU32::new(0),
