@@ -78,7 +78,7 @@ pub async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| stop.is_stopped()) => return,
+            _ = stop.wait_for(|stop| stop.is_stopped()) => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -111,6 +111,11 @@ pub async fn accept(
                 tokio::time::sleep(BUDGET_RETRY).await;
             }
         }
+    }
+    if node.floats {
+        // Without a listener clients are refused, and pause for seconds. So it stays, and accepts
+        // nothing, until its address is gone.
+        let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
     }
 }
 

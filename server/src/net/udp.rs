@@ -55,7 +55,7 @@ pub async fn serve(
             mailbox.outstanding() < CALLS_OUTSTANDING_MAX && share.has_room(mailbox.reserved());
         let readable = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| stop.is_stopped()) => return Ok(()),
+            _ = stop.wait_for(|stop| stop.is_stopped()) => break,
             () = mailbox.changed() => false,
             ready = socket.io.readable(), if may_read => {
                 ready?;
@@ -76,6 +76,12 @@ pub async fn serve(
             }
         }
     }
+    if node.floats {
+        // Without a socket clients hear that the port is unreachable. So it stays, and nothing of
+        // it is read, until its address is gone.
+        let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
+    }
+    Ok(())
 }
 
 struct Socket {
