@@ -155,7 +155,8 @@ pub(crate) fn is_caught(outcome: Result<()>, words: &str) -> Result<()> {
     let error = outcome.err().context("nobody has noticed")?;
     let said = format!("{error:#}");
     ensure!(said.contains(words), "something else was noticed: {said}");
-    eprintln!("failover: caught: {said}");
+    let first: String = said.chars().take(CAUGHT_SHOWN).collect();
+    eprintln!("failover: caught: {first}");
     Ok(())
 }
 
@@ -335,6 +336,25 @@ impl<'s> Scene<'s> {
         Ok(())
     }
 
+    /// Ends the writing, and waits until the file is as long as it has to be.
+    pub(crate) fn end_writing(&mut self) -> Result<()> {
+        self.writer.kill()?;
+        let records = Records::of(&self.writer)?;
+        let deadline = Instant::now() + START_TIME_MAX;
+        loop {
+            let file = self.cluster.file_in_the_end(ALPHA.name, "journal")?;
+            if !records
+                .losses(&file)
+                .iter()
+                .any(|loss| loss.ends_with("None"))
+            {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the file stays too short");
+            thread::sleep(POLL);
+        }
+    }
+
     /// Every record that was acknowledged is in the file. Nothing happens after that.
     pub(crate) fn nothing_is_lost(&mut self) -> Result<()> {
         // What is answered from now on may come too late to be in the file.
@@ -394,6 +414,8 @@ fn now() -> Micros {
     since.map_or(0, |since| since.as_micros() as Micros)
 }
 
+/// How much is shown of what was caught.
+const CAUGHT_SHOWN: usize = 300;
 const LOCKED: &str = "/mnt/locked";
 const JOURNAL: &str = "/mnt/journal";
 /// The lock that all is about.

@@ -53,9 +53,15 @@ impl Scene<'_> {
         };
         let ms = |frame: &Frame| (frame.at - began) / 1000;
         for frame in old.iter().filter(|it| it.at >= began && it.at < since) {
-            let is_end = matches!(frame.kind, Kind::Tcp { fin, rst, .. } if fin || rst);
-            if by_address(frame) && is_end {
+            let is_end = match frame.kind {
+                // What is asked there ends its connection itself.
+                Kind::Tcp { port, fin, rst, .. } => rst || fin && !SHORT_PORTS.contains(&port),
+                _ => false,
+            };
+            if by_address(frame) && is_end || frame.is_unreachable() {
                 eprintln!("  the old node after {} ms: {frame}", ms(frame));
+                // A process that is killed can't help it.
+                ensure!(expected != Expected::Move, "a client was turned away");
             }
         }
         eprintln!("  the new node first after {} ms: {first}", ms(first));
@@ -106,6 +112,8 @@ impl Scene<'_> {
     }
 }
 
+/// The ports of the portmapper and of MOUNT.
+const SHORT_PORTS: [u16; 2] = [111, 20048];
 /// How much earlier than the new node's first word the lease of the old one is over: half of the
 /// margin that others wait. The rest is for what was answered in time, but sent a little later.
 const MARGIN: Duration = Duration::from_millis(25);
