@@ -52,6 +52,7 @@ use crate::clock::boot_time;
 use crate::cluster::connections::Connection;
 use crate::cluster::lease::Moment;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
+use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
 
 /// Why an address can't be moved.
@@ -163,9 +164,18 @@ impl Floating {
         let seconds = lease.map(|lease| lease.as_millis().div_ceil(1000));
         Self {
             config,
+<<<<<<< HEAD
             seconds: seconds.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
             state: Mutex::default(),
             link: watch::Sender::new(false),
+=======
+            // The kernel counts whole seconds; rounded down, since the lease may end first.
+            seconds: lease
+                .filter(|_| !is_planted(Fault::NoLease))
+                .map(|lease| u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1)),
+            up: Mutex::new(None),
+            link: watch::Sender::new(is_up),
+>>>>>>> lab
             link_changed: AtomicU32::new(0),
             frames: OnceLock::new(),
         }
