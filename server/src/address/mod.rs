@@ -161,21 +161,13 @@ impl Floating {
     pub fn new(config: FloatingConfig, lease: Option<Duration>) -> Self {
         // The kernel counts whole seconds. Rounded up: a lease may come close to its end, as while
         // a leader is elected, and must not lose the address by that. The thread ends it in time.
-        let seconds = lease.map(|lease| lease.as_millis().div_ceil(1000));
+        let seconds = lease.filter(|_| !is_planted(Fault::NoLease));
+        let seconds = seconds.map(|lease| lease.as_millis().div_ceil(1000));
         Self {
             config,
-<<<<<<< HEAD
             seconds: seconds.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
             state: Mutex::default(),
             link: watch::Sender::new(false),
-=======
-            // The kernel counts whole seconds; rounded down, since the lease may end first.
-            seconds: lease
-                .filter(|_| !is_planted(Fault::NoLease))
-                .map(|lease| u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1)),
-            up: Mutex::new(None),
-            link: watch::Sender::new(is_up),
->>>>>>> lab
             link_changed: AtomicU32::new(0),
             frames: OnceLock::new(),
         }
