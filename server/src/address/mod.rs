@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   raise:     drop what leaves from it - destroy old connections - address up - stop dropping
-//!   withdraw:  drop what leaves from it - address down - destroy connections - stop dropping
+//!   withdraw:  drop what leaves from it - and what waits for a neighbour - address down - destroy
+//!              connections - stop dropping
 //! ```
 //!
 //! So no client ever hears an end, a reset or an error of a node that goes: to it the service is
@@ -37,6 +38,7 @@ mod sockets;
 mod tickle;
 
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -195,6 +197,7 @@ impl Floating {
         });
         self.prolong(link.index)?;
         for address in &self.config.addresses {
+            wait_until_taken(address.ip);
             netlink::unblock(address.ip).map_err(refused("let packets pass of", *address))?;
         }
         Ok(true)
@@ -324,6 +327,8 @@ impl Floating {
         *up = None;
         for address in &self.config.addresses {
             let dropped = netlink::block(address.ip);
+            // While the address is here, so that what the kernel says of it stays here as well.
+            let forgotten = netlink::forget_waiting_packets(index, address.ip);
             let removed = netlink::remove_address(index, *address);
             let is_clear = clear(*address);
             // Connections that the kernel can't destroy end when their owner closes them, and that
@@ -333,7 +338,7 @@ impl Floating {
             } else {
                 Ok(())
             };
-            if let Err(error) = dropped.and(removed).and(opened) {
+            if let Err(error) = dropped.and(forgotten).and(removed).and(opened) {
                 tracing::error!(%address, %error, "cannot withdraw an address cleanly");
             }
         }
@@ -359,6 +364,26 @@ fn clear(address: FloatingAddress) -> bool {
             );
             false
         }
+    }
+}
+
+/// Waits until the kernel takes packets that come for an address. In IPv6 it does so a little later
+/// than the address is there, and much later when it is busy; the answers of the first neighbours
+/// that are asked would be lost, and be asked for again after a second. In IPv4 it is at once.
+fn wait_until_taken(ip: IpAddr) {
+    if ip.is_ipv4() {
+        return;
+    }
+    let is_taken = || {
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+        // Sends nothing.
+        socket.connect((ip, DISCARD_PORT))?;
+        socket.local_addr()
+    };
+    let deadline = boot_time() + TAKEN_TIME_MAX;
+    // What goes to an address of this machine comes from the same address.
+    while !is_taken().is_ok_and(|own| own.ip() == ip) && boot_time() < deadline {
+        std::thread::sleep(TAKEN_CHECK);
     }
 }
 
@@ -425,6 +450,10 @@ impl Addresses {
     }
 }
 
+const DISCARD_PORT: u16 = 9;
+/// After that the address is announced all the same.
+const TAKEN_TIME_MAX: Duration = Duration::from_millis(200);
+const TAKEN_CHECK: Duration = Duration::from_millis(1);
 /// How often the lease and the link are looked at; half a renewal.
 const TEND_EVERY: Duration = Duration::from_millis(100);
 /// How many looks in a row say that the link is down.

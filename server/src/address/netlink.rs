@@ -8,13 +8,14 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -107,6 +108,30 @@ fn address_message(index: u32, address: FloatingAddress) -> AddressMessage {
         AddressAttribute::Address(address.ip),
     ];
     message
+}
+
+/// Forgets the neighbours on an interface that have not said yet where they are, and with them the
+/// packets that wait for that: else they leave when the cable is put in again, whatever has become
+/// of the address and the connections that they come from.
+pub(super) fn forget_waiting_packets(index: u32, ip: IpAddr) -> io::Result<()> {
+    let mut all = NeighbourMessage::default();
+    all.header.family = family(ip);
+    let request = RouteNetlinkMessage::GetNeighbour(all);
+    for answer in ask(request, NLM_F_REQUEST | NLM_F_DUMP)? {
+        let RouteNetlinkMessage::NewNeighbour(mut neighbour) = answer else {
+            continue;
+        };
+        let header = &neighbour.header;
+        if header.ifindex != index || header.state != NeighbourState::Incomplete {
+            continue;
+        }
+        let is_key = |one: &NeighbourAttribute| matches!(one, NeighbourAttribute::Destination(_));
+        neighbour.attributes.retain(is_key);
+        let request = RouteNetlinkMessage::DelNeighbour(neighbour);
+        let removed = ask(request, NLM_F_REQUEST | NLM_F_ACK);
+        ignore(removed.map(drop), &[libc::ENOENT])?;
+    }
+    Ok(())
 }
 
 /// Drops whatever leaves this machine with this source address, until [`unblock`].
