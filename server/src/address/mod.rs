@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   raise:     drop what leaves from it - destroy old connections - address up - stop dropping
-//!   withdraw:  drop what leaves from it - address down - destroy connections - stop dropping
+//!   withdraw:  drop what leaves from it - and what waits for a neighbour - address down - destroy
+//!              connections - stop dropping
 //! ```
 //!
 //! So no client ever hears an end, a reset or an error of a node that goes: to it the service is
@@ -38,6 +39,7 @@ mod sockets;
 mod tickle;
 
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -242,6 +244,7 @@ impl Floating {
         });
         self.prolong(link.index, state)?;
         for address in &self.config.addresses {
+            wait_until_taken(address.ip);
             let opened = state.route().and_then(|route| route.unblock(address.ip));
             opened.map_err(refused("let packets pass of", *address))?;
         }
@@ -403,10 +406,15 @@ impl Floating {
 
     /// All of it, whatever fails on the way: what is left of the address the kernel takes away.
     fn take_down(&self, state: &mut State) {
-        state.up = None;
+        let index = state.up.take().map(|up| up.link.index);
         for address in &self.config.addresses {
             let ip = address.ip;
             let dropped = state.route().and_then(|route| route.block(ip));
+            // While the address is here, so that what the kernel says of it stays here as well.
+            let forgotten = index.map_or(Ok(()), |index| {
+                let route = state.route();
+                route.and_then(|route| route.forget_waiting_packets(index, ip))
+            });
             let removed = state.route().and_then(|route| route.remove_address(ip));
             // Connections that the kernel can't destroy end when their owner closes them, and that
             // must not be heard.
@@ -415,7 +423,7 @@ impl Floating {
             } else {
                 Ok(())
             };
-            if let Err(error) = dropped.and(removed).and(opened) {
+            if let Err(error) = dropped.and(forgotten).and(removed).and(opened) {
                 tracing::error!(%address, %error, "cannot withdraw an address cleanly");
             }
         }
@@ -478,6 +486,26 @@ fn keep_secondaries(interface: &str) {
             "cannot set it to 1: when the service leaves, the machine's own addresses of the same \
              network may go as well"
         );
+    }
+}
+
+/// Waits until the kernel takes packets that come for an address. In IPv6 it does so a little later
+/// than the address is there, and much later when it is busy; the answers of the first neighbours
+/// that are asked would be lost, and be asked for again after a second. In IPv4 it is at once.
+fn wait_until_taken(ip: IpAddr) {
+    if ip.is_ipv4() {
+        return;
+    }
+    let is_taken = || {
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+        // Sends nothing.
+        socket.connect((ip, DISCARD_PORT))?;
+        socket.local_addr()
+    };
+    let deadline = boot_time() + TAKEN_TIME_MAX;
+    // What goes to an address of this machine comes from the same address.
+    while !is_taken().is_ok_and(|own| own.ip() == ip) && boot_time() < deadline {
+        std::thread::sleep(TAKEN_CHECK);
     }
 }
 
@@ -546,6 +574,10 @@ impl Addresses {
     }
 }
 
+const DISCARD_PORT: u16 = 9;
+/// After that the address is announced all the same.
+const TAKEN_TIME_MAX: Duration = Duration::from_millis(200);
+const TAKEN_CHECK: Duration = Duration::from_millis(1);
 /// How often the lease and the link are looked at; half a renewal.
 const TEND_EVERY: Duration = Duration::from_millis(100);
 /// How often addresses are prolonged where there is no lease.

@@ -16,6 +16,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -135,6 +136,32 @@ impl Netlink {
             })
         });
         Ok(there.collect())
+    }
+
+    /// Forgets the neighbours on an interface that have not said yet where they are, and with them
+    /// the packets that wait for that: else they leave when the cable is put in again, whatever has
+    /// become of the address and the connections that they come from.
+    pub(super) fn forget_waiting_packets(&mut self, index: u32, ip: IpAddr) -> io::Result<()> {
+        let mut all = NeighbourMessage::default();
+        all.header.family = family(ip);
+        let request = RouteNetlinkMessage::GetNeighbour(all);
+        let answers = self.exchange(request, NLM_F_REQUEST | NLM_F_DUMP)?;
+        for answer in answers {
+            let RouteNetlinkMessage::NewNeighbour(mut neighbour) = answer else {
+                continue;
+            };
+            let header = &neighbour.header;
+            if header.ifindex != index || header.state != NeighbourState::Incomplete {
+                continue;
+            }
+            let is_key =
+                |one: &NeighbourAttribute| matches!(one, NeighbourAttribute::Destination(_));
+            neighbour.attributes.retain(is_key);
+            let request = RouteNetlinkMessage::DelNeighbour(neighbour);
+            let removed = self.change(request, NLM_F_REQUEST | NLM_F_ACK);
+            ignore(removed, &[libc::ENOENT])?;
+        }
+        Ok(())
     }
 
     /// Drops whatever leaves this machine with this source address, until [`Netlink::unblock`].

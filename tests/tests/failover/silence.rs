@@ -87,8 +87,8 @@ impl Scene<'_> {
         let late: Vec<&Frame> = frames
             .iter()
             .filter(|it| it.mac == mac && it.at >= since && it.speaks())
-            // An error by the node's own address ends a connection to the service as well.
-            .filter(|it| it.from == address || it.is_unreachable())
+            // An error by the node's own address is heard by a client as well.
+            .filter(|it| it.from == address || it.is_unreachable() && it.to != address)
             .collect();
         if let Some(frame) = late.first() {
             bail!(
