@@ -18,8 +18,9 @@
 //!
 //! - Its process hangs: a thread of [`Addresses`] withdraws the address at the moment when the lease
 //!   ends, whatever the rest of the process does.
-//! - Its process is stopped: the kernel takes the address away when nobody has prolonged it for the
-//!   seconds of a lease, rounded up. It is prolonged once for each renewal.
+//! - Its process is stopped: its [guard] withdraws it a moment later. If that is stopped as well, the
+//!   kernel takes the address away when nobody has prolonged it for the seconds of a lease, rounded
+//!   up. It is prolonged once for each renewal.
 //! - The process is killed: its [guard] does what the process would have done, within milliseconds.
 //! - Killed between the steps of either, and its guard too: at its next start it withdraws
 //!   everything once more.
@@ -137,6 +138,8 @@ pub struct Floating {
     link_changed: AtomicU32,
     /// For frames; never closed, since that takes long.
     frames: OnceLock<OwnedFd>,
+    /// Who withdraws them if this process can't, and the place that this service has there.
+    guard: OnceLock<(Arc<Guard>, usize)>,
 }
 
 #[derive(Debug, Default)]
@@ -172,6 +175,7 @@ impl Floating {
             link: watch::Sender::new(false),
             link_changed: AtomicU32::new(0),
             frames: OnceLock::new(),
+            guard: OnceLock::new(),
         }
     }
 
@@ -277,6 +281,10 @@ impl Floating {
             route
                 .block(address.ip)
                 .map_err(refused("drop packets of", *address))?;
+            if let Ok(link) = route.link(&self.config.interface) {
+                // Best effort, as all that is about packets.
+                let _ = route.forget_waiting_packets(link.index, address.ip);
+            }
             route
                 .remove_address(address.ip)
                 .map_err(refused("remove", *address))?;
@@ -395,7 +403,18 @@ impl Floating {
         }
     }
 
+    /// Tells the guard until when they may be here.
+    fn tell_guard(&self, until: Option<Moment>) {
+        // Without an end there is nothing to wait for.
+        let until = until.filter(|until| *until != Moment::NEVER);
+        if let Some((guard, place)) = self.guard.get().filter(|_| !is_planted(Fault::NoLease)) {
+            guard.lease(*place, until);
+        }
+    }
+
     fn prolong(&self, index: u32, state: &mut State) -> Result<(), AddressError> {
+        // First, so that it does not take them away meanwhile.
+        self.tell_guard(state.up.as_ref().map(|up| up.until));
         let seconds = self.seconds.unwrap_or(u32::MAX);
         self.config.addresses.iter().try_for_each(|address| {
             let route = state.route();
@@ -407,6 +426,7 @@ impl Floating {
     /// All of it, whatever fails on the way: what is left of the address the kernel takes away.
     fn take_down(&self, state: &mut State) {
         let index = state.up.take().map(|up| up.link.index);
+        self.tell_guard(None);
         for address in &self.config.addresses {
             let ip = address.ip;
             let dropped = state.route().and_then(|route| route.block(ip));
@@ -558,6 +578,12 @@ impl Addresses {
             };
             guard.inspect_err(warn).ok()
         };
+        for (place, one) in floating.iter().enumerate() {
+            if let Some(guard) = &guard {
+                // Nobody else sets it.
+                let _ = one.guard.set((Arc::clone(guard), place));
+            }
+        }
         let (stop, stopped) = watch::channel(());
         for one in floating {
             let stopped = stopped.clone();
