@@ -89,8 +89,8 @@ fn stays_with(cluster: &Cluster<'_>, before: Serving) -> Result<()> {
             .is_ok_and(|orders| orders > earlier)
             .then_some(())
     })?;
-    let until = Instant::now() + UNFENCED_TIME;
-    while Instant::now() < until {
+    let deadline = Instant::now() + UNFENCED_TIME;
+    while Instant::now() < deadline {
         ensure!(told(&fenced)? == earlier, "fenced, but it has power");
         ensure!(cluster.is_mounted(ALPHA.name)?, "unmounted by nobody");
         let serving = cluster.serving(ALPHA.name)?;
