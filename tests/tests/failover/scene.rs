@@ -192,6 +192,7 @@ impl<'s> Scene<'s> {
 
         let began = now();
         happens(&mut self.cluster, before)?;
+        let happened = now();
         self.cases += 1;
         let new = Lock::exclusive(self.cases, 1);
         self.fresh[0].ask(new)?;
@@ -257,7 +258,7 @@ impl<'s> Scene<'s> {
             ensure!(after == before, "{before:?}, {after:?}");
         }
         if before.node != after.node {
-            self.old_node_is_silent(expected, before, after, began)?;
+            self.old_node_is_silent(expected, before, after, [began, happened])?;
         }
         self.kernels_do_not_complain()
     }

@@ -23,13 +23,14 @@ pub(crate) struct Silence {
 }
 
 impl Scene<'_> {
-    /// Judges what was sent since a case began, in which the service went to another node.
+    /// Judges what was sent since a case began, in which the service went to another node. Whatever
+    /// happened had happened at the second of the two times.
     pub(crate) fn old_node_is_silent(
         &mut self,
         expected: Expected,
         before: Serving,
         after: Serving,
-        began: Micros,
+        [began, happened]: [Micros; 2],
     ) -> Result<()> {
         let address = self.address()?;
         let frames = self.capture.frames()?;
@@ -43,11 +44,11 @@ impl Scene<'_> {
             .find(|it| it.at >= began && by_address(it))
             .context("the new node said nothing by the service's address")?;
         let since = match expected {
-            // The lease, too, is over for the old node: before that of others who wait for it.
+            // The old node could not renew its lease any more: it ended before others took over.
             Expected::Takeover => {
                 let lease_us = Micros::try_from(LEASE_TIME.as_micros())?;
                 let margin_us = Micros::try_from(MARGIN.as_micros())?;
-                (first.at - margin_us).min(began + lease_us)
+                (first.at - margin_us).min(happened + lease_us)
             }
             _ => first.at,
         };
