@@ -1,4 +1,5 @@
-//! Keeps clients from seeing how this process dies, and takes its addresses away when it is stopped.
+//! Keeps clients from seeing how this process dies, and takes its addresses away when it is
+//! stopped.
 //!
 //! When a process is killed, the kernel closes its connections: clients hear their ends at once,
 //! connect anew while nobody listens, and Linux clients then pause for three seconds, which is
@@ -16,12 +17,12 @@
 //! ```text
 //!   KEEP, number of a connection, its descriptor    keep a copy
 //!   CLOSE, number of a connection                   close the copy: then the peer hears the end
-//!   LEASE + place of a service, a moment            its addresses stay until then; 0: they are gone
+//!   LEASE + place of a service, a moment            its addresses stay until then; 0: it has none
 //!   end of file                                     the other process is dead
 //! ```
 //!
-//! With the first number, 0, comes the lock of the state directory: the next life of the server waits until the
-//! addresses are gone, so that it never loses them to the guard of the last one.
+//! With the first number, 0, comes the lock of the state directory: the next life of the server
+//! waits until the addresses are gone, so that it never loses them to the guard of the last one.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};

@@ -16,11 +16,11 @@
 //!
 //! # If the node dies here
 //!
-//! - Its process hangs: a thread of [`Addresses`] withdraws the address at the moment when the lease
-//!   ends, whatever the rest of the process does.
-//! - Its process is stopped: its [guard] withdraws it a moment later. If that is stopped as well, the
-//!   kernel takes the address away when nobody has prolonged it for the seconds of a lease, rounded
-//!   up. It is prolonged once for each renewal.
+//! - Its process hangs: a thread of [`Addresses`] withdraws the address at the moment when the
+//!   lease ends, whatever the rest of the process does.
+//! - Its process is stopped: its [guard] withdraws it a moment later. If that is stopped as well,
+//!   the kernel takes the address away when nobody has prolonged it for the seconds of a lease,
+//!   rounded up. It is prolonged once for each renewal.
 //! - The process is killed: its [guard] does what the process would have done, within milliseconds.
 //! - Killed between the steps of either, and its guard too: at its next start it withdraws
 //!   everything once more.
@@ -75,7 +75,7 @@ pub enum AddressError {
     /// To take it away would cut the machine off.
     #[error(
         "{address} is an address of this machine already, and not one that moves along with a \
-         service\nhint: a service has addresses of its own. If it was put there by hand, remove it: \
+         service\nhint: a service has addresses of its own. If it was put there by hand: \
          ip address del {address} dev INTERFACE"
     )]
     OfMachine {

@@ -188,8 +188,8 @@ async fn serve(
         _ = stop.wait_for(|stop| *stop == Stop::Destroy) => return Ok(()),
     };
     if floats {
-        // It has its answers, or does not read them. To close it now would tell the client before the other node is
-        // ready: the socket stays, and counts no more, until its address is gone.
+        // It has its answers, or does not read them. To close it now would tell the client before
+        // the other node is ready: the socket stays, and counts no more, until its address is gone.
         drop(slot);
         // An error says that it is over as well.
         let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
