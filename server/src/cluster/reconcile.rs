@@ -65,8 +65,8 @@ pub enum Step {
         /// The epoch that this node had.
         epoch: u32,
     },
-    /// Let the storage go, if it is up, which it may be from an earlier life or since it could not be
-    /// let go when it was lost. Nothing else is to be done here before that has succeeded.
+    /// Let the storage go, if it is up, which it may be from an earlier life, or since it could not
+    /// be let go when it was lost. Nothing else is to be done here before that has succeeded.
     LetGo,
     /// Nothing before this moment, unless the state or the lease change.
     Wait(Moment),

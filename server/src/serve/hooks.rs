@@ -171,30 +171,6 @@ impl Remnant {
     }
 }
 
-#[cfg(test)]
-impl Remnant {
-    /// One for a child that was started elsewhere, in its starter's process group.
-    pub(super) fn of_child(title: &str, child: Child) -> Arc<Self> {
-        let (output, _) = io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
-        let id = Pid::from_child(&child);
-        Arc::new(Self {
-            title: title.to_owned(),
-            id,
-            running: Mutex::new(Some(Running {
-                child,
-                id,
-                output,
-                said: Said::default(),
-            })),
-        })
-    }
-
-    /// Kills the child.
-    pub(super) fn kill(&self) {
-        let _ = rustix::process::kill_process(self.id, Signal::KILL);
-    }
-}
-
 impl fmt::Display for Remnant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (title, id) = (&self.title, self.id.as_raw_pid());

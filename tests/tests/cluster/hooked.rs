@@ -92,8 +92,7 @@ impl Hooked {
         self.cluster.site.path().join(name)
     }
 
-    /// What has run, in its order, but for what a node lets go when it begins: when that is, depends
-    /// on when it comes to run.
+    /// What has run, in its order, but for what a node lets go when it begins: that is at any time.
     pub(crate) fn events(&self) -> Vec<String> {
         let mut events = self.all_events();
         events.retain(|line| !is_beginning(line));

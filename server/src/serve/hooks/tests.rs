@@ -28,6 +28,29 @@ fn end_of(hook: &Hook) -> Result<String, HookError> {
     run(hook, &AtomicBool::new(false)).map(|said| said.to_string())
 }
 
+impl Remnant {
+    /// One for a child that was started elsewhere, in its starter's process group.
+    pub(in crate::serve) fn of_child(title: &str, child: Child) -> Arc<Self> {
+        let (output, _) = io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
+        let id = Pid::from_child(&child);
+        Arc::new(Self {
+            title: title.to_owned(),
+            id,
+            running: Mutex::new(Some(Running {
+                child,
+                id,
+                output,
+                said: Said::default(),
+            })),
+        })
+    }
+
+    /// Kills the child.
+    pub(in crate::serve) fn kill(&self) {
+        let _ = rustix::process::kill_process(self.id, Signal::KILL);
+    }
+}
+
 /// Waits until a process that a hook started is gone.
 fn wait_gone(id: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,4 +1,5 @@
-//! Runs one command of a service at a time, for as long as it is needed and this node's lease holds.
+//! Runs one command of a service at a time, for as long as it is needed and the lease of this node
+//! holds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +23,8 @@ pub(super) struct Running {
 
 impl Storage {
     /// Runs a command as long as the process does not stop, the service is this node's, and
-    /// `is_needed` agrees, which is asked with the service's state; else ends it early, and also when
-    /// the lease is over: what comes then must not meet a command of this node.
+    /// `is_needed` agrees, which is asked with the service's state; else ends it early, and also
+    /// when the lease is over: what comes then must not meet a command of this node.
     pub(super) async fn run_while(
         &mut self,
         hook: Hook,
