@@ -62,9 +62,14 @@ impl Gate {
     pub fn admits(&self) -> bool {
         let is_open = self.is_open();
         if !is_open {
-            self.turned_away.store(true, Ordering::Release);
+            self.turn_away();
         }
         is_open
+    }
+
+    /// All connections must go: see [`Gate::has_turned_away`].
+    pub fn turn_away(&self) {
+        self.turned_away.store(true, Ordering::Release);
     }
 
     /// Whether a call may have been left without an answer: then all connections must go, also if

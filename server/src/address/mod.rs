@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   raise:     drop what leaves from it - destroy old connections - address up - stop dropping
-//!   withdraw:  drop what leaves from it - address down - destroy connections - stop dropping
+//!   withdraw:  drop what leaves from it - and what waits for a neighbour - address down - destroy
+//!              connections - stop dropping
 //! ```
 //!
 //! So no client ever hears an end, a reset or an error of a node that goes: to it the service is
@@ -15,10 +16,11 @@
 //!
 //! # If the node dies here
 //!
-//! - Its process is stopped or hangs: the kernel takes the address away when nobody has prolonged
-//!   it for the whole seconds of a lease, which is about when the lease ends. The thread of
-//!   [`Addresses`] prolongs it once for each renewal, and withdraws it at the moment when the lease
+//! - Its process hangs: a thread of [`Addresses`] withdraws the address at the moment when the lease
 //!   ends, whatever the rest of the process does.
+//! - Its process is stopped: its [guard] withdraws it a moment later. If that is stopped as well, the
+//!   kernel takes the address away when nobody has prolonged it for the seconds of a lease, rounded
+//!   up. It is prolonged once for each renewal.
 //! - The process is killed: its [guard] does what the process would have done, within milliseconds.
 //! - Killed between the steps of either, and its guard too: at its next start it withdraws
 //!   everything once more.
@@ -38,21 +40,22 @@ mod sockets;
 mod tickle;
 
 use std::io;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use self::guard::Guard;
-use self::netlink::Link;
+use self::netlink::{Link, Netlink};
 use crate::backend::sys;
 use crate::clock::boot_time;
 use crate::cluster::connections::Connection;
 use crate::cluster::lease::Moment;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
+use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
 
 /// Why an address can't be moved.
@@ -87,10 +90,24 @@ pub enum AddressError {
         /// What is wrong with it.
         state: &'static str,
     },
+    /// The kernel can't be asked.
+    #[error("cannot ask the kernel about its network: {source}\nhint: {}", hint(.source))]
+    Kernel {
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
     /// No socket for ARP.
     #[error("cannot open a socket to announce addresses: {source}\nhint: {}", hint(.source))]
     Frames {
         /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The guard does not know whether the other process lives.
+    #[error("the guard can't hear of the server: {source}; it ends, and touches nothing")]
+    Guard {
+        /// What failed.
         #[source]
         source: io::Error,
     },
@@ -115,36 +132,50 @@ pub struct Floating {
     /// For how long the kernel keeps them unless they are prolonged; without end if none.
     seconds: Option<u32>,
     /// Locked while the kernel is asked.
-    up: Mutex<Option<Up>>,
+    state: Mutex<State>,
     link: watch::Sender<bool>,
     /// How often the link was found in the other state, in a row.
     link_changed: AtomicU32,
     /// For frames; never closed, since that takes long.
     frames: OnceLock<OwnedFd>,
+    /// Who withdraws them if this process can't, and the place that this service has there.
+    guard: OnceLock<(Arc<Guard>, usize)>,
 }
 
-/// They are here.
+#[derive(Debug, Default)]
+struct State {
+    /// They are here.
+    up: Option<Up>,
+    /// The ways to the kernel, once they are open.
+    route: Option<Netlink>,
+    connections: Option<Netlink>,
+}
+
 #[derive(Debug)]
 struct Up {
     gate: Arc<Gate>,
     link: Link,
-    /// The end of the lease for which they were prolonged last.
+    /// The end of the lease for which they were prolonged last, and when that was.
     until: Moment,
+    prolonged: Moment,
 }
 
 impl Floating {
     /// Addresses that are not here yet. `lease`: how long a node serves after a renewal; none if it
     /// is alone.
     pub fn new(config: FloatingConfig, lease: Option<Duration>) -> Self {
-        let is_up = netlink::link(&config.interface).is_ok_and(|link| link.is_up);
+        // The kernel counts whole seconds. Rounded up: a lease may come close to its end, as while
+        // a leader is elected, and must not lose the address by that. The thread ends it in time.
+        let seconds = lease.filter(|_| !is_planted(Fault::NoLease));
+        let seconds = seconds.map(|lease| lease.as_millis().div_ceil(1000));
         Self {
             config,
-            // The kernel counts whole seconds; rounded down, since the lease may end first.
-            seconds: lease.map(|lease| u32::try_from(lease.as_secs()).unwrap_or(u32::MAX).max(1)),
-            up: Mutex::new(None),
-            link: watch::Sender::new(is_up),
+            seconds: seconds.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
+            state: Mutex::default(),
+            link: watch::Sender::new(false),
             link_changed: AtomicU32::new(0),
             frames: OnceLock::new(),
+            guard: OnceLock::new(),
         }
     }
 
@@ -160,23 +191,34 @@ impl Floating {
 
     /// Whether the addresses are here.
     pub fn is_up(&self) -> bool {
-        self.up().is_some()
+        self.state().up.is_some()
     }
 
     /// Brings the addresses here, if the gate is open: says whether it was. Listeners must stand.
     pub fn raise(&self, gate: &Arc<Gate>) -> Result<bool, AddressError> {
-        let mut up = self.up();
-        let no_link = |state| AddressError::NoLink {
+        let mut state = self.state();
+        // A call that comes late, since nobody waits for it any more, must not touch what a later
+        // epoch has.
+        let others = state.up.as_ref().filter(|up| !Arc::ptr_eq(&up.gate, gate));
+        if !gate.admits() || others.is_some_and(|up| up.gate.is_open()) {
+            return Ok(false);
+        }
+        let link = state
+            .route()
+            .and_then(|route| route.link(&self.config.interface));
+        let down = |state| AddressError::NoLink {
             interface: self.config.interface.clone(),
             state,
         };
-        let link = netlink::link(&self.config.interface).map_err(|_| no_link("not there"))?;
-        if !link.is_up {
-            return Err(no_link("down"));
-        }
-        let raised = self.raise_on(&link, gate, &mut up);
+        let link = match link {
+            Ok(link) if link.is_up => link,
+            Ok(_) => return Err(down("down")),
+            Err(error) if is_no_device(&error) => return Err(down("not there")),
+            Err(source) => return Err(AddressError::Kernel { source }),
+        };
+        let raised = self.raise_on(&link, gate, &mut state);
         if !matches!(raised, Ok(true)) {
-            self.take_down_from(link.index, &mut up);
+            self.take_down(&mut state);
         }
         raised
     }
@@ -185,25 +227,30 @@ impl Floating {
         &self,
         link: &Link,
         gate: &Arc<Gate>,
-        up: &mut Option<Up>,
+        state: &mut State,
     ) -> Result<bool, AddressError> {
+        keep_secondaries(&self.config.interface);
         for address in &self.config.addresses {
             // An earlier epoch, or an earlier life of this process, may have left connections.
-            netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
-            clear(*address);
+            let blocked = state.route().and_then(|route| route.block(address.ip));
+            blocked.map_err(refused("drop packets of", *address))?;
+            state.clear(*address);
         }
         // The last look before neighbours hear of it.
         if !gate.admits() {
             return Ok(false);
         }
-        *up = Some(Up {
+        state.up = Some(Up {
             gate: Arc::clone(gate),
             link: link.clone(),
             until: gate.until(),
+            prolonged: boot_time(),
         });
-        self.prolong(link.index)?;
+        self.prolong(link.index, state)?;
         for address in &self.config.addresses {
-            netlink::unblock(address.ip).map_err(refused("let packets pass of", *address))?;
+            wait_until_taken(address.ip);
+            let opened = state.route().and_then(|route| route.unblock(address.ip));
+            opened.map_err(refused("let packets pass of", *address))?;
         }
         Ok(true)
     }
@@ -211,28 +258,39 @@ impl Floating {
     /// Takes the addresses away, and ends their connections without a word; nothing if they are not
     /// here.
     pub fn withdraw(&self) {
-        self.take_down(&mut self.up());
+        let mut state = self.state();
+        if state.up.is_some() {
+            self.take_down(&mut state);
+        }
     }
 
-    /// What an earlier life of this process may have left.
+    /// Takes away what an earlier life of this process may have left.
     ///
     /// # Errors
     /// If this process may not do that at all.
     fn clean(&self) -> Result<(), AddressError> {
+        let mut state = self.state();
         for address in &self.config.addresses {
-            // Where lifetimes are without end, one of an earlier life of this process looks alike.
-            if self.seconds.is_some()
-                && netlink::is_permanent(address.ip).map_err(refused("look for", *address))?
+            let route = state.route().map_err(refused("look for", *address))?;
+            if route
+                .is_foreign(address.ip)
+                .map_err(refused("look for", *address))?
             {
                 return Err(AddressError::OfMachine { address: *address });
             }
-            netlink::block(address.ip).map_err(refused("drop packets of", *address))?;
-            if let Ok(link) = netlink::link(&self.config.interface) {
-                netlink::remove_address(link.index, *address)
-                    .map_err(refused("remove", *address))?;
+            route
+                .block(address.ip)
+                .map_err(refused("drop packets of", *address))?;
+            if let Ok(link) = route.link(&self.config.interface) {
+                // Best effort, as all that is about packets.
+                let _ = route.forget_waiting_packets(link.index, address.ip);
             }
-            clear(*address);
-            netlink::unblock(address.ip).map_err(refused("let packets pass of", *address))?;
+            route
+                .remove_address(address.ip)
+                .map_err(refused("remove", *address))?;
+            state.clear(*address);
+            let opened = state.route().and_then(|route| route.unblock(address.ip));
+            opened.map_err(refused("let packets pass of", *address))?;
         }
         Ok(())
     }
@@ -243,13 +301,17 @@ impl Floating {
         let start = tokio::time::Instant::now();
         for after in announce::SCHEDULE {
             tokio::time::sleep_until(start + after).await;
-            self.announce_once(&gate);
+            let (floating, gate) = (Arc::clone(&self), Arc::clone(&gate));
+            // The kernel may be asked for something else at the moment.
+            let announcing = tokio::task::spawn_blocking(move || floating.announce_once(&gate));
+            // A panic has ended the process already.
+            let _ = announcing.await;
         }
     }
 
     fn announce_once(&self, gate: &Arc<Gate>) {
-        let up = self.up();
-        let held = up.as_ref().filter(|up| Arc::ptr_eq(&up.gate, gate));
+        let state = self.state();
+        let held = state.up.as_ref().filter(|up| Arc::ptr_eq(&up.gate, gate));
         let Some((held, frames)) = held.zip(self.frames.get()) else {
             return;
         };
@@ -278,24 +340,46 @@ impl Floating {
     /// Prolongs the addresses if the lease was renewed, withdraws them if it is over, and looks at
     /// the link. Says when it must be called again at the latest.
     fn tend(&self) -> Moment {
-        let link = netlink::link(&self.config.interface);
-        self.note_link(link.is_ok_and(|link| link.is_up));
-        let soon = boot_time() + TEND_EVERY;
-        let mut up = self.up();
-        let Some(held) = up.as_mut() else {
+        let mut state = self.state();
+        let link = state
+            .route()
+            .and_then(|route| route.link(&self.config.interface));
+        let index = link.as_ref().map(|link| link.index).ok();
+        match link {
+            Ok(link) => self.note_link(link.is_up),
+            Err(error) if is_no_device(&error) => self.note_link(false),
+            // Says nothing about the link.
+            Err(error) => tracing::warn!(%error, "cannot look at a link"),
+        }
+        let now = boot_time();
+        let soon = now + TEND_EVERY;
+        let Some(held) = state.up.as_mut() else {
             return soon;
         };
         if !held.gate.admits() {
-            self.take_down(&mut up);
+            self.take_down(&mut state);
             return soon;
         }
+        // Without a lease nothing is renewed, and what somebody took away must come back all the
+        // same.
         let until = held.gate.until();
-        if until != held.until {
-            held.until = until;
+        let is_due = until != held.until || now > held.prolonged + PROLONG_EVERY;
+        let gate = Arc::clone(&held.gate);
+        // It was made anew, and what was on the old one is gone.
+        let is_other = index.is_some_and(|index| index != held.link.index);
+        if is_due && !is_other {
+            (held.until, held.prolonged) = (until, now);
             let index = held.link.index;
-            if let Err(error) = self.prolong(index) {
+            if let Err(error) = self.prolong(index, &mut state) {
                 tracing::error!("{error}");
+                gate.turn_away();
             }
+        }
+        if is_other || gate.has_turned_away() {
+            // The keeper sees it, and begins anew.
+            gate.turn_away();
+            self.take_down(&mut state);
+            return soon;
         }
         until.min(soon)
     }
@@ -319,60 +403,129 @@ impl Floating {
         }
     }
 
-    fn prolong(&self, index: u32) -> Result<(), AddressError> {
+    /// Tells the guard until when they may be here.
+    fn tell_guard(&self, until: Option<Moment>) {
+        // Without an end there is nothing to wait for.
+        let until = until.filter(|until| *until != Moment::NEVER);
+        if let Some((guard, place)) = self.guard.get().filter(|_| !is_planted(Fault::NoLease)) {
+            guard.lease(*place, until);
+        }
+    }
+
+    fn prolong(&self, index: u32, state: &mut State) -> Result<(), AddressError> {
+        // First, so that it does not take them away meanwhile.
+        self.tell_guard(state.up.as_ref().map(|up| up.until));
         let seconds = self.seconds.unwrap_or(u32::MAX);
         self.config.addresses.iter().try_for_each(|address| {
-            netlink::set_address(index, *address, seconds).map_err(refused("raise", *address))
+            let route = state.route();
+            let set = route.and_then(|route| route.set_address(index, *address, seconds));
+            set.map_err(refused("raise", *address))
         })
     }
 
     /// All of it, whatever fails on the way: what is left of the address the kernel takes away.
-    fn take_down(&self, up: &mut Option<Up>) {
-        if let Some(held) = up {
-            let index = held.link.index;
-            self.take_down_from(index, up);
-        }
-    }
-
-    fn take_down_from(&self, index: u32, up: &mut Option<Up>) {
-        *up = None;
+    fn take_down(&self, state: &mut State) {
+        let index = state.up.take().map(|up| up.link.index);
+        self.tell_guard(None);
         for address in &self.config.addresses {
-            let dropped = netlink::block(address.ip);
-            let removed = netlink::remove_address(index, *address);
-            let is_clear = clear(*address);
+            let ip = address.ip;
+            let dropped = state.route().and_then(|route| route.block(ip));
+            // While the address is here, so that what the kernel says of it stays here as well.
+            let forgotten = index.map_or(Ok(()), |index| {
+                let route = state.route();
+                route.and_then(|route| route.forget_waiting_packets(index, ip))
+            });
+            let removed = state.route().and_then(|route| route.remove_address(ip));
             // Connections that the kernel can't destroy end when their owner closes them, and that
             // must not be heard.
-            let opened = if is_clear {
-                netlink::unblock(address.ip)
+            let opened = if state.clear(*address) {
+                state.route().and_then(|route| route.unblock(ip))
             } else {
                 Ok(())
             };
-            if let Err(error) = dropped.and(removed).and(opened) {
+            if let Err(error) = dropped.and(forgotten).and(removed).and(opened) {
                 tracing::error!(%address, %error, "cannot withdraw an address cleanly");
             }
         }
     }
 
-    fn up(&self) -> MutexGuard<'_, Option<Up>> {
-        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Destroys the connections of an address; says whether it can be done.
-fn clear(address: FloatingAddress) -> bool {
-    match sockets::destroy(address.ip) {
-        Ok(0) => true,
-        Ok(connections) => {
-            tracing::debug!(%address, connections, "connections destroyed");
-            true
+impl State {
+    fn route(&mut self) -> io::Result<&mut Netlink> {
+        open_once(&mut self.route, Netlink::route)
+    }
+
+    /// Destroys the connections of an address; says whether it can be done.
+    fn clear(&mut self, address: FloatingAddress) -> bool {
+        let kernel = open_once(&mut self.connections, sockets::open);
+        match kernel.and_then(|kernel| sockets::destroy(kernel, address.ip)) {
+            Ok(0) => true,
+            Ok(connections) => {
+                tracing::debug!(%address, connections, "connections destroyed");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %address, %error,
+                    "cannot destroy connections: does the kernel lack CONFIG_INET_DIAG_DESTROY?"
+                );
+                false
+            }
         }
-        Err(error) => {
-            tracing::warn!(
-                %address, %error,
-                "cannot destroy connections: does the kernel lack CONFIG_INET_DIAG_DESTROY?"
-            );
-            false
-        }
+    }
+}
+
+fn open_once(
+    slot: &mut Option<Netlink>,
+    open: fn() -> io::Result<Netlink>,
+) -> io::Result<&mut Netlink> {
+    match slot {
+        Some(kernel) => Ok(kernel),
+        None => Ok(slot.insert(open()?)),
+    }
+}
+
+fn is_no_device(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// The first address of a network that an interface has is its primary one, and the kernel takes
+/// all others away with it: also the machine's own, if it came later than ours.
+fn keep_secondaries(interface: &str) {
+    let path = format!("/proc/sys/net/ipv4/conf/{interface}/promote_secondaries");
+    if std::fs::read(&path).is_ok_and(|set| set.starts_with(b"1")) {
+        return;
+    }
+    if let Err(error) = std::fs::write(&path, "1") {
+        tracing::warn!(
+            path, %error,
+            "cannot set it to 1: when the service leaves, the machine's own addresses of the same \
+             network may go as well"
+        );
+    }
+}
+
+/// Waits until the kernel takes packets that come for an address. In IPv6 it does so a little later
+/// than the address is there, and much later when it is busy; the answers of the first neighbours
+/// that are asked would be lost, and be asked for again after a second. In IPv4 it is at once.
+fn wait_until_taken(ip: IpAddr) {
+    if ip.is_ipv4() {
+        return;
+    }
+    let is_taken = || {
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+        // Sends nothing.
+        socket.connect((ip, DISCARD_PORT))?;
+        socket.local_addr()
+    };
+    let deadline = boot_time() + TAKEN_TIME_MAX;
+    // What goes to an address of this machine comes from the same address.
+    while !is_taken().is_ok_and(|own| own.ip() == ip) && boot_time() < deadline {
+        std::thread::sleep(TAKEN_CHECK);
     }
 }
 
@@ -384,18 +537,17 @@ fn refused(step: &'static str, address: FloatingAddress) -> impl FnOnce(io::Erro
     }
 }
 
-/// The thread that prolongs the addresses of all services, or withdraws them; it ends when this is
+/// The threads that prolong the addresses of services, or withdraw them; they end when this is
 /// dropped.
 #[derive(Debug)]
 pub struct Addresses {
     /// Keeps clients from seeing how this process dies.
     pub guard: Option<Arc<Guard>>,
-    _stop: oneshot::Sender<()>,
-    _thread: JoinHandle<()>,
+    _stop: watch::Sender<()>,
 }
 
 impl Addresses {
-    /// Clears away what an earlier life of this process left, and starts the thread and the guard;
+    /// Clears away what an earlier life of this process left, and starts the threads and the guard;
     /// `lock` is what the next life waits for.
     ///
     /// # Errors
@@ -408,6 +560,11 @@ impl Addresses {
             })?;
             // Nobody else sets it.
             let _ = one.frames.set(frames);
+            let link = one
+                .state()
+                .route()
+                .and_then(|route| route.link(&one.config.interface));
+            one.link.send_replace(link.is_ok_and(|link| link.is_up));
         }
         let guard = if floating.is_empty() {
             None
@@ -421,26 +578,36 @@ impl Addresses {
             };
             guard.inspect_err(warn).ok()
         };
-        let (stop, mut stopped) = oneshot::channel::<()>();
-        let tend = move || {
-            while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
-                let now = boot_time();
-                let next = floating.iter().map(|one| one.tend()).min();
-                let next = next.unwrap_or(now + TEND_EVERY);
-                std::thread::sleep(next.since(boot_time()).min(TEND_EVERY));
+        for (place, one) in floating.iter().enumerate() {
+            if let Some(guard) = &guard {
+                // Nobody else sets it.
+                let _ = one.guard.set((Arc::clone(guard), place));
             }
-        };
-        let thread = std::thread::Builder::new().name("addresses".to_owned());
-        Ok(Self {
-            guard,
-            _stop: stop,
-            _thread: thread.spawn(tend).map_err(AddressError::Thread)?,
-        })
+        }
+        let (stop, stopped) = watch::channel(());
+        for one in floating {
+            let stopped = stopped.clone();
+            let tend = move || {
+                while stopped.has_changed().is_ok() {
+                    std::thread::sleep(one.tend().since(boot_time()).min(TEND_EVERY));
+                }
+            };
+            // One for each service: the kernel may let one of them wait.
+            let thread = std::thread::Builder::new().name("addresses".to_owned());
+            thread.spawn(tend).map_err(AddressError::Thread)?;
+        }
+        Ok(Self { guard, _stop: stop })
     }
 }
 
+const DISCARD_PORT: u16 = 9;
+/// After that the address is announced all the same.
+const TAKEN_TIME_MAX: Duration = Duration::from_millis(200);
+const TAKEN_CHECK: Duration = Duration::from_millis(1);
 /// How often the lease and the link are looked at; half a renewal.
 const TEND_EVERY: Duration = Duration::from_millis(100);
+/// How often addresses are prolonged where there is no lease.
+const PROLONG_EVERY: Duration = Duration::from_secs(1);
 /// How many looks in a row say that the link is down.
 const LOOKS_DOWN: u32 = 2;
 /// How many say that it is up: a cable that is put in bounces, and a switch takes its time.

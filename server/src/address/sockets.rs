@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_TIME_WAIT};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
@@ -17,27 +17,33 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use super::netlink::Netlink;
 
 /// Destroys all connections that have this local address, and returns how many there were.
-/// Listening sockets stay.
+/// Listening sockets stay. Whatever fails, the others are destroyed.
 ///
 /// # Errors
 /// EOPNOTSUPP: the kernel can't (CONFIG_INET_DIAG_DESTROY).
-pub(super) fn destroy(ip: IpAddr) -> io::Result<usize> {
-    let mut kernel = Netlink::open(NETLINK_SOCK_DIAG)?;
-    let mut count = 0;
-    for id in connections(&mut kernel, ip)? {
+pub(super) fn destroy(kernel: &mut Netlink, ip: IpAddr) -> io::Result<usize> {
+    let mut destroyed = Ok(0);
+    for (state, id) in connections(kernel, ip)? {
         let message = SockDiagDestroy::new(request(id, StateFlags::all()));
         let flags = NLM_F_REQUEST | NLM_F_ACK;
         match kernel.exchange::<_, SockDiagMessage>(message, flags) {
-            Ok(_) => count += 1,
+            Ok(_) => destroyed = destroyed.map(|count| count + 1),
             // It has gone by itself.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
+            // Older kernels leave these to their time; they answer, but begin nothing.
+            Err(_) if state == TCP_TIME_WAIT => {}
+            Err(error) => destroyed = destroyed.and(Err(error)),
         }
     }
-    Ok(count)
+    destroyed
 }
 
-fn connections(kernel: &mut Netlink, ip: IpAddr) -> io::Result<Vec<SocketId>> {
+/// A way to the kernel for it.
+pub(super) fn open() -> io::Result<Netlink> {
+    Netlink::open(NETLINK_SOCK_DIAG)
+}
+
+fn connections(kernel: &mut Netlink, ip: IpAddr) -> io::Result<Vec<(u8, SocketId)>> {
     let any = if ip.is_ipv4() {
         SocketId::new_v4()
     } else {
@@ -45,11 +51,14 @@ fn connections(kernel: &mut Netlink, ip: IpAddr) -> io::Result<Vec<SocketId>> {
     };
     let all = request(any, !StateFlags::LISTEN);
     let answers = kernel.exchange(all, NLM_F_REQUEST | NLM_F_DUMP)?;
-    let ids = answers.into_iter().filter_map(|answer| match answer {
-        SockDiagMessage::InetResponse(response) => Some(response.header.socket_id),
+    let found = answers.into_iter().filter_map(|answer| match answer {
+        SockDiagMessage::InetResponse(response) => {
+            let header = response.header;
+            Some((header.state, header.socket_id))
+        }
         _ => None,
     });
-    Ok(ids.filter(|id| id.source_address == ip).collect())
+    Ok(found.filter(|(_, id)| id.source_address == ip).collect())
 }
 
 fn request(socket_id: SocketId, states: StateFlags) -> SockDiagMessage {

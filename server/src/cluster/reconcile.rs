@@ -51,9 +51,9 @@ pub enum Step {
         /// The epoch that this node was given.
         epoch: u32,
     },
-    /// Close listeners and connections: the lease is over.
+    /// Close listeners and connections: the lease is over, or clients can't reach this node.
     Silence,
-    /// Open the listeners again: the lease holds.
+    /// Open the listeners again: the lease holds, and clients can reach this node.
     Speak,
     /// Close everything at once, since another node has the service: then [`Reconciler::dropped`].
     Drop,
@@ -228,7 +228,9 @@ impl Reconciler {
             }
             // Another node may have it, which is not known here yet: to listen and to announce the
             // address now would take its hosts away from it.
-            Phase::Assigned { .. } if sight.lease <= now => Step::Wait(now + LEASE_LOOK),
+            Phase::Assigned { .. } if sight.lease <= now || sight.is_stranded(now) => {
+                Step::Wait(now + LEASE_LOOK)
+            }
             Phase::Assigned { epoch } => Step::Open { epoch },
             Phase::Serving { epoch, .. } if !sight.has(epoch) => Step::Drop,
             Phase::Serving { .. } if self.ends => Step::Stop(Why::Ends),
@@ -319,13 +321,23 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
         (wanted != self.view.me && self.view.is_able(wanted, now)).then_some(wanted)
     }
 
+    /// Whether clients can't reach this node, and there is no other one that they might reach.
+    fn is_stranded(&self, now: Moment) -> bool {
+        !self.is_reachable && !self.is_another_able(now)
+    }
+
+    fn is_another_able(&self, now: Moment) -> bool {
+        let mut candidates = self.view.candidates.iter();
+        candidates.any(|node| *node != self.view.me && self.view.is_able(*node, now))
+    }
+
     fn serve(&self, now: Moment, speaks: bool) -> Step {
-        let holds = now < self.lease;
+        let holds = now < self.lease && self.is_reachable;
         match self.moves_to(now) {
             Some(to) => Step::Stop(Why::Moved(to)),
-            // The others may be reached, and find it released without a wait. Alone there is nobody
-            // to give it to.
-            _ if !self.is_reachable && !self.is_alone => Step::Stop(Why::Unreachable),
+            // The others may be reached, and find it released without a wait. If there is nobody to
+            // give it to, it stays, in silence.
+            _ if !self.is_reachable && self.is_another_able(now) => Step::Stop(Why::Unreachable),
             _ if holds && !speaks => Step::Speak,
             _ if !holds && speaks => Step::Silence,
             _ if holds => Step::Wait(self.lease.min(now + LOOK_AGAIN)),

@@ -45,7 +45,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(5);
 /// How long to wait before asking again whether all connections together hold less.
 const BUDGET_RETRY: Duration = Duration::from_millis(10);
-/// How often it is asked whether the peer has its answers; nobody tells.
+/// How long a peer may take to have its answers, and how often that is asked; nobody tells.
+const ACKNOWLEDGED_TIME_MAX: Duration = Duration::from_millis(100);
 const ACKNOWLEDGED_CHECK: Duration = Duration::from_millis(1);
 
 /// How a service stops on this node.
@@ -78,7 +79,7 @@ pub async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| stop.is_stopped()) => return,
+            _ = stop.wait_for(|stop| stop.is_stopped()) => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -111,6 +112,11 @@ pub async fn accept(
                 tokio::time::sleep(BUDGET_RETRY).await;
             }
         }
+    }
+    if node.floats {
+        // Whoever connects now is not accepted, but not refused either: it shall find the other
+        // node. An error says that it is over as well.
+        let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
     }
 }
 
@@ -172,7 +178,7 @@ async fn serve(
     let finishing = async {
         if floats {
             connection.answer_all().await?;
-            acknowledged(&sender).await
+            timeout(ACKNOWLEDGED_TIME_MAX, acknowledged(&sender)).await?
         } else {
             connection.finish().await
         }
@@ -181,8 +187,8 @@ async fn serve(
         result = finishing => result,
         _ = stop.wait_for(|stop| *stop == Stop::Destroy) => return Ok(()),
     };
-    if floats && result.is_ok() {
-        // It has its answers. To close it now would tell the client before the other node is
+    if floats {
+        // It has its answers, or does not read them. To close it now would tell the client before the other node is
         // ready: the socket stays, and counts no more, until its address is gone.
         drop(slot);
         // An error says that it is over as well.
@@ -471,7 +477,12 @@ impl Connection {
             for reply in self.mailbox.take() {
                 self.out.add(reply);
             }
-            self.flush().await?;
+            if self.node.floats {
+                // Who does not read has no part in how long others wait.
+                timeout(ACKNOWLEDGED_TIME_MAX, self.flush()).await??;
+            } else {
+                self.flush().await?;
+            }
             if complete {
                 return Ok(());
             }

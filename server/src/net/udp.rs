@@ -48,14 +48,24 @@ pub async fn serve(
     // Who sends a datagram can't be known for sure: all senders of a socket share.
     let share = Share::new(Arc::clone(&node.budget), Arc::default());
     let mut buffers = vec![vec![0; DATAGRAM_BYTES_MAX]; BATCH];
+    // No new calls: what was taken is answered.
+    let mut finishes = false;
     loop {
         // Datagrams that come while too many calls are with the workers are dropped by the kernel
         // when its queue is full; clients send them again.
-        let may_read =
-            mailbox.outstanding() < CALLS_OUTSTANDING_MAX && share.has_room(mailbox.reserved());
+        let may_read = !finishes
+            && mailbox.outstanding() < CALLS_OUTSTANDING_MAX
+            && share.has_room(mailbox.reserved());
         let readable = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| stop.is_stopped()) => return Ok(()),
+            stop = stopped(&mut stop, finishes) => {
+                // A socket that is closed refuses datagrams, and clients shall find the other node.
+                if stop == Stop::Destroy || !node.floats {
+                    return Ok(());
+                }
+                finishes = true;
+                false
+            }
             () = mailbox.changed() => false,
             ready = socket.io.readable(), if may_read => {
                 ready?;
@@ -76,6 +86,15 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// Waits for the end of the service; if that has begun, for its end.
+async fn stopped(stop: &mut watch::Receiver<Stop>, finishes: bool) -> Stop {
+    let is_new = |stop: &Stop| *stop == Stop::Destroy || (stop.is_stopped() && !finishes);
+    // An error says that it is over as well.
+    stop.wait_for(is_new)
+        .await
+        .map_or(Stop::Destroy, |stop| *stop)
 }
 
 struct Socket {

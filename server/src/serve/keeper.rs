@@ -225,17 +225,30 @@ impl Keeper {
             }
             Step::Open { .. } => self.open().await?,
             Step::Silence => {
-                tracing::warn!(
-                    service = name,
-                    "the lease is over, since it can't be renewed: serving nothing until it is"
-                );
+                let holds = self.gate.as_ref().is_some_and(|gate| gate.is_open());
+                if !*self.link.borrow() {
+                    tracing::warn!(
+                        service = name,
+                        "clients can't reach this node, nor is there another one: waiting"
+                    );
+                } else if holds {
+                    tracing::warn!(
+                        service = name,
+                        "beginning anew with connections and addresses"
+                    );
+                } else {
+                    tracing::warn!(
+                        service = name,
+                        "the lease is over, since it can't be renewed: serving nothing until it is"
+                    );
+                }
                 if let Some(opened) = &mut self.opened {
-                    opened.destroy();
+                    opened.destroy().await;
                 }
                 self.reconciler.speaks(false);
             }
             Step::Speak => {
-                tracing::warn!(service = name, "the lease holds again: serving");
+                tracing::warn!(service = name, "serving again");
                 self.speak().await?;
             }
             Step::Drop => {
@@ -329,7 +342,7 @@ impl Keeper {
     /// If the storage can't be let go. Then the process ends, without a release: the others wait
     /// for its lease, and for their fence.
     async fn put_down(&mut self, reason: Reason) -> Result<(), ServeError> {
-        self.let_go();
+        self.let_go().await;
         let service = &self.slot.config.name;
         let put_down = self.storage.put_down(reason).await;
         put_down.map_err(|problem| ServeError::Storage {
@@ -346,17 +359,19 @@ impl Keeper {
     }
 
     /// Closes everything for good.
-    fn let_go(&mut self) {
+    async fn let_go(&mut self) {
         if let Some(gate) = self.gate.take() {
             self.leases.let_go(&gate);
         }
         self.slot.set_serving(None);
-        self.opened = None;
+        if let Some(mut opened) = self.opened.take() {
+            opened.destroy().await;
+        }
     }
 
     /// Gives the service back; nothing of it answers here any more.
     async fn release(&mut self, epoch: u32) {
-        self.let_go();
+        self.let_go().await;
         let Active { node, incarnation } = self.shared.services.cluster.own();
         let release = Command::Cluster(ClusterCommand::Release(Release {
             service: self.id,

@@ -75,7 +75,11 @@ pub(super) struct Open {
 impl Drop for Open {
     /// Whatever becomes of it, nothing answers any more.
     fn drop(&mut self) {
-        self.destroy();
+        // Mostly nothing, since it is destroyed before.
+        if let Some(floating) = &self.floating {
+            floating.withdraw();
+        }
+        self.close();
         for task in &self.tasks {
             task.abort();
         }
@@ -379,11 +383,18 @@ impl Open {
     }
 
     /// Closes all listeners and connections at once; nothing is answered, nothing unread is read.
-    pub(super) fn destroy(&mut self) {
+    pub(super) async fn destroy(&mut self) {
         // First, so that clients don't see how the connections end.
-        if let Some(floating) = &self.floating {
-            floating.withdraw();
+        if let Some(floating) = self.floating.clone() {
+            // Somebody else may have the kernel's lock of its network configuration.
+            let withdrawing = tokio::task::spawn_blocking(move || floating.withdraw());
+            // A panic has ended the process already.
+            let _ = withdrawing.await;
         }
+        self.close();
+    }
+
+    fn close(&mut self) {
         if let Some(stop) = self.stop.take() {
             // Nobody may be left to listen.
             let _ = stop.send(Stop::Destroy);
@@ -403,7 +414,7 @@ impl Open {
         };
         // What is not answered by then is not answered at all.
         let _ = tokio::time::timeout(time_max, drained).await;
-        self.destroy();
+        self.destroy().await;
     }
 
     /// Ends the workers, so that no change is under way any more, and brings all to disk. The gate

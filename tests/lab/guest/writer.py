@@ -3,14 +3,18 @@
 
   lab-writer FILE [PAUSE_MS]
 
-Record N is 64 bytes at 64 * N: "record N", filled up with dots, and a line's end. It is written,
+Record N is 64 bytes at 4096 * N: "record N", filled up with dots, and a line's end. It is written,
 brought to disk with fsync, and then told on standard output as "N BEGIN END", by the machine's
 wall clock in seconds. The next one follows after a pause of 20 ms. Goes on until it is killed; an
 error ends it with a line "failed ERROR".
+
+Each has a page of its own: a client writes a page from its beginning, so what a server has lost
+would come again with the next record of the page, and nobody would notice.
 """
 import errno, os, sys, time
 
 RECORD_BYTES = 64
+PAGE_BYTES = 4096
 
 
 def main():
@@ -22,7 +26,7 @@ def main():
             record = b'record %d' % number
             record = record.ljust(RECORD_BYTES - 1, b'.') + b'\n'
             began = time.time()
-            if os.pwrite(fd, record, number * RECORD_BYTES) != RECORD_BYTES:
+            if os.pwrite(fd, record, number * PAGE_BYTES) != RECORD_BYTES:
                 raise OSError(errno.EIO, 'short write')
             os.fsync(fd)
             print(f'{number} {began:.6f} {time.time():.6f}', flush=True)

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 
 use super::clock::Micros;
 use super::{Lab, Process};
@@ -24,7 +25,7 @@ pub type Mac = [u8; 6];
 #[derive(Debug)]
 pub struct Capture {
     file: PathBuf,
-    _process: Process,
+    process: Process,
 }
 
 /// A frame on the bridge.
@@ -34,7 +35,8 @@ pub struct Frame {
     pub at: Micros,
     /// Who sent it.
     pub mac: Mac,
-    /// The sender's address inside of it; that of an ARP frame is what it claims to have.
+    /// The sender's address inside of it; that of an ARP frame or a neighbour advertisement is what
+    /// it claims to have.
     pub from: IpAddr,
     /// The receiver's address inside of it.
     pub to: IpAddr,
@@ -78,14 +80,24 @@ impl Lab {
         let log = dir.join(format!("{name}.log"));
         let mut process = Process::spawn(log, &mut command)?;
         process.wait_for_line("listening on", Duration::from_secs(10))?;
-        Ok(Capture {
-            file,
-            _process: process,
-        })
+        Ok(Capture { file, process })
     }
 }
 
 impl Capture {
+    /// Ends it, so that all is in the file.
+    ///
+    /// # Errors
+    /// Frames were lost: what is not in the file may still have been sent.
+    pub fn end(&mut self) -> Result<()> {
+        self.process.signal(Signal::INT)?;
+        self.process.wait(Duration::from_secs(10))?;
+        let said = self.process.output()?;
+        let is_whole = said.contains("\n0 packets dropped by kernel");
+        ensure!(is_whole, "the capture is not whole: {said}");
+        Ok(())
+    }
+
     /// The frames so far that tests ask about; others are left out.
     pub fn frames(&self) -> Result<Vec<Frame>> {
         frames(&fs::read(&self.file)?)
@@ -109,6 +121,15 @@ impl Frame {
                 fin, rst, payload, ..
             } => fin || rst || payload > 0,
             Kind::Arp | Kind::Udp { .. } | Kind::Icmp(_) => true,
+        }
+    }
+
+    /// Whether it says that something can't be reached, whose first bytes it then has.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self.from {
+            IpAddr::V4(_) => self.kind == Kind::Icmp(3),
+            IpAddr::V6(_) => self.kind == Kind::Icmp(1),
         }
     }
 }
@@ -178,7 +199,11 @@ fn frame(at: Micros, bytes: &[u8]) -> Option<Frame> {
         [0x86, 0xdd] => {
             let length = usize::from(u16_at(inner, 4)?);
             let kind = kind(*inner.get(6)?, inner.get(40..)?, length)?;
-            (v6(inner, 8)?, v6(inner, 24)?, kind)
+            let from = match kind {
+                Kind::Icmp(ADVERTISEMENT) => v6(inner, 40 + 8)?,
+                _ => v6(inner, 8)?,
+            };
+            (from, v6(inner, 24)?, kind)
         }
         _ => return None,
     };
@@ -226,6 +251,8 @@ fn v6(bytes: &[u8], at: usize) -> Option<IpAddr> {
     Some(Ipv6Addr::from(all).into())
 }
 
+/// ICMPv6: a neighbour advertisement. In IPv4 nothing has this number.
+const ADVERTISEMENT: u8 = 136;
 const FILE_HEADER_BYTES: usize = 24;
 const RECORD_HEADER_BYTES: usize = 16;
 /// Times in microseconds, numbers in this machine's order.

@@ -1,21 +1,21 @@
 //! A cluster of three nodes, one on each host of a lab, for real clients.
 //!
-//! Owns the nodes' processes and what they read: key, configuration, and the directory that is
-//! exported. Nodes `n1` to `n3` live on hosts `s1` to `s3`, talk over the hosts' own network, and
-//! export the same directory of the machine, as a cluster file system would let them. Their state
-//! lies where it survives a power loss of the host.
+//! Owns the nodes' processes and what they read: key and configuration. Nodes `n1` to `n3` live on
+//! hosts `s1` to `s3`, talk over the hosts' own network, and export what [`Storage`] says. Their
+//! state lies where it survives a power loss of the host.
 //!
 //! It asks nodes over their control sockets who serves what, to wait for it; whether promises are
 //! kept is what clients find out.
 //!
 //! Invariant: the processes end with their guards, at the latest with the lab.
 
+mod storage;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,8 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Host, Lab, Process, havenfs_binary};
+pub use self::storage::Storage;
+use super::{Host, Lab, Process, havenfs_binary, havenfs_fault_binary};
 pub use crate::cluster::{NODES, Serving};
 use crate::cluster::{POLL, ServiceStatus, TIME_MAX, status};
 
@@ -43,12 +44,16 @@ pub struct Service {
 }
 
 /// What a cluster is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Its services.
     pub services: Vec<Service>,
     /// Whether the third node only votes.
     pub has_witness: bool,
+    /// Where their files lie.
+    pub storage: Storage,
+    /// What promise all nodes break, so that a test can see whether that would be noticed.
+    pub fault: Option<&'static str>,
 }
 
 /// Three nodes in a lab.
@@ -80,11 +85,7 @@ impl<'lab> Cluster<'lab> {
             plan,
             nodes: NODES.map(node).into(),
         };
-        for service in &cluster.plan.services {
-            fs::create_dir_all(cluster.tree(service.name))?;
-            let open = fs::Permissions::from_mode(0o777);
-            fs::set_permissions(cluster.tree(service.name), open)?;
-        }
+        cluster.make_storage()?;
         for name in NODES {
             let dir = cluster.host(name).dir();
             let key = dir.join("cluster.key");
@@ -120,13 +121,20 @@ impl<'lab> Cluster<'lab> {
             "serve"
         };
         let host = self.host(name);
-        let mut command = host.command(havenfs_binary()?)?;
+        let mut command = if let Some(fault) = self.plan.fault {
+            let mut command = host.command(havenfs_fault_binary()?)?;
+            command.env("HAVENFS_FAULT", fault);
+            command
+        } else {
+            host.command(havenfs_binary()?)?
+        };
         command.args([verb, "--config"]);
         command.arg(host.dir().join("havenfs.toml"));
         let process = host.spawn("havenfs", &mut command)?;
         let node = self.node(name)?;
         ensure!(node.process.is_none(), "{name} runs already");
         node.process = Some(process);
+        node.paused = false;
         Ok(())
     }
 
@@ -339,12 +347,6 @@ impl<'lab> Cluster<'lab> {
         Ok(value.parse()?)
     }
 
-    /// The directory of this machine that a service exports.
-    #[must_use]
-    pub fn tree(&self, service: &str) -> PathBuf {
-        self.lab.run.join("tree").join(service)
-    }
-
     /// The host of a node.
     #[must_use]
     pub fn host(&self, name: &str) -> Host<'lab> {
@@ -365,17 +367,6 @@ impl<'lab> Cluster<'lab> {
 
     fn is_witness(&self, name: &str) -> bool {
         self.plan.has_witness && name == NODES[2]
-    }
-
-    /// Mounts what a host exports; a host that boots has nothing mounted.
-    fn mount_storage(&self, name: &str) -> Result<()> {
-        for service in &self.plan.services {
-            let (tree, export) = (self.tree(service.name), service.export);
-            let tree = tree.display();
-            let line = format!("mkdir -p {export} && mount --bind {tree} {export}");
-            self.host(name).sh(&line)?;
-        }
-        Ok(())
     }
 
     fn config_text(&self, node: &str) -> Result<String> {
@@ -410,9 +401,13 @@ impl<'lab> Cluster<'lab> {
                  address_mode = \"managed\"\n\
                  interface = \"eth0\"\n\
                  exports = [\"{}:*(rw,no_root_squash)\"]\n\
-                 storage = \"cluster-fs\"\n\
-                 preferred = \"{}\"\n",
-                service.name, service.names, service.addresses, service.export, service.preferred,
+                 preferred = \"{}\"\n{}",
+                service.name,
+                service.names,
+                service.addresses,
+                service.export,
+                service.preferred,
+                self.storage_text(service),
             )?;
         }
         Ok(text)

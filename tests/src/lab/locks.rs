@@ -159,6 +159,12 @@ impl Vm<'_> {
         Ok(console.matches("SM_NOTIFY from").count())
     }
 
+    /// Whether the machine has told its servers, or tried to, that it was rebooted.
+    pub fn has_told_reboot(&self) -> Result<bool> {
+        let console = fs::read(self.dir().join("console.log"))?;
+        Ok(String::from_utf8_lossy(&console).contains("sm-notify: Sending"))
+    }
+
     /// Lets the machine hear no SM_NOTIFY from now on: what comes is taken and never read.
     pub fn drop_notices(&self) -> Result<()> {
         self.sh("kill -STOP $(pgrep -x rpc.statd)")?;

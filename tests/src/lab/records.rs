@@ -68,7 +68,10 @@ impl Records {
     /// The records that are not in the file; each string names one.
     #[must_use]
     pub fn losses(&self, file: &[u8]) -> Vec<String> {
-        let found = |number: &usize| file.get(number * RECORD_BYTES..(number + 1) * RECORD_BYTES);
+        let found = |number: &usize| {
+            let at = number * PAGE_BYTES;
+            file.get(at..at + RECORD_BYTES)
+        };
         let all = 0..self.count();
         all.filter(|number| found(number) != Some(&record(*number)[..]))
             .map(|number| format!("record {number}: {:02x?}", found(&number)))
@@ -105,6 +108,8 @@ fn record(number: usize) -> [u8; RECORD_BYTES] {
 }
 
 const RECORD_BYTES: usize = 64;
+/// Where a record is: see `tests/lab/guest/writer.py`.
+const PAGE_BYTES: usize = 4096;
 /// No test goes on for longer.
 const LIFE_MAX: Duration = Duration::from_mins(10);
 
@@ -128,9 +133,11 @@ mod tests {
     #[test]
     fn a_record_that_is_missing_or_another_is_lost() -> Result<()> {
         let records = Records::parse(LOG)?;
-        let mut file: Vec<u8> = (0..3).flat_map(record).collect();
+        let page = |number| [&record(number)[..], &[0; PAGE_BYTES - RECORD_BYTES]].concat();
+        let mut file: Vec<u8> = (0..3).flat_map(page).collect();
+        file.truncate(2 * PAGE_BYTES + RECORD_BYTES);
         assert_eq!(records.losses(&file), [""; 0]);
-        file[RECORD_BYTES] = 0;
+        file[PAGE_BYTES] = 0;
         file.pop();
         let losses = records.losses(&file);
         assert_eq!(losses.len(), 2, "{losses:?}");

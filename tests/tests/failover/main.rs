@@ -12,3 +12,5 @@ mod power;
 mod reboot;
 mod scene;
 mod services;
+mod silence;
+mod storage;

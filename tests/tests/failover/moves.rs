@@ -1,13 +1,50 @@
 //! The service is moved as an operator orders it, and by the end of a node that is told to stop.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 
 use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene};
 
 #[test]
 fn planned_moves() -> Result<()> {
-    in_scene("moves", &Setting::usual(true), moves)
+    in_scene("moves", &Setting::usual(true), |scene| {
+        // Whoever is refused pauses for seconds, also if nobody else sees a gap.
+        let knocks = scene.c2.spawn(
+            "knocks",
+            KNOCKS_TIME_MAX,
+            &format!("python3 -c \"{KNOCK}\""),
+        )?;
+        moves(scene)?;
+        let answers = knocks.output()?;
+        let connected = answers.matches("connected").count();
+        eprintln!("failover: {connected} new connections while the service moved");
+        ensure!(connected > 100, "{answers}");
+        ensure!(!answers.contains("refused"), "a client was refused");
+        Ok(())
+    })
 }
+
+/// Connects again and again to the portmapper and the MOUNT port, and says what came of it.
+const KNOCK: &str = r"
+import errno, select, socket, time
+ports = (111, 20048)
+poll, open = select.poll(), {}
+while True:
+    for port in ports:
+        s = socket.socket()
+        s.setblocking(False)
+        s.connect_ex(('nfs-service', port))
+        poll.register(s, select.POLLOUT)
+        open[s.fileno()] = (s, port, time.time())
+    time.sleep(0.01)
+    for fd, _ in poll.poll(0):
+        error = open[fd][0].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        said = {0: 'connected', errno.ECONNREFUSED: 'refused'}.get(error, error)
+        print(said, open[fd][1], flush=True)
+        poll.unregister(fd)
+        open.pop(fd)[0].close()
+";
 
 #[test]
 fn planned_moves_without_notices() -> Result<()> {
@@ -69,3 +106,6 @@ fn twenty_takeovers() -> Result<()> {
         Ok(())
     })
 }
+
+/// The test is over before.
+const KNOCKS_TIME_MAX: Duration = Duration::from_mins(2);

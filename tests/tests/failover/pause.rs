@@ -2,9 +2,9 @@
 //! service: it must find out before it says anything.
 
 use anyhow::{Result, ensure};
-use havenfs_tests::lab::cluster::host_of;
+use havenfs_tests::lab::cluster::{NODES, Plan, host_of};
 
-use crate::scene::{Expected, Scene, Setting, in_scene};
+use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene, is_caught};
 
 #[test]
 fn an_active_node_that_comes_back() -> Result<()> {
@@ -51,6 +51,30 @@ fn comes_back(scene: &mut Scene<'_>) -> Result<()> {
     )
 }
 
+/// The checks would see a node that ignores the end of its lease.
+#[test]
+fn an_active_node_that_answers_without_its_lease_is_caught() -> Result<()> {
+    let broken = Setting {
+        plan: Plan {
+            fault: Some("lease"),
+            ..Setting::usual(true).plan
+        },
+        ..Setting::usual(true)
+    };
+    in_scene("caught-lease", &broken, |scene| {
+        let outcome = scene.case(
+            "the active node is stopped, and goes on in spite of its lease",
+            Expected::Takeover,
+            |cluster, before| cluster.pause(before.node),
+            |cluster, before| {
+                cluster.resume(before.node)?;
+                cluster.wait_joined(before.node)
+            },
+        );
+        is_caught(outcome, "the old node spoke")
+    })
+}
+
 #[test]
 fn an_active_node_whose_cable_is_pulled_out() -> Result<()> {
     in_scene("unplugged", &Setting::usual(true), unplugged)
@@ -72,23 +96,29 @@ fn unplugged(scene: &mut Scene<'_>) -> Result<()> {
             cluster.wait_joined(before.node)
         },
     )?;
-    // Nobody is better off, so nothing moves; it is there again when one cable is.
+    // It is given away at once, also if no other node could have it: whoever is reached first
+    // takes it then.
     scene.case(
         "the cables to the clients are pulled out of all nodes, and one is plugged in again",
-        Expected::Any,
+        Expected::Again,
         |cluster, before| {
-            for node in cluster.others(&[]) {
+            for node in NODES {
                 lab.unplug(host_of(node))?;
             }
+            cluster.wait("the service is released", |cluster| {
+                let told = cluster.service(before.node, ALPHA.name)?;
+                told.active.is_none().then_some(())
+            })?;
             let other = cluster.others(&[before.node])[0];
             lab.plug(host_of(other))
         },
-        |cluster, _| {
-            for node in cluster.others(&[]) {
-                lab.plug(host_of(node))?;
-            }
-            ensure!(cluster.serving("alpha")?.is_some(), "nobody serves");
-            Ok(())
+        |cluster, before| {
+            let other = cluster.others(&[before.node])[0];
+            let serving = cluster.serving(ALPHA.name)?;
+            let by = serving.map(|serving| serving.node);
+            ensure!(by == Some(other), "served without a cable: {by:?}");
+            let mut nodes = cluster.others(&[other]).into_iter();
+            nodes.try_for_each(|node| lab.plug(host_of(node)))
         },
     )
 }

@@ -1,9 +1,9 @@
 //! The active node's process or its host ends without a word.
 
 use anyhow::Result;
-use havenfs_tests::lab::cluster::{Cluster, Serving};
+use havenfs_tests::lab::cluster::{Cluster, Plan, Serving};
 
-use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene};
+use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene, is_caught};
 
 #[test]
 fn death_of_the_active_node() -> Result<()> {
@@ -36,6 +36,29 @@ fn deaths(scene: &mut Scene<'_>) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The checks would see a node that answers writes before it has done them.
+#[test]
+fn writes_that_are_answered_too_early_are_caught() -> Result<()> {
+    let broken = Setting {
+        plan: Plan {
+            fault: Some("fsync"),
+            ..Setting::usual(true).plan
+        },
+        ..Setting::usual(true)
+    };
+    in_scene("caught-fsync", &broken, |scene| {
+        scene.case(
+            "kill -9 of the active node, which owes writes",
+            Expected::Takeover,
+            |cluster, before| cluster.kill(before.node),
+            |cluster, before| cluster.restart(before.node),
+        )?;
+        // The new node owes writes as well, and may do them.
+        scene.end_writing()?;
+        is_caught(scene.nothing_is_lost(), "acknowledged, but lost")
+    })
 }
 
 /// Has the service served by the node that leads, or by one that follows.

@@ -1,5 +1,6 @@
 //! A client that holds locks is rebooted while nobody serves: its locks end, and only then.
 
+use std::thread;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -20,14 +21,23 @@ fn client_reboots_while_nobody_serves() -> Result<()> {
         scene.holder_still_has_its_lock()?;
 
         scene.cluster.kill(other)?;
-        scene.c1.reset()?;
-        let back = Instant::now();
-        scene.cluster.restart(other)?;
-        scene.cluster.restart(active)?;
-        scene.cluster.wait_serving(ALPHA.name, |_| true)?;
+        let (c1, cluster) = (scene.c1, &mut scene.cluster);
+        let back = thread::scope(|scope| {
+            let booting = scope.spawn(|| c1.reset());
+            cluster.wait("the client says that it was rebooted", |_| {
+                c1.has_told_reboot().is_ok_and(|told| told).then_some(())
+            })?;
+            cluster.restart(other)?;
+            cluster.restart(active)?;
+            cluster.wait_serving(ALPHA.name, |_| true)?;
+            let back = Instant::now();
+            let panicked = |panic| std::panic::resume_unwind(panic);
+            booting.join().unwrap_or_else(panicked)?;
+            Ok::<_, anyhow::Error>(back)
+        })?;
         scene.waiter_is_served()?;
         eprintln!(
-            "failover: the waiter was served {:?} after the holder's machine was back",
+            "failover: the waiter was served {:?} after the service was back",
             back.elapsed()
         );
         scene.kernels_do_not_complain()

@@ -4,20 +4,19 @@
 //! Owns the order of a [`Scene::case`]: what is looked at before, during and after, and the line of
 //! figures that it prints. What happens is the tests' business.
 
-use std::fs;
-use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use havenfs_tests::cluster::LEASE_TIME;
-use havenfs_tests::lab::capture::{Capture, Frame, Kind, mac_of};
+use anyhow::{Context as _, Result, ensure};
+use havenfs_tests::lab::capture::Capture;
 use havenfs_tests::lab::clock::Micros;
-use havenfs_tests::lab::cluster::{Cluster, Plan, Service, Serving, host_of};
+use havenfs_tests::lab::cluster::{Cluster, Plan, Service, Serving};
 use havenfs_tests::lab::locks::{Actor, Lock, Locker};
 use havenfs_tests::lab::records::{Records, wait_for_records};
 use havenfs_tests::lab::site::in_lab;
 use havenfs_tests::lab::{Lab, Machine, Process, Vm};
+
+use crate::silence::Silence;
 
 /// The service that most tests are about.
 pub(crate) const ALPHA: Service = Service {
@@ -46,7 +45,7 @@ impl Setting {
         Self {
             plan: Plan {
                 services: vec![ALPHA],
-                has_witness: false,
+                ..Plan::default()
             },
             has_notices,
             mounted: "nfs-service",
@@ -59,7 +58,7 @@ impl Setting {
 pub(crate) struct Scene<'s> {
     pub(crate) lab: &'s Lab,
     pub(crate) cluster: Cluster<'s>,
-    setting: Setting,
+    pub(crate) setting: Setting,
     /// Holds locks and writes.
     pub(crate) c1: &'s Vm<'s>,
     /// Wants them.
@@ -73,7 +72,9 @@ pub(crate) struct Scene<'s> {
     /// How many cases there were.
     cases: u64,
     writer: Process,
-    capture: Capture,
+    pub(crate) capture: Capture,
+    /// Of the node that lost the service last.
+    pub(crate) silence: Option<Silence>,
 }
 
 /// What a case is to do to the service.
@@ -132,6 +133,7 @@ pub(crate) fn in_scene(
             holder,
             fresh,
             cases: 0,
+            silence: None,
         };
         wait_for_records(&scene.writer, SOME, START_TIME_MAX)?;
         let outcome = test(&mut scene);
@@ -139,8 +141,23 @@ pub(crate) fn in_scene(
             eprintln!("{}\n{}", c1.console_tail(), c2.console_tail());
             return Err(error);
         }
+        if setting.plan.fault.is_some() {
+            return Ok(());
+        }
+        scene.capture.end()?;
+        scene.silence_goes_on()?;
         scene.nothing_is_lost()
     })
+}
+
+/// The checks are checked: this must fail, and say these words.
+pub(crate) fn is_caught(outcome: Result<()>, words: &str) -> Result<()> {
+    let error = outcome.err().context("nobody has noticed")?;
+    let said = format!("{error:#}");
+    ensure!(said.contains(words), "something else was noticed: {said}");
+    let first: String = said.chars().take(CAUGHT_SHOWN).collect();
+    eprintln!("failover: caught: {first}");
+    Ok(())
 }
 
 impl<'s> Scene<'s> {
@@ -166,6 +183,7 @@ impl<'s> Scene<'s> {
         put_right: impl FnOnce(&mut Cluster<'s>, Serving) -> Result<()>,
     ) -> Result<()> {
         let before = self.cluster.wait_serving(ALPHA.name, |_| true)?;
+        self.silence_goes_on()?;
         let notices = self.c1.notices()?;
         must_not(&self.contender, HELD)?;
         self.waiter.ask_blocked(HELD)?;
@@ -238,7 +256,9 @@ impl<'s> Scene<'s> {
         if expected == Expected::Nothing {
             ensure!(after == before, "{before:?}, {after:?}");
         }
-        self.old_node_is_silent(expected, before, after, began)?;
+        if before.node != after.node {
+            self.old_node_is_silent(expected, before, after, began)?;
+        }
         self.kernels_do_not_complain()
     }
 
@@ -285,67 +305,6 @@ impl<'s> Scene<'s> {
         }
     }
 
-    /// Since the new node speaks for the service's address, the old one does not.
-    fn old_node_is_silent(
-        &self,
-        expected: Expected,
-        before: Serving,
-        after: Serving,
-        began: Micros,
-    ) -> Result<()> {
-        if before.node == after.node {
-            return Ok(());
-        }
-        let address = self.address()?;
-        let frames = self.capture.frames()?;
-        let (old, new) = (mac_of(host_of(before.node)), mac_of(host_of(after.node)));
-        let of = |mac| {
-            let all = frames.iter();
-            all.filter(move |frame| {
-                frame.mac == mac && frame.from == address && frame.at >= began && frame.speaks()
-            })
-        };
-        let first = of(new)
-            .next()
-            .context("the new node said nothing by the service's address")?;
-        // The lease, too, is over for the old node.
-        let lease_us = i64::try_from(LEASE_TIME.as_micros())?;
-        let from = match expected {
-            Expected::Takeover => first.at.min(began + lease_us),
-            _ => first.at,
-        };
-        let ends = of(old).filter(|frame| {
-            let is_end = |kind| matches!(kind, Kind::Tcp { fin, rst, .. } if fin || rst);
-            frame.at < from && is_end(frame.kind)
-        });
-        let since = |frame: &Frame| (frame.at - began) / 1000;
-        let ends: Vec<_> = ends.map(|frame| (since(frame), frame)).collect();
-        for (ms, frame) in &ends {
-            eprintln!("  the old node after {ms} ms: {frame}");
-        }
-        eprintln!("  the new node first after {} ms: {first}", since(first));
-        let late: Vec<_> = of(old).filter(|frame| frame.at >= from).collect();
-        if let Some(frame) = late.first() {
-            bail!(
-                "the old node spoke {} times after it had lost the service, first after {} ms: \
-                 {frame}",
-                late.len(),
-                since(frame)
-            );
-        }
-        Ok(())
-    }
-
-    /// The address that clients use.
-    fn address(&self) -> Result<IpAddr> {
-        let service = self.setting.plan.services.first().context("a service")?;
-        let is_v6 = self.setting.options.contains("tcp6");
-        let mut addresses = service.addresses.iter();
-        let address = addresses.find(|address| address.contains(':') == is_v6);
-        let (address, _) = address.and_then(|it| it.split_once('/')).context("one")?;
-        Ok(address.parse()?)
-    }
-
     fn read_clocks(&self) -> Result<()> {
         self.here.read_clock()?;
         self.there.read_clock()
@@ -377,10 +336,30 @@ impl<'s> Scene<'s> {
         Ok(())
     }
 
-    /// Every record that was acknowledged is in the file.
-    fn nothing_is_lost(self) -> Result<()> {
+    /// Ends the writing, and waits until the file is as long as it has to be.
+    pub(crate) fn end_writing(&mut self) -> Result<()> {
+        self.writer.kill()?;
         let records = Records::of(&self.writer)?;
-        let file = fs::read(self.cluster.tree(ALPHA.name).join("journal"))?;
+        let deadline = Instant::now() + START_TIME_MAX;
+        loop {
+            let file = self.cluster.file_in_the_end(ALPHA.name, "journal")?;
+            if !records
+                .losses(&file)
+                .iter()
+                .any(|loss| loss.ends_with("None"))
+            {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the file stays too short");
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Every record that was acknowledged is in the file. Nothing happens after that.
+    pub(crate) fn nothing_is_lost(&mut self) -> Result<()> {
+        // What is answered from now on may come too late to be in the file.
+        let records = Records::of(&self.writer)?;
+        let file = self.cluster.file_in_the_end(ALPHA.name, "journal")?;
         let losses = records.losses(&file);
         eprintln!("failover: {} records were acknowledged", records.count());
         ensure!(losses.is_empty(), "acknowledged, but lost: {losses:#?}");
@@ -435,6 +414,8 @@ fn now() -> Micros {
     since.map_or(0, |since| since.as_micros() as Micros)
 }
 
+/// How much is shown of what was caught.
+const CAUGHT_SHOWN: usize = 300;
 const LOCKED: &str = "/mnt/locked";
 const JOURNAL: &str = "/mnt/journal";
 /// The lock that all is about.

@@ -19,7 +19,7 @@ fn active_active() -> Result<()> {
     let setting = Setting {
         plan: Plan {
             services: vec![ALPHA, BETA],
-            has_witness: false,
+            ..Plan::default()
         },
         ..Setting::usual(true)
     };
@@ -54,7 +54,7 @@ fn active_active() -> Result<()> {
         ensure!(last.epoch == after.epoch + 1, "{after:?}, {last:?}");
         wait_for_records(&writer, SOME, RECONNECT_TIME_MAX)?;
         let records = Records::of(&writer)?;
-        let file = std::fs::read(scene.cluster.tree(BETA.name).join("journal"))?;
+        let file = scene.cluster.file_in_the_end(BETA.name, "journal")?;
         let losses = records.losses(&file);
         ensure!(losses.is_empty(), "acknowledged, but lost: {losses:#?}");
         drop(writer);
@@ -73,7 +73,7 @@ fn over_ipv6() -> Result<()> {
     let setting = Setting {
         plan: Plan {
             services: vec![BOTH],
-            has_witness: false,
+            ..Plan::default()
         },
         mounted: "nfs-service6",
         options: "vers=3,proto=tcp6,mountproto=tcp6",

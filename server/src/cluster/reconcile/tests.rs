@@ -215,6 +215,7 @@ fn what_cannot_be_opened_is_released_and_left_to_others_for_longer_each_time() {
 fn a_node_that_clients_can_not_reach_gives_it_away_and_takes_nothing() {
     let mut scene = Scene::serving();
     scene.is_reachable = false;
+    scene.other_seen = Some((1, at(5000)));
     assert_eq!(scene.poll(5100), Step::Stop(Why::Unreachable));
     scene.reconciler.stopped();
     assert_eq!(scene.poll(5101), Step::Release { epoch: 1 });
@@ -229,6 +230,30 @@ fn a_node_that_clients_can_not_reach_gives_it_away_and_takes_nothing() {
     assert_eq!(scene.poll(9000), Step::Wait(at(10_000)));
     scene.is_reachable = true;
     assert!(matches!(scene.poll(9001), Step::Take { .. }));
+}
+
+#[test]
+fn with_nobody_to_give_it_to_it_stays_in_silence_until_the_cable_is_back() {
+    let mut scene = Scene::serving();
+    scene.is_reachable = false;
+    assert_eq!(scene.poll(8000), Step::Silence);
+    scene.reconciler.speaks(false);
+    scene.lease = at(9500);
+    assert_eq!(scene.poll(8300), Step::Wait(at(8320)));
+    scene.is_reachable = true;
+    assert_eq!(scene.poll(8400), Step::Speak);
+}
+
+#[test]
+fn what_is_assigned_is_not_opened_without_a_cable_if_there_is_nobody_else() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.lease = at(9000);
+    scene.is_reachable = false;
+    assert_eq!(scene.poll(8000), Step::Wait(at(8020)));
+    scene.is_reachable = true;
+    assert_eq!(scene.poll(8020), Step::Open { epoch: 1 });
 }
 
 #[test]

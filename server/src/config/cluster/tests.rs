@@ -66,7 +66,7 @@ fn a_service_may_have_commands_for_its_storage() {
 
 #[test]
 fn without_a_cluster_there_is_nobody_to_fence() {
-    let alone = "[[service]]\nname = 'a'\naddresses = ['192.0.2.1']\nexports = ['/srv *(rw)']\n";
+    let alone = "[[service]]\nname = 'a'\naddresses = ['192.0.2.1']\nexports = ['/srv:*(rw)']\n";
     let commands = "takeover_command = ['/bin/mount']\nrelease_command = ['/bin/umount']\n";
     let config = read(&format!("{alone}{commands}")).unwrap();
     assert!(config.services[0].hooks.release.is_some());

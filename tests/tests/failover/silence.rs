@@ -1,0 +1,119 @@
+//! A node that has lost the service says nothing more by its address: nothing that ends a
+//! connection, answers, or sends clients to where the service is no longer.
+//!
+//! Judged by the capture of the data segment, where the card that sent a frame tells the node.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use havenfs_tests::cluster::LEASE_TIME;
+use havenfs_tests::lab::capture::{Frame, Kind, mac_of};
+use havenfs_tests::lab::clock::Micros;
+use havenfs_tests::lab::cluster::{Serving, host_of};
+
+use crate::scene::{ALPHA, Expected, Scene};
+
+/// Who must say nothing since when, as long as this epoch lasts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    node: &'static str,
+    since: Micros,
+    epoch: u64,
+}
+
+impl Scene<'_> {
+    /// Judges what was sent since a case began, in which the service went to another node.
+    pub(crate) fn old_node_is_silent(
+        &mut self,
+        expected: Expected,
+        before: Serving,
+        after: Serving,
+        began: Micros,
+    ) -> Result<()> {
+        let address = self.address()?;
+        let frames = self.capture.frames()?;
+        let of = |node, frame: &&Frame| frame.mac == mac_of(host_of(node)) && frame.speaks();
+        let by_address = |frame: &&Frame| frame.from == address;
+        let old: Vec<&Frame> = frames.iter().filter(|it| of(before.node, it)).collect();
+        let is_seen = old.iter().any(|it| it.at < began && by_address(it));
+        ensure!(is_seen, "the capture does not show the old node at all");
+        let mut new = frames.iter().filter(|it| of(after.node, it));
+        let first = new
+            .find(|it| it.at >= began && by_address(it))
+            .context("the new node said nothing by the service's address")?;
+        let since = match expected {
+            // The lease, too, is over for the old node: before that of others who wait for it.
+            Expected::Takeover => {
+                let lease_us = Micros::try_from(LEASE_TIME.as_micros())?;
+                let margin_us = Micros::try_from(MARGIN.as_micros())?;
+                (first.at - margin_us).min(began + lease_us)
+            }
+            _ => first.at,
+        };
+        let ms = |frame: &Frame| (frame.at - began) / 1000;
+        for frame in old.iter().filter(|it| it.at >= began && it.at < since) {
+            let is_end = match frame.kind {
+                // What is asked there ends its connection itself.
+                Kind::Tcp { port, fin, rst, .. } => rst || fin && !SHORT_PORTS.contains(&port),
+                _ => false,
+            };
+            if by_address(frame) && is_end || frame.is_unreachable() {
+                eprintln!("  the old node after {} ms: {frame}", ms(frame));
+                // A process that is killed can't help it.
+                ensure!(expected != Expected::Move, "a client was turned away");
+            }
+        }
+        eprintln!("  the new node first after {} ms: {first}", ms(first));
+        let epoch = after.epoch;
+        let node = before.node;
+        self.silence = Some(Silence { node, since, epoch });
+        self.silence_goes_on()
+    }
+
+    /// Judges what was sent since by the node that lost the service last, if it has not got it
+    /// back.
+    pub(crate) fn silence_goes_on(&self) -> Result<()> {
+        let Some(Silence { node, since, epoch }) = self.silence else {
+            return Ok(());
+        };
+        let serving = self.cluster.serving(ALPHA.name)?;
+        if serving.is_none_or(|serving| serving.epoch != epoch) {
+            return Ok(());
+        }
+        let address = self.address()?;
+        let mac = mac_of(host_of(node));
+        let frames = self.capture.frames()?;
+        let late: Vec<&Frame> = frames
+            .iter()
+            .filter(|it| it.mac == mac && it.at >= since && it.speaks())
+            // An error by the node's own address is heard by a client as well.
+            .filter(|it| it.from == address || it.is_unreachable() && it.to != address)
+            .collect();
+        if let Some(frame) = late.first() {
+            bail!(
+                "the old node spoke {} times after it had lost the service, first after {} ms: \
+                 {frame}",
+                late.len(),
+                (frame.at - since) / 1000
+            );
+        }
+        Ok(())
+    }
+
+    /// The address that clients use.
+    fn address(&self) -> Result<IpAddr> {
+        let service = self.setting.plan.services.first().context("a service")?;
+        let is_v6 = self.setting.options.contains("tcp6");
+        let mut addresses = service.addresses.iter();
+        let address = addresses.find(|address| address.contains(':') == is_v6);
+        let (address, _) = address.and_then(|it| it.split_once('/')).context("one")?;
+        Ok(address.parse()?)
+    }
+}
+
+/// The ports of the portmapper and of MOUNT.
+const SHORT_PORTS: [u16; 2] = [111, 20048];
+/// How much earlier than the new node's first word the lease of the old one is over: half of the
+/// margin that others wait. The rest is for what was answered in time, but sent a little later.
+const MARGIN: Duration = Duration::from_millis(25);
