@@ -232,8 +232,10 @@ impl World {
     fn fence(&mut self, n: usize, s: usize, id: ServiceId, epoch: u32) -> bool {
         let service = self.nodes[n].state.service(id);
         let nodes = service.map_or_else(Vec::new, |service| service.unfenced().collect());
-        if !nodes.is_empty() && self.percent(40) {
+        // That is a fault as others are.
+        if !nodes.is_empty() && !self.settles && self.percent(40) {
             self.count("fences that failed");
+            self.say(|_| format!("n{n} s{s}: the fence of {nodes:?} fails"));
             return false;
         }
         for m in 0..self.nodes.len() {
