@@ -254,7 +254,7 @@ impl Keeper {
             Step::Drop => {
                 tracing::warn!(service = name, "another node serves it now");
                 // The storage is let go before the service can be taken again.
-                self.let_go();
+                self.let_go().await;
                 self.reconciler.dropped();
             }
             Step::Stop(why) => {
