@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "the one place where raw system calls are made")]
 
 use std::ffi::{CStr, c_int, c_long};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -234,6 +235,33 @@ pub fn set_umask_of_child(command: &mut Command, mask: u32) {
     };
     // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe;
     // it takes no memory and no lock.
+    unsafe {
+        command.pre_exec(set);
+    }
+}
+
+/// Has the kernel kill a child process when the thread that starts it ends, and with it at the
+/// latest when this process does. Not what the child starts; and a program with a set-user-ID bit
+/// or capabilities of its own escapes.
+pub fn end_child_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let set = move || {
+        // SAFETY: prctl(2) with this option takes a number and touches no memory.
+        let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // A parent that has died before is not told of; the child has another one by now.
+        // SAFETY: getppid(2) has no failure and touches no memory.
+        let now = unsafe { libc::getppid() };
+        if u32::try_from(now) == Ok(parent) {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, which are
+    // async-signal-safe; its errors are numbers, so it takes no memory and no lock.
     unsafe {
         command.pre_exec(set);
     }

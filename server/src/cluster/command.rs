@@ -236,13 +236,19 @@ pub enum ServiceCommand {
         /// Connections that are open no more.
         went: Vec<Connection>,
     },
-    /// These nodes can't write to the service's storage any more: the fence has succeeded, an
-    /// operator has made sure, or the storage needs no fence.
+    /// These nodes can't write to the service's storage any more: the fence has succeeded, or an
+    /// operator has made sure.
     Fenced {
         /// The epoch in which that was so.
         epoch: u32,
         /// Which nodes.
         nodes: Vec<NodeId>,
+    },
+    /// Nothing but a fence keeps the active node from writing to the service's storage, which it
+    /// has not touched yet.
+    NeedsFence {
+        /// Its epoch.
+        epoch: u32,
     },
 }
 
@@ -265,6 +271,7 @@ impl ServiceCommand {
             | Self::SetHandle { epoch, .. }
             | Self::Connections { epoch, .. }
             | Self::Fenced { epoch, .. }
+            | Self::NeedsFence { epoch }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

@@ -17,6 +17,8 @@
 //!                    another node has it
 //! ```
 //!
+//! Storage that may be up on this node is let go before it stands by: `LetGo`.
+//!
 //! # If the node dies
 //!
 //! - In standby: it has nothing.
@@ -63,6 +65,9 @@ pub enum Step {
         /// The epoch that this node had.
         epoch: u32,
     },
+    /// Let the storage go, if it is up, which it may be from an earlier life, or since it could not
+    /// be let go when it was lost. Nothing else is to be done here before that has succeeded.
+    LetGo,
     /// Nothing before this moment, unless the state or the lease change.
     Wait(Moment),
     /// Nothing any more: the process ends.
@@ -116,6 +121,8 @@ pub struct Sight<'a, S> {
     pub is_alone: bool,
     /// Whether clients can reach this node, as far as it can know.
     pub is_reachable: bool,
+    /// Whether the storage may be up on this node.
+    pub may_be_up: bool,
 }
 
 impl Default for Reconciler {
@@ -215,6 +222,10 @@ impl Reconciler {
             Phase::StandBy if self.ends => Step::End,
             Phase::StandBy => self.stand_by(now, sight),
             Phase::Assigned { epoch } if !sight.has(epoch) => Step::Drop,
+            // It waits for a fence, which another node may be better at.
+            Phase::Assigned { .. } if let Some(to) = sight.moves_to(now) => {
+                Step::Stop(Why::Moved(to))
+            }
             // Another node may have it, which is not known here yet: to listen and to announce the
             // address now would take its hosts away from it.
             Phase::Assigned { .. } if sight.lease <= now || sight.is_stranded(now) => {
@@ -234,12 +245,18 @@ impl Reconciler {
         now: Moment,
         sight: Sight<'_, S>,
     ) -> Step {
+        let service = sight.service();
+        let active = service.and_then(ServiceState::active);
+        // What it has it takes again anyway. Alone there is nobody whom it could be in the way of.
+        let is_mine = active.is_some_and(|active| active.node == sight.view.me);
+        if sight.may_be_up && !is_mine && !sight.is_alone {
+            return Step::LetGo;
+        }
         let Some(joined) = sight.joined else {
             return Step::Wait(now + JOIN_AGAIN);
         };
-        let service = sight.service();
         let expected_epoch = service.map_or(0, ServiceState::epoch);
-        match service.and_then(ServiceState::active) {
+        match active {
             // This life has nothing open, so what it was given must be begun anew.
             Some(active) if active == sight.own() => {
                 let after = None;
@@ -298,6 +315,12 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
             .is_some_and(|service| service.epoch() == epoch && service.active() == Some(self.own()))
     }
 
+    /// Where an operator wants it, if it can go there now.
+    fn moves_to(&self, now: Moment) -> Option<NodeId> {
+        let wanted = self.service().and_then(ServiceState::wanted)?;
+        (wanted != self.view.me && self.view.is_able(wanted, now)).then_some(wanted)
+    }
+
     /// Whether clients can't reach this node, and there is no other one that they might reach.
     fn is_stranded(&self, now: Moment) -> bool {
         !self.is_reachable && !self.is_another_able(now)
@@ -310,11 +333,8 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
 
     fn serve(&self, now: Moment, speaks: bool) -> Step {
         let holds = now < self.lease && self.is_reachable;
-        let wanted = self.service().and_then(ServiceState::wanted);
-        match wanted {
-            Some(to) if to != self.view.me && self.view.is_able(to, now) => {
-                Step::Stop(Why::Moved(to))
-            }
+        match self.moves_to(now) {
+            Some(to) => Step::Stop(Why::Moved(to)),
             // The others may be reached, and find it released without a wait. If there is nobody to
             // give it to, it stays, in silence.
             _ if !self.is_reachable && self.is_another_able(now) => Step::Stop(Why::Unreachable),

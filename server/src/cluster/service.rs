@@ -26,13 +26,19 @@
 //! locks, because the operator says that a state directory was lost or is old, is there the classic
 //! grace: until it ends only reclaims are granted, and what was not reclaimed is gone then.
 //!
-//! A node that loses the service without having released it is *unfenced*: it may still write to
-//! the storage. It stays so across later assignments, whoever dies meanwhile, until a fence is
-//! known to have succeeded ([`ServiceCommand::Fenced`]) or the node has the service again itself,
-//! since then what it may still write is in its own cache. A release by another node says nothing
-//! about it. This is noted for every service, whatever its storage is: that is configuration, which
-//! is not replicated and may differ between nodes for a while, and all nodes must make the same of
-//! the log. What an unfenced node means is for the node that opens the service to say.
+//! A node that has the storage open, and loses the service without having released it, is
+//! *unfenced*: it may still write. Whether anything but a fence keeps it from that is
+//! configuration, which is not replicated and may differ between nodes for a while, and all nodes
+//! must make the same of the log. So the log is told: a node whose storage needs a fence says so in
+//! its epoch ([`ServiceCommand::NeedsFence`]), before it touches the storage. From then on it stays
+//! on a list, across later assignments and whoever dies meanwhile, until a fence is known to have
+//! succeeded ([`ServiceCommand::Fenced`]) or it releases the service itself; a release by another
+//! node says nothing about it. While it has the service it need not be fenced.
+//!
+//! What a node is on the list for is therefore what it said itself: a node without a fence is
+//! never on it, and can't take others off it, so that a configuration may change from one to the
+//! other node by node. Those who fence do so for all that had the storage with a fence, and for
+//! nobody who was lost long ago without one. But a node that has no fence yet waits for none.
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -78,9 +84,9 @@ impl Default for Completeness {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServiceState {
     service: Service,
-    /// Who lost it without a release and was not fenced since, in the order of the losses. Each is
-    /// there once, and the active node is not.
-    unfenced: Vec<NodeId>,
+    /// Who may write to its storage, where a fence is needed: it has said so, and has neither
+    /// released the service nor was it fenced since. In that order, each once.
+    writers: Vec<NodeId>,
     table: LockTable,
     handles: OrdMap<u64, HandleEntry>,
     connections: OrdSet<Connection>,
@@ -216,7 +222,18 @@ impl ServiceState {
                 Outcome::Done
             }
             ServiceCommand::Fenced { nodes, .. } => {
-                self.unfenced.retain(|node| !nodes.contains(node));
+                let active = self.service.active.map(|active| active.node);
+                self.writers
+                    .retain(|node| !nodes.contains(node) || Some(*node) == active);
+                Outcome::Done
+            }
+            ServiceCommand::NeedsFence { .. } => {
+                // If it was released meanwhile, nothing of it is open.
+                if let Some(active) = self.service.active
+                    && !self.writers.contains(&active.node)
+                {
+                    self.writers.push(active.node);
+                }
                 Outcome::Done
             }
         }
@@ -233,13 +250,6 @@ impl ServiceState {
     /// this very place: the next assignment begins another one. The connections stay as well: they
     /// are over, and whom they were with is to be woken.
     pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
-        if let Some(lost) = self.service.active
-            && !self.unfenced.contains(&lost.node)
-        {
-            self.unfenced.push(lost.node);
-        }
-        // It is fenced by nobody, least of all by itself.
-        self.unfenced.retain(|node| *node != active.node);
         let service = &mut self.service;
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
@@ -261,6 +271,7 @@ impl ServiceState {
             return Outcome::EarlierEpoch;
         }
         service.active = None;
+        self.writers.retain(|node| *node != active.node);
         Outcome::Done
     }
 
@@ -336,9 +347,11 @@ impl ServiceState {
         self.service.active
     }
 
-    /// The nodes that may still write to its storage, if nothing but a fence keeps them from it.
-    pub fn unfenced(&self) -> &[NodeId] {
-        &self.unfenced
+    /// The nodes that may still write to its storage, since nothing but a fence keeps them from it.
+    pub fn unfenced(&self) -> impl Iterator<Item = NodeId> {
+        let active = self.service.active.map(|active| active.node);
+        let writers = self.writers.iter().copied();
+        writers.filter(move |node| Some(*node) != active)
     }
 
     /// Where an operator wants it.
@@ -390,12 +403,12 @@ impl ServiceState {
     }
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
-    /// nodes are unfenced, the rows of the lock table, those of the handle table, and the
+    /// nodes may write, the rows of the lock table, those of the handle table, and the
     /// connections, each with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
-        write_row(out, &mut buffer, &self.unfenced)?;
+        write_row(out, &mut buffer, &self.writers)?;
         for record in self.table.records() {
             write_row(out, &mut buffer, &record)?;
         }
@@ -412,7 +425,7 @@ impl ServiceState {
     pub(super) fn read(input: &mut impl Read, is_current: bool) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let unfenced = if is_current {
+        let writers = if is_current {
             read_row(input, &mut buffer)?.ok_or_else(damaged)?
         } else {
             Vec::new()
@@ -429,7 +442,7 @@ impl ServiceState {
         };
         Ok(Self {
             service,
-            unfenced,
+            writers,
             table,
             handles,
             connections,
@@ -453,7 +466,7 @@ impl ServiceState {
                 wanted: None,
                 completeness: lone.completeness,
             },
-            unfenced: Vec::new(),
+            writers: Vec::new(),
             table: read_table(input, &mut buffer)?,
             handles: OrdMap::new(),
             connections: OrdSet::new(),

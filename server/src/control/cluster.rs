@@ -65,10 +65,10 @@ fn one(
     let takeover = slot.and_then(|slot| slot.takeover());
     let is_kept = services.config.cluster.is_some();
     let needs_fence = slot.is_some_and(|slot| slot.config.hooks.fence.is_some());
-    // Where nothing is fenced it means nothing, and is forgotten at the next occasion.
+    // Where nothing is fenced it is of no concern.
     let unfenced = service.filter(|_| needs_fence).map(|service| {
-        let nodes = service.unfenced().iter();
-        let names = nodes.map(|node| services.cluster.name_of(*node));
+        let nodes = service.unfenced();
+        let names = nodes.map(|node| services.cluster.name_of(node));
         names.collect::<Vec<_>>()
     });
     json!({
@@ -197,7 +197,7 @@ async fn confirm_fence(services: &Arc<Services>, words: &str) -> Result<Value, V
         let service = found.and_then(|id| Some((id, state.service(id)?)));
         let (id, service) =
             service.ok_or_else(|| error(format!("the cluster has no service `{name}`")))?;
-        let all = service.unfenced().to_vec();
+        let all: Vec<NodeId> = service.unfenced().collect();
         let mut nodes = all.clone();
         nodes.retain(|one| node.is_none_or(|node| name_of(one) == node));
         (id, service.epoch(), nodes, all)

@@ -10,16 +10,23 @@
 //!   since the child is waited for only afterwards. (What a command that has ended by itself left
 //!   running is left alone: it may have started a daemon on purpose.)
 //! - What the command says is bounded, and its pipe never fills up while it runs.
-//! - A child that can't be killed, because the kernel waits for a disk, is left after a while.
+//! - One that can't be killed, because the kernel waits for a disk or it runs as somebody else, is
+//!   left after a while, as a [`Remnant`] that knows whether it still runs. Its number stays its
+//!   own until then, since it is not waited for before all of its group have ended.
+//! - A child dies with this process. What the child has started does not: the kernel tells nobody
+//!   but the child.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, PipeReader, Read as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::backend::sys;
@@ -87,6 +94,9 @@ pub(super) enum HookError {
     /// It was not needed any more, and was killed.
     #[error("{0} was ended early, since it was not needed any more")]
     CutShort(String),
+    /// It was to end, and can't be killed: it may still do what it was told to do.
+    #[error("{0}")]
+    StillRuns(Arc<Remnant>),
 }
 
 impl HookError {
@@ -96,7 +106,7 @@ impl HookError {
             Self::Exited { said, .. } | Self::Killed { said, .. } | Self::TooSlow { said, .. } => {
                 Some(said)
             }
-            Self::System { .. } | Self::CutShort(_) => None,
+            Self::System { .. } | Self::CutShort(_) | Self::StillRuns(_) => None,
         }
     }
 }
@@ -139,11 +149,53 @@ impl fmt::Display for Said {
     }
 }
 
+/// A command that could not be ended.
+#[derive(Debug)]
+pub(super) struct Remnant {
+    title: String,
+    id: Pid,
+    /// None: it has ended.
+    running: Mutex<Option<Running>>,
+}
+
+impl Remnant {
+    /// Whether it has ended meanwhile, with all that it had started.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_ended = running.as_mut().is_none_or(Running::is_gone);
+        if let Some(mut ended) = running.take_if(|_| has_ended) {
+            // It has ended, so this neither waits nor tells anything.
+            let _ = ended.child.wait();
+        }
+        has_ended
+    }
+}
+
+impl fmt::Display for Remnant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (title, id) = (&self.title, self.id.as_raw_pid());
+        write!(
+            f,
+            "{title} was to be ended and can't be killed: process {id}, or what it has started, \
+             still runs"
+        )
+    }
+}
+
 /// Runs a command to its end, which comes early if `cut_short` becomes true.
 ///
 /// # Errors
 /// If it has not succeeded.
 pub(super) fn run(hook: &Hook, cut_short: &AtomicBool) -> Result<Said, HookError> {
+    run_with(hook, cut_short, kill_process_group)
+}
+
+/// The same, with something that sends a signal to a process group.
+fn run_with(
+    hook: &Hook,
+    cut_short: &AtomicBool,
+    signal: impl Fn(Pid, Signal) -> Result<(), Errno>,
+) -> Result<Said, HookError> {
     let failed = |step| {
         move |source| HookError::System {
             title: hook.title.clone(),
@@ -155,44 +207,46 @@ pub(super) fn run(hook: &Hook, cut_short: &AtomicBool) -> Result<Said, HookError
     let mut running = Running::start(hook).map_err(failed("start"))?;
     let deadline = Instant::now() + hook.time_max;
     let is_over = || cut_short.load(Ordering::Acquire) || Instant::now() >= deadline;
-    let ended = running.wait(is_over).map_err(failed("wait for"))?;
-    if !ended {
-        running.kill_all().map_err(failed("end"))?;
+    let ended = running.wait(is_over);
+    if !matches!(ended, Ok(true)) && !running.end_all(signal) {
+        return Err(HookError::StillRuns(Arc::new(Remnant {
+            title: hook.title.clone(),
+            id: running.id,
+            running: Mutex::new(Some(running)),
+        })));
     }
-    // An end that came at the very last moment counts, if it was its own.
-    let status = running.reap().map_err(failed("wait for"))?;
+    let ended = ended.map_err(failed("wait for"))?;
+    let status = running.child.wait().map_err(failed("wait for"))?;
     let (title, said) = (hook.title.clone(), running.said);
-    let time_max = hook.time_max;
-    match status {
-        _ if !ended && cut_short.load(Ordering::Acquire) => Err(HookError::CutShort(title)),
-        _ if !ended => Err(HookError::TooSlow {
+    if !ended {
+        let time_max = hook.time_max;
+        return Err(if cut_short.load(Ordering::Acquire) {
+            HookError::CutShort(title)
+        } else {
+            HookError::TooSlow {
+                title,
+                time_max,
+                said,
+            }
+        });
+    }
+    match (status.code(), status.signal()) {
+        _ if status.success() => Ok(said),
+        (Some(status), _) => Err(HookError::Exited {
             title,
-            time_max,
+            status,
             said,
         }),
-        Some(status) if status.success() => Ok(said),
-        Some(status) => Err(match (status.code(), status.signal()) {
-            (Some(status), _) => HookError::Exited {
-                title,
-                status,
-                said,
-            },
-            (None, signal) => HookError::Killed {
-                title,
-                signal: signal.unwrap_or_default(),
-                said,
-            },
-        }),
-        // It has ended and can't be waited for: nobody else waits for it.
-        None => Err(HookError::TooSlow {
+        (None, signal) => Err(HookError::Killed {
             title,
-            time_max,
+            signal: signal.unwrap_or_default(),
             said,
         }),
     }
 }
 
 /// A command that runs, or has ended and was not waited for yet.
+#[derive(Debug)]
 struct Running {
     child: Child,
     /// Its number, and that of its process group.
@@ -220,6 +274,10 @@ impl Running {
         }
         // The server's own mask is empty, for the modes that clients ask for.
         sys::set_umask_of_child(&mut command, CHILD_UMASK);
+        // A fence of a server that is not there any more must not go on beside the next server's.
+        // The child dies with the thread that starts it: that is the one that waits for it here, so
+        // it is there as long as it is to live. A remnant is not: it was to die anyway.
+        sys::end_child_with_parent(&mut command);
         let child = command.spawn()?;
         Ok(Self {
             id: Pid::from_child(&child),
@@ -250,29 +308,30 @@ impl Running {
         }
     }
 
-    /// Ends the child and all that is in its process group.
-    fn kill_all(&mut self) -> io::Result<()> {
-        let signal = |signal| match kill_process_group(self.id, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(io::Error::from(error)),
-        };
-        signal(Signal::TERM)?;
+    /// Ends the child and all that is in its process group; returns whether they have ended. The
+    /// child keeps its number. If a signal can't be sent, that shows in those who go on.
+    fn end_all(&mut self, signal: impl Fn(Pid, Signal) -> Result<(), Errno>) -> bool {
+        let _ = signal(self.id, Signal::TERM);
         let deadline = Instant::now() + TERM_TIME;
-        self.wait(|| Instant::now() >= deadline)?;
+        let _ = self.wait(|| Instant::now() >= deadline);
         // Also if the child has ended: others of its group may not have.
-        kill_process_group(self.id, Signal::KILL).or_else(|error| match error {
-            rustix::io::Errno::SRCH => Ok(()),
-            error => Err(error.into()),
-        })
+        let _ = signal(self.id, Signal::KILL);
+        let deadline = Instant::now() + END_TIME_MAX;
+        loop {
+            if self.is_gone() {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(PAUSE_MAX);
+        }
     }
 
-    /// Waits for a child that has ended or was killed; none if the kernel does not let it end.
-    fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
-        let deadline = Instant::now() + REAP_TIME_MAX;
-        if !self.wait(|| Instant::now() >= deadline)? {
-            return Ok(None);
-        }
-        self.child.wait().map(Some)
+    /// Whether the child has ended, and all of its process group. What can't be found out counts
+    /// as no.
+    fn is_gone(&mut self) -> bool {
+        matches!(self.wait(|| true), Ok(true)) && is_group_gone(self.id).unwrap_or_default()
     }
 
     /// Takes what the command has said. Bounded, so that one that never stops talking is not heard
@@ -291,6 +350,31 @@ impl Running {
     }
 }
 
+/// Whether nobody of a process group lives. Who has ended counts as gone, whether or not anybody
+/// has waited for it: where the first process of a container does not, it stays like that.
+fn is_group_gone(group: Pid) -> io::Result<bool> {
+    let group = group.as_raw_pid().to_string();
+    let lives = |entry: &fs::DirEntry| {
+        // Not a process, or one that has ended since.
+        let stat = fs::read(entry.path().join("stat")).unwrap_or_default();
+        let stat = String::from_utf8_lossy(&stat);
+        // Its name stands in brackets and may be anything; then: state, parent, group.
+        let after_name = stat.rsplit_once(')').unwrap_or_default().1;
+        let mut fields = after_name.split_ascii_whitespace();
+        let has_ended = matches!(fields.next(), Some("Z" | "X") | None);
+        !has_ended && fields.nth(1) == Some(&group)
+    };
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_process = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        if is_process && lives(&entry) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// How much of what a command says is kept.
 const SAID_BYTES_MAX: usize = 4096;
 /// How much of it an error shows.
@@ -304,8 +388,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Between SIGTERM and SIGKILL.
 const TERM_TIME: Duration = Duration::from_secs(1);
-/// How long a killed child may take to end.
-const REAP_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long those who were killed may take to end.
+const END_TIME_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;

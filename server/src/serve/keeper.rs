@@ -22,7 +22,7 @@ use crate::cluster::command::Release;
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
-use crate::cluster::service::Active;
+use crate::cluster::service::{Active, ServiceState};
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
@@ -110,6 +110,16 @@ impl Keeper {
                     return Ok(());
                 }
                 Step::Wait(moment) => moment,
+                Step::LetGo => {
+                    let epoch = {
+                        let state = self.shared.services.state();
+                        state.service(self.id).map_or(0, ServiceState::epoch)
+                    };
+                    match self.storage.let_go(epoch).await {
+                        None => continue,
+                        Some(moment) => moment,
+                    }
+                }
                 Step::Open { epoch } if !self.storage.is_ready_for(epoch) => {
                     match self.prepare(&stopping).await? {
                         Prepared::Ready => continue,
@@ -187,6 +197,7 @@ impl Keeper {
             lease: self.lease(),
             is_alone: self.leases.is_alone(),
             is_reachable: *self.link.borrow(),
+            may_be_up: self.storage.may_be_up(),
         };
         self.reconciler.poll(boot_time(), sight)
     }
@@ -242,7 +253,8 @@ impl Keeper {
             }
             Step::Drop => {
                 tracing::warn!(service = name, "another node serves it now");
-                self.put_down_or_tell(Reason::Takeover).await;
+                // The storage is let go before the service can be taken again.
+                self.let_go().await;
                 self.reconciler.dropped();
             }
             Step::Stop(why) => {
@@ -269,7 +281,7 @@ impl Keeper {
                 self.reconciler.released();
             }
             // Asked for by nobody but the loop.
-            Step::Wait(_) | Step::End => {}
+            Step::Wait(_) | Step::LetGo | Step::End => {}
         }
         Ok(())
     }

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Owns the commands that run. Does not open files, nor assign or release services: the
-//! [keeper](super::keeper) asks here before it opens a service and before it proposes a release.
+//! [keeper](super::keeper) asks here before it opens a service, before it proposes a release, and
+//! before it stands by.
 //!
 //! Invariants:
 //! - Nothing of the storage is touched in an epoch before every node that may still write to it is
@@ -22,25 +23,32 @@
 //!   service away, the next node would have the same fence to run.
 //! - A fence is only begun while the service is assigned to this node and its lease holds, so that
 //!   a node that was cut off does not fence those who go on without it.
-//! - The storage counts as up from the moment when it may be, and as down when the release command
-//!   has succeeded. That one is run only when nothing of the storage is open any more.
-//! - Two commands of a service never run at a time, also if whoever waited for one has gone.
+//! - Nothing of the storage is touched before the log has noted that this node is to be fenced if
+//!   it loses the service ([`ServiceCommand::NeedsFence`]), where there is a fence.
+//! - The storage counts as up from the moment when it may be, which is the beginning, since an
+//!   earlier life of this process may have left it up; and as down when the release command has
+//!   succeeded. That one is run only when nothing of the storage is open any more. As long as the
+//!   storage is up, the service is neither given away nor, once lost, taken again.
+//! - Two commands of a service never run at a time, also if whoever waited for one has gone. One
+//!   that can't be killed keeps all others from running, and the storage up, until it has ended.
+
+mod fences;
+mod running;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, access};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::hooks::{self, Hook, HookError, Said};
+use self::fences::Fencing;
+use self::running::Running;
+use super::hooks::{Hook, HookError, Remnant};
 use super::opening::Shared;
 use crate::clock::boot_time;
+use crate::cluster::ServiceId;
 use crate::cluster::lease::Moment;
-use crate::cluster::service::Active;
-use crate::cluster::{Command, NodeId, Outcome, Queue, ServiceCommand, ServiceId};
 use crate::config::cluster::{ClusterConfig, ServiceConfig};
 use crate::config::hooks::{HookCommand, Hooks};
 use crate::gate::Gate;
@@ -57,8 +65,12 @@ pub(super) struct Storage {
     addresses: String,
     hooks: Hooks,
     in_use: Arc<StorageUse>,
-    /// Whether the takeover command may have done something.
+    /// Whether a takeover command may have done something, in this life or in an earlier one.
     is_up: bool,
+    /// How often it could not be let go where nobody waited for that.
+    failures: u32,
+    /// The next try.
+    not_before: Moment,
     /// The last epoch that was prepared for.
     epoch: u32,
     /// Whether all is done for it.
@@ -66,26 +78,8 @@ pub(super) struct Storage {
     fencing: Fencing,
     /// A command that was begun and not seen to end.
     running: Option<Running>,
-}
-
-/// How far the fences of an epoch are.
-#[derive(Debug, Default)]
-struct Fencing {
-    epoch: u32,
-    /// When it began.
-    begun: Option<Instant>,
-    /// Whose fence has succeeded here, whether or not the log has it.
-    done: Vec<NodeId>,
-    /// How often the fence that is due has failed.
-    failures: u32,
-    /// The next try.
-    not_before: Moment,
-}
-
-#[derive(Debug)]
-struct Running {
-    cut_short: Arc<AtomicBool>,
-    end: JoinHandle<Result<Said, HookError>>,
+    /// One that could not be ended.
+    remnant: Option<Arc<Remnant>>,
 }
 
 /// Why a command is run, as it is told in `HAVENFS_REASON`.
@@ -95,7 +89,8 @@ pub(super) enum Reason {
     Takeover,
     /// An operator wants the service elsewhere.
     Move,
-    /// The service was not served.
+    /// The service was not served; or this process begins, and an earlier one may have left the
+    /// storage up.
     Start,
     /// The process ends.
     Stop,
@@ -142,6 +137,14 @@ impl Storage {
                 tracing::warn!(service, "the {key} `{program}` can't be run now: {error}");
             }
         }
+        if config.hooks.fence.is_some() && config.hooks.release.is_none() {
+            tracing::warn!(
+                service = config.name,
+                "storage = \"fence\" without a release_command: after a move or a stop nothing but \
+                 this program keeps this node from writing, so the storage must not be mounted on \
+                 a node that does not serve it"
+            );
+        }
         let addresses = config.settings.listen.iter().map(ToString::to_string);
         Self {
             service: config.name.clone(),
@@ -149,11 +152,14 @@ impl Storage {
             addresses: addresses.collect::<Vec<_>>().join(" "),
             hooks: config.hooks.clone(),
             in_use: Arc::default(),
-            is_up: false,
+            is_up: config.hooks.release.is_some(),
+            failures: 0,
+            not_before: Moment::default(),
             epoch: 0,
             is_ready: false,
             fencing: Fencing::default(),
             running: None,
+            remnant: None,
         }
     }
 
@@ -165,6 +171,11 @@ impl Storage {
     /// Whether exports may be opened in that epoch.
     pub(super) const fn is_ready_for(&self, epoch: u32) -> bool {
         self.is_ready && self.epoch == epoch
+    }
+
+    /// Whether something of it may be up, or becoming so.
+    pub(super) const fn may_be_up(&self) -> bool {
+        self.is_up || self.remnant.is_some()
     }
 
     /// Fences the nodes that lost the service and makes the storage ready: as much of that as can
@@ -180,8 +191,11 @@ impl Storage {
         {
             return Ok(Prepared::NotBefore(again));
         }
+        if let Some(again) = self.note_need(near).await {
+            return Ok(Prepared::NotBefore(again));
+        }
         let now = boot_time();
-        if now >= near.gate.until() {
+        if !near.gate.is_open() {
             // The fence took long, and another node may have the service.
             return Ok(Prepared::NotBefore(now + LEASE_LOOK));
         }
@@ -208,121 +222,18 @@ impl Storage {
         Ok(Prepared::Ready)
     }
 
-    /// Fences one node after the other; none when that is done, else when to go on.
-    async fn fence_all(&mut self, near: &mut Near<'_>) -> Option<Moment> {
-        let epoch = near.gate.epoch();
-        if self.fencing.epoch != epoch {
-            self.fencing = Fencing {
-                epoch,
-                ..Fencing::default()
-            };
-        }
-        while let Some(lost) = self.next_unfenced(near) {
-            self.fencing.begun.get_or_insert_with(Instant::now);
-            let now = boot_time();
-            if now < self.fencing.not_before {
-                return Some(self.fencing.not_before);
-            }
-            if now >= near.gate.until() {
-                return Some(now + LEASE_LOOK);
-            }
-            if !self.fence(near, lost).await {
-                return Some(self.fencing.not_before.max(boot_time()));
-            }
-        }
-        if let Some(begun) = self.fencing.begun.take() {
-            near.takeover.phases.push(("fence", begun.elapsed()));
-        }
-        None
-    }
-
-    /// The next node that may still write to the storage.
-    fn next_unfenced(&self, near: &Near<'_>) -> Option<NodeId> {
-        let state = near.shared.services.state();
-        let unfenced = state.service(near.id)?.unfenced().iter().copied();
-        let mut unfenced = unfenced.filter(|node| !self.fencing.done.contains(node));
-        unfenced.next()
-    }
-
-    /// Runs the fence for one node, and has the log note that it has succeeded. Returns whether
-    /// the node is fenced.
-    async fn fence(&mut self, near: &mut Near<'_>, lost: NodeId) -> bool {
-        let Some(command) = self.hooks.fence.clone() else {
-            return true;
-        };
-        let epoch = near.gate.epoch();
-        let name = near.shared.services.cluster.name_of(lost);
-        let title = format!("fence hook for node `{name}`");
-        let (reason, from) = (Reason::Takeover, Some(name.clone()));
-        let hook = self.hook(title, command, epoch, reason, from);
-        let service = self.service.clone();
-        tracing::warn!(service, epoch, node = name, "fencing the node that lost it");
-        let is_needed = |unfenced: &[NodeId]| unfenced.contains(&lost);
-        match self.run_while(hook, near, is_needed).await {
-            Ok(said) => {
-                tracing::info!(service, epoch, node = name, output = %said, "the node is fenced");
-                self.fencing.failures = 0;
-                self.fencing.not_before = Moment::default();
-                self.fencing.done.push(lost);
-                if !note_fenced(near.shared, near.id, epoch, vec![lost]).await {
-                    tracing::warn!(
-                        service,
-                        epoch,
-                        node = name,
-                        "the log could not note that the node is fenced: whoever takes the service \
-                         next fences it again"
-                    );
-                }
-                true
-            }
-            // The next look says why: confirmed, taken away, or the end.
-            Err(HookError::CutShort(_)) => false,
-            Err(error) => {
-                let pause = FENCE_PAUSE.saturating_mul(1 << self.fencing.failures.min(5));
-                let pause = pause.min(FENCE_PAUSE_MAX);
-                self.fencing.failures += 1;
-                self.fencing.not_before = boot_time() + pause;
-                let output = error.said().map(ToString::to_string);
-                tracing::error!(
-                    service,
-                    epoch,
-                    output = output.unwrap_or_default(),
-                    "cannot take over service `{service}`, which stays down: {error}; the next try \
-                     is in {} s\nhint: make sure that `{name}` is off, then confirm the fence by \
-                     hand: havenfs service confirm-fence {service} --node {name}",
-                    pause.as_secs()
-                );
-                false
-            }
-        }
-    }
-
-    /// Nothing but a fence needs to know who lost the service: where there is none, forgets them,
-    /// so that they are not fenced without a reason if the configuration changes one day. Nobody
-    /// waits for it, and if it comes to nothing the next takeover does it.
-    pub(super) fn forget_unfenced(&self, shared: &Arc<Shared>, id: ServiceId, epoch: u32) {
-        if self.hooks.fence.is_some() {
-            return;
-        }
-        let state = shared.services.state();
-        let nodes = state.service(id).map(|service| service.unfenced().to_vec());
-        drop(state);
-        if let Some(nodes) = nodes.filter(|nodes| !nodes.is_empty()) {
-            let shared = Arc::clone(shared);
-            tokio::spawn(async move { note_fenced(&shared, id, epoch, nodes).await });
-        }
-    }
-
     /// Lets the storage go, if it may be up, once nothing of it is open.
     ///
     /// # Errors
     /// If that can't be done: then it is up, and nobody may be told otherwise.
     pub(super) async fn put_down(&mut self, reason: Reason) -> Result<(), StorageError> {
         self.end_running().await;
+        self.is_ready = false;
+        // Whatever it does, another node must not begin beside it.
+        self.check_remnant()?;
         if !self.is_up {
             return Ok(());
         }
-        self.is_ready = false;
         let epoch = self.epoch;
         if let Some(command) = self.hooks.release.clone() {
             let closed = async {
@@ -341,6 +252,37 @@ impl Storage {
         }
         self.is_up = false;
         Ok(())
+    }
+
+    /// Lets the storage go that may be up while this node has no say in the service. `epoch`: what
+    /// the service has. None when it is down, else when to try again.
+    pub(super) async fn let_go(&mut self, epoch: u32) -> Option<Moment> {
+        if boot_time() < self.not_before {
+            return Some(self.not_before);
+        }
+        let reason = if self.epoch == 0 {
+            // Nothing was begun in this life.
+            self.epoch = epoch;
+            Reason::Start
+        } else {
+            Reason::Takeover
+        };
+        let Err(error) = self.put_down(reason).await else {
+            self.failures = 0;
+            return None;
+        };
+        let pause = pause_after(self.failures);
+        self.failures += 1;
+        self.not_before = boot_time() + pause;
+        let service = &self.service;
+        tracing::error!(
+            service,
+            "cannot let the storage of service `{service}` go, which another node may have: \
+             {error}; the next try is in {} s, and the service is not taken here before one \
+             succeeds\nhint: a release_command must succeed if there is nothing to do",
+            pause.as_secs()
+        );
+        Some(self.not_before)
     }
 
     fn hook(
@@ -365,75 +307,6 @@ impl Storage {
             time_max: self.hooks.time_max,
         }
     }
-
-    /// Runs a command as long as the process does not stop, the service is this node's, and
-    /// `is_needed` agrees, which is asked with the unfenced nodes; else ends it early.
-    async fn run_while(
-        &mut self,
-        hook: Hook,
-        near: &mut Near<'_>,
-        is_needed: impl Fn(&[NodeId]) -> bool,
-    ) -> Result<Said, HookError> {
-        let own = near.shared.services.cluster.own();
-        let own = Active {
-            node: own.node,
-            incarnation: own.incarnation,
-        };
-        let epoch = near.gate.epoch();
-        let services = &near.shared.services;
-        let is_moot = || {
-            let state = services.state();
-            state.service(near.id).is_none_or(|service| {
-                service.epoch() != epoch
-                    || service.active() != Some(own)
-                    || !is_needed(service.unfenced())
-            })
-        };
-        let (changes, stopping) = (&mut near.changes, &mut near.stopping);
-        let moot = async {
-            while !is_moot() {
-                // An error says that the store ends, and then the process does.
-                if changes.changed().await.is_err() {
-                    break;
-                }
-            }
-        };
-        tokio::select! {
-            // In this order, so that what is not needed already is never begun.
-            biased;
-            () = moot => {}
-            // An error says that the process ends as well.
-            _ = stopping.wait_for(|stop| *stop) => {}
-            end = self.run(hook) => return end,
-        }
-        self.end_running()
-            .await
-            .unwrap_or_else(|| Err(HookError::CutShort("hook".to_owned())))
-    }
-
-    /// Runs a command to its end. If this is not waited for, the command goes on until
-    /// [`Storage::end_running`].
-    async fn run(&mut self, hook: Hook) -> Result<Said, HookError> {
-        self.end_running().await;
-        let cut_short = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&cut_short);
-        let title = hook.title.clone();
-        let end = tokio::task::spawn_blocking(move || hooks::run(&hook, &flag));
-        let running = self.running.insert(Running { cut_short, end });
-        let end = (&mut running.end).await;
-        self.running = None;
-        // A panic has ended the process already.
-        end.unwrap_or(Err(HookError::CutShort(title)))
-    }
-
-    /// Ends what was begun and is not waited for any more; returns what became of it.
-    async fn end_running(&mut self) -> Option<Result<Said, HookError>> {
-        let running = self.running.as_mut()?;
-        running.cut_short.store(true, Ordering::Release);
-        let end = (&mut running.end).await;
-        self.running = None;
-        end.ok()
-    }
 }
 
 impl Reason {
@@ -448,24 +321,19 @@ impl Reason {
     }
 }
 
-/// Has the log note that these nodes can't write any more; whether it has.
-async fn note_fenced(shared: &Shared, id: ServiceId, epoch: u32, nodes: Vec<NodeId>) -> bool {
-    let command = Command::Service(id, ServiceCommand::Fenced { epoch, nodes });
-    let noted = timeout(
-        NOTE_TIME_MAX,
-        shared.proposer.ask_in(Queue::Leases, command),
-    )
-    .await;
-    matches!(noted, Ok(Ok(Outcome::Done)))
+/// How long to wait after so many failures.
+fn pause_after(failures: u32) -> Duration {
+    PAUSE.saturating_mul(1 << failures.min(5)).min(PAUSE_MAX)
 }
 
-/// Between two tries of a fence, doubled each time.
-const FENCE_PAUSE: Duration = Duration::from_secs(1);
-const FENCE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Between two tries, doubled each time.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often a node without a lease looks whether it has one.
 const LEASE_LOOK: Duration = Duration::from_millis(20);
-/// How long it may take until the log has an entry; the service is down meanwhile.
-const NOTE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long connections and threads may take to end after they were told to.
 const CLOSED_TIME_MAX: Duration = Duration::from_secs(10);
 const CLOSED_CHECK: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,9 @@
 
 mod config;
 mod connections;
+mod hooked;
 mod hooks;
+mod hooks_left;
 mod late;
 mod majority;
 mod moves;

@@ -320,6 +320,9 @@ impl World {
             },
             Then::Taken { service, step, seq } => self.taken(n, service, step, seq, outcome),
             Then::Released { service, step } => self.released(n, service, step, true),
+            Then::NeedNoted { service, step } => {
+                self.need_noted(n, service, step, outcome.as_ref());
+            }
             Then::Answer(call) => self.answered(n, call, outcome),
         }
     }

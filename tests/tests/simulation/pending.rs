@@ -29,6 +29,8 @@ pub(crate) enum Then {
     Taken { service: usize, step: u64, seq: u64 },
     /// It was a release.
     Released { service: usize, step: u64 },
+    /// It was that a fence is needed.
+    NeedNoted { service: usize, step: u64 },
     /// It was asked by a host.
     Answer(ServedCall),
     /// Nobody waits for it.

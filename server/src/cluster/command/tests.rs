@@ -54,6 +54,7 @@ fn commands_keep_their_numbers() {
                 nodes: vec![NodeId(3)],
             },
         ),
+        (16, ServiceCommand::NeedsFence { epoch }),
     ] {
         let bytes = of_service(command.clone()).encode();
         assert_eq!(bytes[..4], [VERSION, 1, 5, number], "{command:?}");

@@ -28,6 +28,7 @@ struct Scene {
     other_seen: Option<(u64, Moment)>,
     lease: Moment,
     is_reachable: bool,
+    may_be_up: bool,
 }
 
 impl Scene {
@@ -38,6 +39,7 @@ impl Scene {
             other_seen: Some((1, Moment::default())),
             lease: Moment::default(),
             is_reachable: true,
+            may_be_up: false,
         };
         scene.log(ClusterCommand::Name { name: "a".into() });
         scene.log(ClusterCommand::Renew(renewal(2)));
@@ -90,6 +92,7 @@ impl Scene {
             lease: self.lease,
             is_alone: false,
             is_reachable: self.is_reachable,
+            may_be_up: self.may_be_up,
         };
         self.reconciler.poll(at(ms), sight)
     }
@@ -284,4 +287,55 @@ fn nothing_is_opened_without_a_lease() {
     assert_eq!(scene.poll(5000), Step::Wait(at(5020)));
     scene.lease = at(6000);
     assert_eq!(scene.poll(5020), Step::Open { epoch: 1 });
+}
+
+#[test]
+fn a_move_is_obeyed_also_while_it_is_not_open_yet() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.lease = at(6200);
+    assert_eq!(scene.poll(5001), Step::Open { epoch: 1 });
+    let (service, to) = (scene.service(), NODES[1]);
+    scene.log(ClusterCommand::Move { service, to });
+    // Node 2 does not live.
+    assert_eq!(scene.poll(5500), Step::Open { epoch: 1 });
+    scene.other_seen = Some((1, at(5400)));
+    assert_eq!(scene.poll(5500), Step::Stop(Why::Moved(to)));
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5501), Step::Release { epoch: 1 });
+}
+
+#[test]
+fn what_may_be_up_is_let_go_before_anything_else_unless_it_is_its_own() {
+    let mut scene = Scene::new();
+    scene.may_be_up = true;
+    assert_eq!(scene.poll(5000), Step::LetGo);
+    scene.may_be_up = false;
+    assert!(matches!(scene.poll(5000), Step::Take { .. }));
+    // Another node has it, and this one could not let it go when it lost it.
+    let mut scene = Scene::serving();
+    scene.may_be_up = true;
+    assert_eq!(scene.poll(5100), Step::Wait(at(6100)));
+    scene.assign(2, 1, Some(renewal(1).id()));
+    assert_eq!(scene.poll(6000), Step::Drop);
+    scene.reconciler.dropped();
+    assert_eq!(scene.poll(6001), Step::LetGo);
+    scene.reconciler.end();
+    assert_eq!(scene.poll(6001), Step::End);
+    // An earlier life of this node has it.
+    let mut scene = Scene::new();
+    scene.may_be_up = true;
+    scene.log(ClusterCommand::Assign(Assign {
+        service: scene.service(),
+        expected_epoch: 0,
+        after: None,
+        renewal: Renewal {
+            incarnation: 0,
+            ..renewal(1)
+        },
+        unix_seconds: 0,
+        recover: false,
+    }));
+    assert!(matches!(scene.poll(5000), Step::Take { .. }));
 }

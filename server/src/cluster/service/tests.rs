@@ -386,56 +386,85 @@ fn fenced(epoch: u32, nodes: &[u64]) -> ServiceCommand {
     }
 }
 
+/// The same by a node whose storage needs a fence.
+fn take_with_fence(state: &mut ServiceState, node: u64) -> u32 {
+    let epoch = take(state, node);
+    let needs_fence = ServiceCommand::NeedsFence { epoch };
+    assert_eq!(state.apply(&needs_fence), Outcome::Done);
+    epoch
+}
+
 fn unfenced(state: &ServiceState) -> Vec<u64> {
-    state.unfenced().iter().map(|node| node.0).collect()
+    state.unfenced().map(|node| node.0).collect()
 }
 
 #[test]
 fn who_loses_a_service_is_unfenced_until_a_fence_succeeds() {
     let mut state = ServiceState::default();
-    take(&mut state, 1);
+    take_with_fence(&mut state, 1);
     assert_eq!(unfenced(&state), [0; 0], "nobody had it");
-    take(&mut state, 1);
+    take_with_fence(&mut state, 1);
     assert_eq!(unfenced(&state), [0; 0], "its own earlier life");
-    take(&mut state, 2);
+    take_with_fence(&mut state, 2);
     assert_eq!(unfenced(&state), [1]);
     // It dies as well before its fence succeeds.
     let late = fenced(state.epoch(), &[1]);
-    take(&mut state, 3);
+    take_with_fence(&mut state, 3);
     assert_eq!(unfenced(&state), [1, 2]);
     assert_eq!(state.apply(&late), Outcome::EarlierEpoch);
     assert_eq!(copy_of(&state).unwrap(), state);
     let epoch = state.epoch();
-    assert_eq!(state.apply(&fenced(epoch, &[2, 7])), Outcome::Done);
+    assert_eq!(state.apply(&fenced(epoch, &[2, 3, 7])), Outcome::Done);
     assert_eq!(unfenced(&state), [1]);
     assert_eq!(state.apply(&fenced(epoch, &[1])), Outcome::Done);
     assert_eq!(unfenced(&state), [0; 0]);
+    take(&mut state, 1);
+    assert_eq!(unfenced(&state), [3], "the active node can't be taken off");
 }
 
 #[test]
 fn a_release_says_nothing_about_those_who_did_not_release() {
     let mut state = ServiceState::default();
-    take(&mut state, 1);
+    let epoch = take_with_fence(&mut state, 1);
     give_back(&mut state);
-    take(&mut state, 2);
+    let late = ServiceCommand::NeedsFence { epoch };
+    assert_eq!(state.apply(&late), Outcome::Done);
+    take_with_fence(&mut state, 2);
     assert_eq!(unfenced(&state), [0; 0], "it was released");
-    take(&mut state, 3);
+    take_with_fence(&mut state, 3);
     give_back(&mut state);
     assert_eq!(unfenced(&state), [2]);
-    take(&mut state, 1);
+    take_with_fence(&mut state, 1);
     assert_eq!(unfenced(&state), [2]);
 }
 
 #[test]
-fn a_node_that_takes_it_again_need_not_be_fenced_any_more() {
+fn a_node_that_has_it_again_need_not_be_fenced_meanwhile() {
     let mut state = ServiceState::default();
     for node in [1, 2, 1] {
-        take(&mut state, node);
+        take_with_fence(&mut state, node);
     }
     assert_eq!(unfenced(&state), [2]);
     take(&mut state, 2);
     assert_eq!(unfenced(&state), [1]);
+    // It is lost before it could say anything; what its earlier life wrote may still be there.
     take(&mut state, 3);
     take(&mut state, 3);
     assert_eq!(unfenced(&state), [1, 2], "each once");
+}
+
+/// While the configuration changes from one kind of storage to the other, node by node.
+#[test]
+fn a_node_without_a_fence_is_not_fenced_and_takes_nobody_off_the_list() {
+    let mut state = ServiceState::default();
+    take(&mut state, 1);
+    take(&mut state, 2);
+    assert_eq!(unfenced(&state), [0; 0], "it had no fence");
+    take_with_fence(&mut state, 3);
+    assert_eq!(unfenced(&state), [0; 0]);
+    take(&mut state, 1);
+    assert_eq!(unfenced(&state), [3]);
+    give_back(&mut state);
+    take(&mut state, 2);
+    assert_eq!(unfenced(&state), [3], "the next who has a fence runs it");
 }

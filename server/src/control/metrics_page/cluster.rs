@@ -57,7 +57,7 @@ pub(super) fn put(text: &mut String, services: &Services) {
     for (slot, name, service) in &named {
         let needs_fence = slot.config.hooks.fence.is_some();
         let unfenced = service.filter(|_| needs_fence);
-        let unfenced = unfenced.map_or(0, |service| service.unfenced().len());
+        let unfenced = unfenced.map_or(0, |service| service.unfenced().count());
         sample(
             text,
             "service_unfenced",

@@ -55,6 +55,12 @@ fn one(answer: &Value, service: &Value) -> String {
     let here = text_of(answer, "node");
     let place = match service.get("active").and_then(Value::as_str) {
         Some(active) if active == here && is("serving") => format!("on {active}, here"),
+        Some(active) if active == here && !list(service, "unfenced").is_empty() => {
+            format!(
+                "on {active}, here, and waits for the fence of {}",
+                get("unfenced")
+            )
+        }
         Some(active) if active == here => format!("on {active}, here, and SILENT: no lease"),
         Some(active) => format!("on {active}"),
         None => "on NO NODE".to_owned(),
@@ -163,16 +169,20 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert_eq!(shown, expected);
         assert!(!shown.contains("FENCE"), "{shown}");
         answer["leader"] = Value::Null;
-        answer["services"][0]["unfenced"] = json!(["n2"]);
         answer["services"][0]["serving"] = json!(false);
+        let shown = whole(&answer);
+        assert!(shown.contains("SILENT: no lease"), "{shown}");
+        answer["services"][0]["unfenced"] = json!(["n2", "n3"]);
         answer["members"][2]["lives"] = json!(false);
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
         assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");
-        assert!(shown.contains("SILENT: no lease"), "{shown}");
-        assert!(shown.contains("DOWN UNTIL FENCED: n2;"), "{shown}");
+        assert!(!shown.contains("SILENT"), "{shown}");
+        let waits = "alpha: on n1, here, and waits for the fence of n2,n3;";
+        assert!(shown.contains(waits), "{shown}");
+        assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
         assert!(shown.contains("confirm-fence alpha`"), "{shown}");
     }
 }

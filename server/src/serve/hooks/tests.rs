@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use rustix::process::kill_process;
+
 use super::*;
 
 fn hook(script: &str) -> Hook {
@@ -24,6 +26,29 @@ fn hook(script: &str) -> Hook {
 
 fn end_of(hook: &Hook) -> Result<String, HookError> {
     run(hook, &AtomicBool::new(false)).map(|said| said.to_string())
+}
+
+impl Remnant {
+    /// One for a child that was started elsewhere, in its starter's process group.
+    pub(in crate::serve) fn of_child(title: &str, child: Child) -> Arc<Self> {
+        let (output, _) = io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
+        let id = Pid::from_child(&child);
+        Arc::new(Self {
+            title: title.to_owned(),
+            id,
+            running: Mutex::new(Some(Running {
+                child,
+                id,
+                output,
+                said: Said::default(),
+            })),
+        })
+    }
+
+    /// Kills the child.
+    pub(in crate::serve) fn kill(&self) {
+        let _ = rustix::process::kill_process(self.id, Signal::KILL);
+    }
 }
 
 /// Waits until a process that a hook started is gone.
@@ -124,6 +149,46 @@ fn a_command_that_ends_by_sigterm_leaves_nobody_either() {
 }
 
 #[test]
+fn what_cannot_be_killed_is_told_until_it_has_ended() {
+    // What has started something which goes on is not over, also if it has ended itself.
+    for script in [
+        "trap '' TERM; sleep 60; :",
+        "(trap '' TERM; sleep 60; :) & exec sleep 60",
+    ] {
+        let mut slow = hook(script);
+        slow.time_max = Duration::from_millis(200);
+        // As the kernel answers if the program runs as somebody else.
+        let error = run_with(&slow, &AtomicBool::new(false), |id, signal| match signal {
+            Signal::TERM => kill_process(id, Signal::TERM),
+            _ => Err(Errno::PERM),
+        });
+        let remnant = match error {
+            Err(HookError::StillRuns(remnant)) => remnant,
+            other => panic!("{script}: {other:?}"),
+        };
+        let text = remnant.to_string();
+        assert!(text.contains("hook for node `n2` was to be"), "{text}");
+        assert!(!remnant.has_ended());
+        kill_process_group(remnant.id, Signal::KILL).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !remnant.has_ended() {
+            assert!(Instant::now() < deadline, "it is still there");
+            std::thread::sleep(PAUSE_MAX);
+        }
+        assert!(remnant.has_ended());
+    }
+}
+
+#[test]
+fn a_command_dies_with_who_has_started_it() {
+    let running = std::thread::spawn(|| Running::start(&hook("exec sleep 60")));
+    let mut running = running.join().unwrap().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    assert!(running.wait(|| Instant::now() >= deadline).unwrap());
+    assert_eq!(running.child.wait().unwrap().signal(), Some(9));
+}
+
+#[test]
 fn a_command_that_is_not_needed_any_more_is_killed() {
     let cut_short = AtomicBool::new(true);
     let error = run(&hook("sleep 60"), &cut_short).unwrap_err();
@@ -134,5 +199,5 @@ fn a_command_that_is_not_needed_any_more_is_killed() {
 fn a_daemon_that_a_command_leaves_is_not_waited_for() {
     let said = end_of(&hook("sleep 60 & echo $!")).unwrap();
     let id = said.parse().ok().and_then(Pid::from_raw).unwrap();
-    rustix::process::kill_process(id, Signal::KILL).unwrap();
+    kill_process(id, Signal::KILL).unwrap();
 }

@@ -184,8 +184,6 @@ impl Keeper {
         let ready = ready::ready_line(&opened, &slot.config.settings);
         self.opened = Some(opened);
         self.reconciler.opened(boot_time(), true);
-        let epoch = gate.epoch();
-        self.storage.forget_unfenced(&self.shared, self.id, epoch);
         // It listens as long as the process does not stop.
         let _ = self.events.send(Event::Serving(ready)).await;
         Ok(())
