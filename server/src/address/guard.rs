@@ -176,16 +176,20 @@ pub fn run(floating: Vec<FloatingConfig>, socket: BorrowedFd<'_>) -> Result<(), 
     let mut copies = HashMap::new();
     let mut leases = vec![None; floating.len()];
     loop {
-        wait_for(socket, leases.iter().flatten().min().copied())?;
-        let now = boot_time();
-        for (one, lease) in floating.iter().zip(&mut leases) {
-            if lease.take_if(|until| *until <= now).is_some() {
-                // There is nobody who could be told of a failure; the kernel ends what is left.
-                let _ = one.clean();
-            }
-        }
         match receive(socket)? {
-            Received::Nothing => {}
+            // Only who has read all may judge: this process may have been stopped as well, and what
+            // it knows be old.
+            Received::Nothing => {
+                let now = boot_time();
+                for (one, lease) in floating.iter().zip(&mut leases) {
+                    if lease.take_if(|until| *until <= now).is_some() {
+                        // There is nobody who could be told of a failure; the kernel ends what is
+                        // left.
+                        let _ = one.clean();
+                    }
+                }
+                wait_for(socket, leases.iter().flatten().min().copied())?;
+            }
             Received::End => break,
             Received::Message(KEEP, number, Some(copy)) => {
                 copies.insert(number, copy);

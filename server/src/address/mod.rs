@@ -256,11 +256,15 @@ impl Floating {
     }
 
     /// Takes the addresses away, and ends their connections without a word; nothing if they are not
-    /// here.
+    /// here. Returns when they are gone, if need be by the kernel's own time.
     pub fn withdraw(&self) {
-        let mut state = self.state();
-        if state.up.is_some() {
-            self.take_down(&mut state);
+        let is_gone = {
+            let mut state = self.state();
+            state.up.is_none() || self.take_down(&mut state)
+        };
+        if let Some(seconds) = self.seconds.filter(|_| !is_gone) {
+            // Nobody may hear before that the service is free.
+            std::thread::sleep(Duration::from_secs(u64::from(seconds) + 1));
         }
     }
 
@@ -272,10 +276,8 @@ impl Floating {
         let mut state = self.state();
         for address in &self.config.addresses {
             let route = state.route().map_err(refused("look for", *address))?;
-            if route
-                .is_foreign(address.ip)
-                .map_err(refused("look for", *address))?
-            {
+            let is_foreign = route.is_foreign(address.ip);
+            if is_foreign.map_err(refused("look for", *address))? {
                 return Err(AddressError::OfMachine { address: *address });
             }
             route
@@ -285,11 +287,11 @@ impl Floating {
                 // Best effort, as all that is about packets.
                 let _ = route.forget_waiting_packets(link.index, address.ip);
             }
-            route
-                .remove_address(address.ip)
-                .map_err(refused("remove", *address))?;
+            let removed = route.remove_address(address.ip);
             state.clear(*address);
+            // Whatever failed: nobody else would end it.
             let opened = state.route().and_then(|route| route.unblock(address.ip));
+            removed.map_err(refused("remove", *address))?;
             opened.map_err(refused("let packets pass of", *address))?;
         }
         Ok(())
@@ -341,6 +343,13 @@ impl Floating {
     /// the link. Says when it must be called again at the latest.
     fn tend(&self) -> Moment {
         let mut state = self.state();
+        if let Some(held) = &state.up
+            && held.gate.is_open()
+            && held.gate.until() != held.until
+        {
+            // Before anything is asked of the kernel, which may take its time.
+            self.tell_guard(Some(held.gate.until()));
+        }
         let link = state
             .route()
             .and_then(|route| route.link(&self.config.interface));
@@ -356,29 +365,28 @@ impl Floating {
         let Some(held) = state.up.as_mut() else {
             return soon;
         };
-        if !held.gate.admits() {
-            self.take_down(&mut state);
-            return soon;
-        }
+        let gate = Arc::clone(&held.gate);
         // Without a lease nothing is renewed, and what somebody took away must come back all the
         // same.
-        let until = held.gate.until();
-        let is_due = until != held.until || now > held.prolonged + PROLONG_EVERY;
-        let gate = Arc::clone(&held.gate);
+        let until = gate.until();
+        let is_long_ago = self.seconds.is_none() && now > held.prolonged + PROLONG_EVERY;
+        let is_due = until != held.until || is_long_ago;
         // It was made anew, and what was on the old one is gone.
         let is_other = index.is_some_and(|index| index != held.link.index);
-        if is_due && !is_other {
+        let mut is_over = !gate.is_open() || gate.has_turned_away() || is_other;
+        if is_due && !is_over {
             (held.until, held.prolonged) = (until, now);
             let index = held.link.index;
             if let Err(error) = self.prolong(index, &mut state) {
                 tracing::error!("{error}");
-                gate.turn_away();
+                is_over = true;
             }
         }
-        if is_other || gate.has_turned_away() {
+        if is_over {
+            // In this order: whoever is turned away ends its connection, and nobody is to see it.
+            self.take_down(&mut state);
             // The keeper sees it, and begins anew.
             gate.turn_away();
-            self.take_down(&mut state);
             return soon;
         }
         until.min(soon)
@@ -424,9 +432,10 @@ impl Floating {
     }
 
     /// All of it, whatever fails on the way: what is left of the address the kernel takes away.
-    fn take_down(&self, state: &mut State) {
+    /// Says whether they are gone for sure.
+    fn take_down(&self, state: &mut State) -> bool {
         let index = state.up.take().map(|up| up.link.index);
-        self.tell_guard(None);
+        let mut are_gone = true;
         for address in &self.config.addresses {
             let ip = address.ip;
             let dropped = state.route().and_then(|route| route.block(ip));
@@ -435,7 +444,12 @@ impl Floating {
                 let route = state.route();
                 route.and_then(|route| route.forget_waiting_packets(index, ip))
             });
-            let removed = state.route().and_then(|route| route.remove_address(ip));
+            let mut removed = state.route().and_then(|route| route.remove_address(ip));
+            if removed.is_err() {
+                // A list that changes while it is read, for one.
+                removed = state.route().and_then(|route| route.remove_address(ip));
+            }
+            are_gone &= removed.is_ok();
             // Connections that the kernel can't destroy end when their owner closes them, and that
             // must not be heard.
             let opened = if state.clear(*address) {
@@ -447,6 +461,11 @@ impl Floating {
                 tracing::error!(%address, %error, "cannot withdraw an address cleanly");
             }
         }
+        if are_gone {
+            // Only now: it is to act as long as something is left.
+            self.tell_guard(None);
+        }
+        are_gone
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -226,6 +226,10 @@ impl Reconciler {
             Phase::Assigned { .. } if let Some(to) = sight.moves_to(now) => {
                 Step::Stop(Why::Moved(to))
             }
+            // Before anybody is fenced for it: another one may be reached.
+            Phase::Assigned { .. } if !sight.is_reachable && sight.is_another_able(now) => {
+                Step::Stop(Why::Unreachable)
+            }
             // Another node may have it, which is not known here yet: to listen and to announce the
             // address now would take its hosts away from it.
             Phase::Assigned { .. } if sight.lease <= now || sight.is_stranded(now) => {
@@ -270,8 +274,9 @@ impl Reconciler {
                 self.free_since.get_or_insert(now);
             }
         }
-        // It would be given back at once.
-        if !sight.is_reachable && !sight.is_alone {
+        // It would be given back at once. But what it has already only this node can give back: its
+        // lease is not over, since this life of it renews that.
+        if !sight.is_reachable && !sight.is_alone && !is_mine {
             return Step::Wait(now + LOOK_AGAIN);
         }
         let view = View {

@@ -162,18 +162,28 @@ async fn serve(
         sender,
         node,
     };
-    tokio::select! {
-        result = connection.run() => return result,
+    let ended = tokio::select! {
+        result = connection.run() => Some(result),
         stop = stop.wait_for(|stop| stop.is_stopped()) => {
             // Nothing more is sent, and what is unread stays so.
             if stop.is_ok_and(|stop| *stop == Stop::Destroy) {
                 return Ok(());
             }
+            None
         }
+    };
+    let floats = connection.node.floats;
+    if let Some(result) = ended {
+        if floats && connection.node.gate.has_turned_away() {
+            // The lease is over, and the client is not to see how: the address goes first. An error
+            // says that it is over as well.
+            drop(slot);
+            let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
+        }
+        return result;
     }
     // What was taken is answered: a call that was carried out and not answered would be repeated
     // after the restart, and fail.
-    let floats = connection.node.floats;
     let sender = Arc::clone(&connection.sender);
     let finishing = async {
         if floats {

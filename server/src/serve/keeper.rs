@@ -17,6 +17,7 @@ use super::ServeError;
 use super::leases::Leases;
 use super::opening::{Open, Shared};
 use super::storage::{Prepared, Reason, Storage};
+use crate::address::AddressError;
 use crate::clock::boot_time;
 use crate::cluster::command::Release;
 use crate::cluster::lease::Moment;
@@ -298,6 +299,12 @@ impl Keeper {
         };
         match listening.await {
             Ok(()) => self.reconciler.speaks(true),
+            // It is not believed yet that the link is down, or it went again just now.
+            Err(ServeError::Address(error @ AddressError::NoLink { .. })) => {
+                tracing::info!(service = self.slot.config.name, "not yet: {error}");
+                opened.destroy().await;
+                sleep(SPEAK_AGAIN).await;
+            }
             Err(error) => {
                 let service = &self.slot.config.name;
                 tracing::error!(service, "cannot listen again: {error}");
@@ -396,6 +403,8 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 
 /// After a lost race, before the next look.
 const TAKE_AGAIN: Duration = Duration::from_millis(20);
+/// Before the next look at a link.
+const SPEAK_AGAIN: Duration = Duration::from_millis(100);
 const CLOCK_STEP: Duration = Duration::from_millis(1);
 /// How long calls under way may take in a planned move.
 const MOVE_TIME_MAX: Duration = Duration::from_millis(100);

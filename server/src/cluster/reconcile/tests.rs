@@ -233,6 +233,36 @@ fn a_node_that_clients_can_not_reach_gives_it_away_and_takes_nothing() {
 }
 
 #[test]
+fn what_an_earlier_life_had_is_given_back_by_a_node_that_clients_can_not_reach() {
+    let mut scene = Scene::new();
+    // Another life than that of the scene.
+    let mut earlier = renewal(1);
+    earlier.incarnation = 0;
+    scene.log(ClusterCommand::Assign(Assign {
+        service: scene.service(),
+        expected_epoch: 0,
+        after: None,
+        renewal: earlier,
+        unix_seconds: 0,
+        recover: false,
+    }));
+    scene.is_reachable = false;
+    scene.other_seen = Some((1, at(5000)));
+    let take = Step::Take {
+        expected_epoch: 1,
+        after: None,
+    };
+    assert_eq!(scene.poll(5100), take);
+    scene.assign(1, 1, None);
+    scene.reconciler.taken(Some(2));
+    scene.lease = at(6300);
+    // Nothing is opened, and nobody fenced.
+    assert_eq!(scene.poll(5101), Step::Stop(Why::Unreachable));
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5102), Step::Release { epoch: 2 });
+}
+
+#[test]
 fn with_nobody_to_give_it_to_it_stays_in_silence_until_the_cable_is_back() {
     let mut scene = Scene::serving();
     scene.is_reachable = false;
