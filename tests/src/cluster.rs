@@ -26,7 +26,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use self::site::{Plan, Site};
-pub use self::status::ServiceStatus;
+pub use self::status::{ServiceStatus, Serving};
 use crate::lab::havenfs_binary;
 
 /// The names of the nodes.
@@ -59,17 +59,6 @@ struct Node {
     paused: bool,
     /// How long the log was when this life of the node began.
     log_from: usize,
-}
-
-/// Who answers for a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Serving {
-    /// The node.
-    pub node: &'static str,
-    /// In which epoch.
-    pub epoch: u64,
-    /// With which NSM state.
-    pub nsm_state: i64,
 }
 
 impl Cluster {
@@ -275,30 +264,12 @@ impl Cluster {
 
     /// The node that says that it answers for a service; an error if two say so.
     pub fn serving(&self, service: &str) -> Result<Option<Serving>> {
-        let mut found: Option<Serving> = None;
-        for node in self.running() {
-            // A node that starts has no socket yet.
-            let Ok(status) = self.service(node, service) else {
-                continue;
-            };
-            if status.serving {
-                let serving = Serving {
-                    node,
-                    epoch: status.epoch,
-                    nsm_state: status.nsm_state,
-                };
-                // Asked one after the other, so a move may have come between; not so in one epoch.
-                if let Some(other) = found
-                    && other.epoch == serving.epoch
-                {
-                    bail!("two nodes answer for {service}: {other:?} and {serving:?}");
-                }
-                if found.is_none_or(|other| other.epoch < serving.epoch) {
-                    found = Some(serving);
-                }
-            }
-        }
-        Ok(found)
+        // A node that starts has no socket yet.
+        let told = self.running().filter_map(|node| {
+            let told = self.service(node, service).ok()?;
+            Some((node, told))
+        });
+        status::who_serves(service, told)
     }
 
     /// Waits until a service is served as it is `wanted`.
@@ -307,18 +278,7 @@ impl Cluster {
         service: &str,
         wanted: impl Fn(&Serving) -> bool,
     ) -> Result<Serving> {
-        let deadline = Instant::now() + TIME_MAX;
-        loop {
-            let serving = self.serving(service)?;
-            if let Some(serving) = serving.filter(&wanted) {
-                return Ok(serving);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{service} is not served as wanted, but: {serving:?}"
-            );
-            thread::sleep(POLL);
-        }
+        status::wait_serving(service, || self.serving(service), wanted)
     }
 
     /// Waits until the nodes that run and are not paused agree on a leader that runs.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use havenfs_tests::lab::havenfs_binary;
+use havenfs_tests::lab::{Output, havenfs_binary};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
@@ -252,11 +252,8 @@ fn kill(pid: &str, signal: Signal) -> Result<()> {
 
 /// Runs a command that must succeed; returns what it says.
 fn run(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complained = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {said}{complained}");
-    Ok(said)
+    let output = Output::from(command.stdin(Stdio::null()).output()?);
+    output.success(&format!("{command:?}"))
 }
 
 /// A start on a busy machine takes a while, and a link that is back is believed after a second.

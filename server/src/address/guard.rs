@@ -57,7 +57,7 @@ pub struct Guard {
     /// Connections whose end could not be told yet.
     untold: Mutex<Vec<u64>>,
     /// Reaped when this is dropped.
-    process: Mutex<Child>,
+    process: Child,
 }
 
 /// A connection of which the other process has a copy, until this is dropped. To be dropped after
@@ -89,7 +89,7 @@ impl Guard {
             next: AtomicU64::new(1),
             is_dead: AtomicBool::new(false),
             untold: Mutex::default(),
-            process: Mutex::new(process),
+            process,
         };
         guard.send(KEEP, 0, Some(lock))?;
         Ok(Arc::new(guard))
@@ -155,8 +155,7 @@ impl Drop for Guard {
     /// All addresses are gone by now, and the other process finds nothing to do.
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
-        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = process.wait();
+        let _ = self.process.wait();
     }
 }
 

@@ -240,12 +240,15 @@ impl Floating {
         if !gate.admits() {
             return Ok(false);
         }
+        let until = gate.until();
         state.up = Some(Up {
             gate: Arc::clone(gate),
             link: link.clone(),
-            until: gate.until(),
+            until,
             prolonged: boot_time(),
         });
+        // First, so that it does not take them away meanwhile.
+        self.tell_guard(Some(until));
         self.prolong(link.index, state)?;
         for address in &self.config.addresses {
             wait_until_taken(address.ip);
@@ -343,12 +346,11 @@ impl Floating {
     /// the link. Says when it must be called again at the latest.
     fn tend(&self) -> Moment {
         let mut state = self.state();
-        if let Some(held) = &state.up
-            && held.gate.is_open()
-            && held.gate.until() != held.until
-        {
+        let until = state.up.as_ref().map(|held| held.gate.until());
+        let is_renewed = until != state.up.as_ref().map(|held| held.until);
+        if is_renewed {
             // Before anything is asked of the kernel, which may take its time.
-            self.tell_guard(Some(held.gate.until()));
+            self.tell_guard(until);
         }
         let link = state
             .route()
@@ -362,15 +364,14 @@ impl Floating {
         }
         let now = boot_time();
         let soon = now + TEND_EVERY;
-        let Some(held) = state.up.as_mut() else {
+        let (Some(held), Some(until)) = (state.up.as_mut(), until) else {
             return soon;
         };
         let gate = Arc::clone(&held.gate);
         // Without a lease nothing is renewed, and what somebody took away must come back all the
         // same.
-        let until = gate.until();
         let is_long_ago = self.seconds.is_none() && now > held.prolonged + PROLONG_EVERY;
-        let is_due = until != held.until || is_long_ago;
+        let is_due = is_renewed || is_long_ago;
         // It was made anew, and what was on the old one is gone.
         let is_other = index.is_some_and(|index| index != held.link.index);
         let mut is_over = !gate.is_open() || gate.has_turned_away() || is_other;
@@ -421,8 +422,6 @@ impl Floating {
     }
 
     fn prolong(&self, index: u32, state: &mut State) -> Result<(), AddressError> {
-        // First, so that it does not take them away meanwhile.
-        self.tell_guard(state.up.as_ref().map(|up| up.until));
         let seconds = self.seconds.unwrap_or(u32::MAX);
         self.config.addresses.iter().try_for_each(|address| {
             let route = state.route();

@@ -66,6 +66,13 @@ impl Stop {
     pub const fn is_stopped(self) -> bool {
         !matches!(self, Self::Serve)
     }
+
+    /// Waits until all is to be closed. What moves along with its address stays open, unread, until
+    /// then: to close it earlier would tell clients before the other node is ready.
+    pub async fn destroyed(stop: &mut watch::Receiver<Self>) {
+        // An error says that it is over as well.
+        let _ = stop.wait_for(|stop| *stop == Self::Destroy).await;
+    }
 }
 
 /// Accepts connections until it is stopped.
@@ -115,8 +122,8 @@ pub async fn accept(
     }
     if node.floats {
         // Whoever connects now is not accepted, but not refused either: it shall find the other
-        // node. An error says that it is over as well.
-        let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
+        // node.
+        Stop::destroyed(&mut stop).await;
     }
 }
 
@@ -175,10 +182,9 @@ async fn serve(
     let floats = connection.node.floats;
     if let Some(result) = ended {
         if floats && connection.node.gate.has_turned_away() {
-            // The lease is over, and the client is not to see how: the address goes first. An error
-            // says that it is over as well.
+            // The lease is over, and the client is not to see how: the address goes first.
             drop(slot);
-            let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
+            Stop::destroyed(&mut stop).await;
         }
         return result;
     }
@@ -195,14 +201,12 @@ async fn serve(
     };
     let result = tokio::select! {
         result = finishing => result,
-        _ = stop.wait_for(|stop| *stop == Stop::Destroy) => return Ok(()),
+        () = Stop::destroyed(&mut stop) => return Ok(()),
     };
     if floats {
-        // It has its answers, or does not read them. To close it now would tell the client before
-        // the other node is ready: the socket stays, and counts no more, until its address is gone.
+        // It has its answers, or does not read them, and counts no more.
         drop(slot);
-        // An error says that it is over as well.
-        let _ = stop.wait_for(|stop| *stop == Stop::Destroy).await;
+        Stop::destroyed(&mut stop).await;
     }
     result
 }

@@ -1,15 +1,18 @@
 //! What a node of a cluster says on its control socket, and how it is asked.
 //!
-//! Owns the question and the reading of the answer about a service; whether a node is right is what
-//! the tests find out by other means.
+//! Owns the question, the reading of the answer about a service, and who of several nodes serves
+//! it; whether a node is right is what the tests find out by other means.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+
+use super::{POLL, TIME_MAX};
 
 /// How long a node may take to answer on its control socket; a paused one never does.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
@@ -35,6 +38,17 @@ pub struct ServiceStatus {
     pub phases: Vec<(String, f64)>,
 }
 
+/// Who answers for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serving {
+    /// The node.
+    pub node: &'static str,
+    /// In which epoch.
+    pub epoch: u64,
+    /// With which NSM state.
+    pub nsm_state: i64,
+}
+
 impl ServiceStatus {
     /// What a node's answer to `cluster` says of a service; none if it does not know it.
     #[must_use]
@@ -56,6 +70,54 @@ impl ServiceStatus {
             connections: told["connections"].as_u64().unwrap_or_default(),
             phases: phases.collect(),
         })
+    }
+}
+
+/// The node that says that it answers for a service, of what all nodes say.
+///
+/// # Errors
+/// Two say so for the same epoch.
+pub fn who_serves(
+    service: &str,
+    told: impl Iterator<Item = (&'static str, ServiceStatus)>,
+) -> Result<Option<Serving>> {
+    let mut found: Option<Serving> = None;
+    for (node, told) in told.filter(|(_, told)| told.serving) {
+        let serving = Serving {
+            node,
+            epoch: told.epoch,
+            nsm_state: told.nsm_state,
+        };
+        // Asked one after the other, so a move may have come between; not so in one epoch.
+        if let Some(other) = found
+            && other.epoch == serving.epoch
+        {
+            bail!("two nodes answer for {service}: {other:?} and {serving:?}");
+        }
+        if found.is_none_or(|other| other.epoch < serving.epoch) {
+            found = Some(serving);
+        }
+    }
+    Ok(found)
+}
+
+/// Waits until a service is served as it is `wanted`.
+pub fn wait_serving(
+    service: &str,
+    serving: impl Fn() -> Result<Option<Serving>>,
+    wanted: impl Fn(&Serving) -> bool,
+) -> Result<Serving> {
+    let deadline = Instant::now() + TIME_MAX;
+    loop {
+        let serving = serving()?;
+        if let Some(serving) = serving.filter(&wanted) {
+            return Ok(serving);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{service} is not served as wanted, but: {serving:?}"
+        );
+        thread::sleep(POLL);
     }
 }
 

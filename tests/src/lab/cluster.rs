@@ -256,29 +256,11 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// Two say so for the same epoch.
     pub fn serving(&self, service: &str) -> Result<Option<Serving>> {
-        let mut found: Option<Serving> = None;
-        for node in self.running() {
-            let Some(told) = self.service(node, service).filter(|told| told.serving) else {
-                continue;
-            };
-            let serving = Serving {
-                node,
-                epoch: told.epoch,
-                nsm_state: told.nsm_state,
-            };
-            // Asked one after the other, so a move may have come between; not so in one epoch.
-            if let Some(other) = found {
-                let both = "two nodes answer for";
-                ensure!(
-                    other.epoch != serving.epoch,
-                    "{both} {service}: {other:?}, {serving:?}"
-                );
-            }
-            if found.is_none_or(|other| other.epoch < serving.epoch) {
-                found = Some(serving);
-            }
-        }
-        Ok(found)
+        let told = self.running().filter_map(|node| {
+            let told = self.service(node, service)?;
+            Some((node, told))
+        });
+        status::who_serves(service, told)
     }
 
     /// Waits until a service is served as it is `wanted`.
@@ -287,18 +269,7 @@ impl<'lab> Cluster<'lab> {
         service: &str,
         wanted: impl Fn(&Serving) -> bool,
     ) -> Result<Serving> {
-        let deadline = Instant::now() + TIME_MAX;
-        loop {
-            let serving = self.serving(service)?;
-            if let Some(serving) = serving.filter(&wanted) {
-                return Ok(serving);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{service} is not served as wanted, but: {serving:?}"
-            );
-            thread::sleep(POLL);
-        }
+        status::wait_serving(service, || self.serving(service), wanted)
     }
 
     /// Waits until the nodes that run and are not paused agree on a leader that runs.
