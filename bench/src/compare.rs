@@ -431,6 +431,7 @@ pub(crate) fn run_round(args: &RoundArgs) -> anyhow::Result<()> {
         nfsserve: args.nfsserve.clone(),
         who: WHO,
         locks: args.locks,
+        grace: None,
     };
     let rows: Vec<Row> = serde_json::from_str(&args.rows)?;
     let server = peers::start(args.peer, &setup)?;

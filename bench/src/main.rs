@@ -3,7 +3,8 @@
 //!
 //! `run` measures one server that is running, `prepare` makes the files for it, `compare` starts
 //! our server and its peers in turn and writes the tables of docs/benchmarks.md, `locks-at-scale`
-//! fills our server with locks.
+//! fills our server with locks, `cluster` measures three nodes, and `failover` what clients notice
+//! when a server is lost.
 //!
 //! Owns: the load generator ([`load`], [`work`]), the data set ([`dataset`], [`pattern`]) and the
 //! comparison ([`compare`], [`report`]). Measures latencies only of what waits for a disk, and no
@@ -14,13 +15,18 @@
     reason = "counts and nanoseconds of a short run are far below 2^52"
 )]
 
+mod cluster;
 mod compare;
 mod cpu;
 mod dataset;
+mod failover;
 mod floor;
 mod load;
 mod locks;
 mod measure;
+mod nodes;
+mod notices;
+mod outage;
 mod pattern;
 mod peers;
 mod placement;
@@ -36,7 +42,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use cluster::ClusterArgs;
 use compare::{CompareArgs, RoundArgs};
+use failover::FailoverArgs;
 use measure::{Place, Row, Shape};
 use placement::Placement;
 use scale::ScaleArgs;
@@ -59,6 +67,10 @@ enum Command {
     Round(RoundArgs),
     /// Fill our server with locks and print what they cost
     LocksAtScale(ScaleArgs),
+    /// Measure locks of a cluster of three nodes, and its takeovers with an empty and a full table
+    Cluster(ClusterArgs),
+    /// Kill a server that clients use, and print what they notice
+    Failover(FailoverArgs),
     /// Write the page again from the kept measurements
     Report {
         /// The measurements
@@ -138,6 +150,8 @@ fn main() -> anyhow::Result<()> {
         Command::Compare(args) => compare::run(&args),
         Command::Round(args) => compare::run_round(&args),
         Command::LocksAtScale(args) => scale::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::Failover(args) => failover::run(&args),
         Command::Report { raw, page } => {
             report::write(&serde_json::from_slice(&std::fs::read(raw)?)?, &page)
         }

@@ -17,7 +17,7 @@ use crate::workload::Workload;
 const PASS_TIME_MAX: Duration = Duration::from_mins(1);
 
 /// Where a server is and what it exports.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) nfs: SocketAddr,
     pub(crate) mount: SocketAddr,

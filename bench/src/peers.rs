@@ -77,6 +77,8 @@ pub(crate) struct Setup {
     pub(crate) who: Identity,
     /// Whether locks are measured.
     pub(crate) locks: bool,
+    /// For how many seconds Ganesha grants only reclaims after its start; none: it is not asked to.
+    pub(crate) grace: Option<u32>,
 }
 
 /// A server that answers. Dropping it ends it.
@@ -269,7 +271,7 @@ fn ganesha_config(setup: &Setup) -> String {
         "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {}; MNT_Port = {}; NLM_Port = {};\n\
          \x20 Enable_NLM = {}; Enable_RQUOTA = false; Enable_NFS_Stats = false;\n\
          \x20 Enable_Fast_Stats = false; RPC_Ioq_ThrdMax = 4; }}\n\
-         NFSv4 {{ RecoveryBackend = fs; RecoveryRoot = {}; Graceless = true; }}\n\
+         NFSv4 {{ RecoveryBackend = fs; RecoveryRoot = {}; {} }}\n\
          MDCACHE {{ Entries_HWMark = 2000000; Chunks_HWMark = 200000; NParts = 17;\n\
          \x20 Cache_Size = 200003; }}\n\
          EXPORT {{ Export_Id = 1; Path = {}; Pseudo = /export; Protocols = 3; Transports = TCP;\n\
@@ -282,6 +284,13 @@ fn ganesha_config(setup: &Setup) -> String {
         program::NLM_PORT,
         setup.locks,
         setup.state.join("recovery").display(),
+        setup.grace.map_or_else(
+            || "Graceless = true;".to_owned(),
+            |seconds| format!(
+                "Grace_Period = {seconds}; Lease_Lifetime = {};",
+                seconds / 2
+            ),
+        ),
         setup.export.display()
     )
 }

@@ -21,7 +21,7 @@ use crate::cpu;
 use crate::dataset::{self, file_name};
 use crate::load::Figures;
 use crate::locks::{self, DENIED, GRANTED};
-use crate::measure::{self, Row, SHAPES};
+use crate::measure::{self, Place, Row, SHAPES};
 use crate::peers::{self, Peer, Running, Setup};
 use crate::session::Session;
 use crate::workload::Workload;
@@ -75,24 +75,23 @@ pub(crate) fn run(args: &ScaleArgs) -> anyhow::Result<()> {
         nfsserve: PathBuf::new(),
         who: WHO,
         locks: true,
+        grace: None,
     };
     for directory in [&setup.scratch, &state] {
         compare::empty(directory)?;
     }
-    let mut scale = Scale {
-        locks: args.locks,
-        files,
+    let server = peers::start(Peer::Havenfs, &setup)?;
+    let scale = Scale {
         state,
-        server: peers::start(Peer::Havenfs, &setup)?,
-        handles: Vec::new(),
+        locks: Locks::find(&server.place, args.locks, files)?,
+        server,
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{} locks, {} on each file", args.locks, args.per_file)?;
-    scale.find_files()?;
     let empty = scale.cost()?;
     let before = cpu::memory_kib(&scale.server.pids).0;
     let began = Instant::now();
-    scale.take_locks()?;
+    scale.locks.take(&scale.server.place)?;
     let rate = args.locks as f64 / began.elapsed().as_secs_f64();
     writeln!(out, "taken by {rate:.0} calls a second")?;
     let memory = |scale: &Scale| {
@@ -135,29 +134,12 @@ pub(crate) fn run(args: &ScaleArgs) -> anyhow::Result<()> {
 
 /// Kills the server as a crash would, and starts it again.
 fn restart(scale: Scale, setup: &Setup, out: &mut impl Write) -> anyhow::Result<()> {
-    let Scale {
-        locks,
-        files,
-        server,
-        handles,
-        ..
-    } = scale;
+    let Scale { locks, server, .. } = scale;
     drop(server);
     let began = Instant::now();
     let server = peers::start(Peer::Havenfs, setup)?;
     let mut nlm = Session::connect(server.place.nlm, WHO)?;
-    let last = Locker::of(locks - 1, files);
-    let asked = Nlm4Lock {
-        caller_name: b"somebody else",
-        ..last.alock(&handles)
-    };
-    let results = nlm.call((NLM, 4, procedure::TEST), |args| {
-        args.value(&locks::test(asked));
-    })?;
-    ensure!(
-        locks::status_of(&results)? == DENIED,
-        "the last lock is gone"
-    );
+    locks.check(&mut nlm)?;
     writeln!(
         out,
         "a start with them: {:.2} s to the first answer, {:.2} s to the first of NLM",
@@ -165,7 +147,7 @@ fn restart(scale: Scale, setup: &Setup, out: &mut impl Write) -> anyhow::Result<
         began.elapsed().as_secs_f64()
     )?;
     let (now, _) = cpu::memory_kib(&server.pids);
-    let a_lock = (now * 1024) as f64 / locks as f64;
+    let a_lock = (now * 1024) as f64 / locks.count as f64;
     writeln!(
         out,
         "memory after the start: {a_lock:.0} bytes a lock in all"
@@ -174,10 +156,15 @@ fn restart(scale: Scale, setup: &Setup, out: &mut impl Write) -> anyhow::Result<
 }
 
 struct Scale {
-    locks: usize,
-    files: usize,
     state: PathBuf,
+    locks: Locks,
     server: Running,
+}
+
+/// Many locks of many hosts, and the files that they lie on.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    count: usize,
     handles: Vec<Vec<u8>>,
 }
 
@@ -216,21 +203,20 @@ impl Locker {
 }
 
 /// The address of a host, on loopback as all of them.
-fn address(host: usize) -> IpAddr {
+pub(crate) fn address(host: usize) -> IpAddr {
     let [.., high, middle, low] = (host as u32 + 1).to_be_bytes();
     Ipv4Addr::new(127, 1 + high, middle, low).into()
 }
 
-impl Scale {
+impl Locks {
     /// Asks for the handle of each file, and has each opened once.
-    fn find_files(&mut self) -> anyhow::Result<()> {
-        let place = &self.server.place;
+    pub(crate) fn find(place: &Place, count: usize, files: usize) -> anyhow::Result<Self> {
         let root = Session::connect(place.mount, place.who)?.mount(&place.path)?;
         let mut session = Session::connect(place.nfs, place.who)?;
         let directory = session.lookup(&root, LOCKED)?;
-        let mut handles = Vec::with_capacity(self.files);
-        for first in (0..self.files).step_by(WINDOW) {
-            let names = (first..self.files.min(first + WINDOW)).map(file_name);
+        let mut handles = Vec::with_capacity(files);
+        for first in (0..files).step_by(WINDOW) {
+            let names = (first..files.min(first + WINDOW)).map(file_name);
             let answers = session.calls((NFS, 3, 3), names, |name, args| {
                 args.opaque(&directory);
                 args.opaque(name.as_bytes());
@@ -246,18 +232,23 @@ impl Scale {
                 args.opaque(handle);
             })?;
         }
-        self.handles = handles;
-        Ok(())
+        Ok(Self { count, handles })
     }
 
-    fn take_locks(&self) -> anyhow::Result<()> {
+    /// How many hosts take them.
+    pub(crate) const fn hosts(&self) -> usize {
+        self.count.div_ceil(LOCKS_PER_HOST)
+    }
+
+    /// Takes them all.
+    pub(crate) fn take(&self, place: &Place) -> anyhow::Result<()> {
+        let files = self.handles.len();
         let fill = |filler: usize| -> anyhow::Result<()> {
-            let place = &self.server.place;
-            for host in (filler..self.locks.div_ceil(LOCKS_PER_HOST)).step_by(FILLERS) {
+            for host in (filler..self.hosts()).step_by(FILLERS) {
                 let mut nlm = Session::connect_from(address(host), place.nlm, place.who)?;
                 let first = host * LOCKS_PER_HOST;
-                let wanted = first..self.locks.min(first + LOCKS_PER_HOST);
-                let lockers = wanted.map(|number| Locker::of(number, self.files));
+                let wanted = first..self.count.min(first + LOCKS_PER_HOST);
+                let lockers = wanted.map(|number| Locker::of(number, files));
                 let answers = nlm.calls((NLM, 4, procedure::LOCK), lockers, |locker, args| {
                     args.value(&locks::lock(locker.alock(&self.handles)));
                 })?;
@@ -281,6 +272,29 @@ impl Scale {
         })
     }
 
+    /// Whether NLM answers, and the last one is still held.
+    pub(crate) fn check(&self, nlm: &mut Session) -> anyhow::Result<()> {
+        if self.count == 0 {
+            nlm.call((NLM, 4, procedure::NULL), |_| {})?;
+            return Ok(());
+        }
+        let last = Locker::of(self.count - 1, self.handles.len());
+        let asked = Nlm4Lock {
+            caller_name: b"somebody else",
+            ..last.alock(&self.handles)
+        };
+        let results = nlm.call((NLM, 4, procedure::TEST), |args| {
+            args.value(&locks::test(asked));
+        })?;
+        ensure!(
+            locks::status_of(&results)? == DENIED,
+            "the last lock is gone"
+        );
+        Ok(())
+    }
+}
+
+impl Scale {
     /// What a call costs now.
     fn cost(&self) -> anyhow::Result<Figures> {
         let row = Row {
@@ -323,4 +337,4 @@ impl Scale {
 }
 
 /// The directory of the files that are locked.
-const LOCKED: &str = "locked";
+pub(crate) const LOCKED: &str = "locked";

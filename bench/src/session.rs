@@ -95,6 +95,11 @@ impl Session {
         Self::over(TcpStream::from(socket), who)
     }
 
+    /// Waits for an answer no longer than this.
+    pub(crate) fn set_patience(&self, time_max: Duration) -> anyhow::Result<()> {
+        Ok(self.stream.set_read_timeout(Some(time_max))?)
+    }
+
     fn over(stream: TcpStream, who: Identity) -> anyhow::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;

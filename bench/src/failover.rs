@@ -1,0 +1,156 @@
+//! What clients notice when the process of a server is killed: three nodes of ours, and Ganesha,
+//! which is started again at once on the same state, as the best cluster manager would do it.
+//!
+//! The generator's clients reclaim nothing. Both servers get the kill of the process, which closes
+//! its connections; of a machine that loses its power, its clients hear nothing, and ours takes as
+//! long as with the kill, while the other one's manager has to find out first.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::compare::{self, WHO};
+use crate::dataset;
+use crate::nodes::{Nodes, other};
+use crate::outage::{self, Outage};
+use crate::peers::{self, Peer, Setup};
+
+/// How long it is watched whether the held lock is given away, once new locks are granted.
+const SETTLE: Duration = Duration::from_secs(2);
+const TIME_MAX: Duration = Duration::from_mins(3);
+
+/// What is killed, and how often.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct FailoverArgs {
+    /// How often each of ours
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How often Ganesha with each grace; a round takes as long as that
+    #[arg(long, default_value_t = 2)]
+    peer_rounds: usize,
+    /// Where the servers keep their state: on a disk like that of a real server [default: a folder
+    /// beside the programs]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The mount point of the tmpfs; set by the command itself
+    #[arg(long, hide = true)]
+    inside: Option<PathBuf>,
+}
+
+/// Prints a line for each round, and the medians as a table.
+pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<()> {
+    let Some(base) = &args.inside else {
+        compare::build(&[Peer::Havenfs])?;
+        return compare::run_in_namespaces(&["--net"]);
+    };
+    compare::enter_network()?;
+    compare::mount_tmpfs(base)?;
+    let export = base.join("export");
+    dataset::make(&export, WHO.uid, WHO.gid, 0)?;
+    let mut setup = Setup {
+        export,
+        scratch: base.join("scratch"),
+        state: compare::state_directory(args.state.as_deref())?,
+        havenfs: compare::havenfs_binary(),
+        nfsserve: PathBuf::new(),
+        who: WHO,
+        locks: true,
+        grace: None,
+    };
+    let mut lines = ours(&mut setup, args.rounds)?;
+    for grace in [90, 20] {
+        setup.grace = Some(grace);
+        let mut outages = Vec::new();
+        for _ in 0..args.peer_rounds {
+            outages.push(ganesha(&setup)?);
+        }
+        lines.push((format!("Ganesha, grace of {grace} s"), outages));
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "| killed | longest write gap, ms | first new lock, ms | held lock given away, of rounds \
+         (after s) |\n|---|---:|---:|---:|"
+    )?;
+    for (what, outages) in lines {
+        let ms = |of: fn(&Outage) -> Duration| median_ms(&outages, of);
+        let given = outages.iter().filter_map(|outage| outage.given_away);
+        let after: Vec<String> = given
+            .map(|after| format!("{:.0}", after.as_secs_f64()))
+            .collect();
+        let given = if after.is_empty() {
+            format!("0 of {}", outages.len())
+        } else {
+            let rounds = outages.len();
+            format!("{} of {rounds} ({})", after.len(), after.join(", "))
+        };
+        writeln!(
+            out,
+            "| {what} | {} | {} | {given} |",
+            ms(|outage| outage.write_gap),
+            ms(|outage| outage.new_lock)
+        )?;
+    }
+    Ok(())
+}
+
+/// The active node killed while it leads the log and while it follows, and planned moves.
+fn ours(setup: &mut Setup, rounds: usize) -> anyhow::Result<Vec<(String, Vec<Outage>)>> {
+    for directory in [&setup.scratch, &setup.state] {
+        compare::empty(directory)?;
+    }
+    let mut nodes = Nodes::start(setup)?;
+    let mut lines = Vec::new();
+    for (what, leads) in [
+        ("havenfs, active node leads the log", true),
+        ("havenfs, active node follows", false),
+    ] {
+        let mut outages = Vec::new();
+        for _ in 0..rounds {
+            nodes.wait_for_all()?;
+            let active = nodes.active()?;
+            let leader = if leads { active } else { other(active) };
+            nodes.lead(leader)?;
+            let place = nodes.place.clone();
+            outages.push(outage::watch(&place, SETTLE, TIME_MAX, || {
+                nodes.kill(active)
+            })?);
+            nodes.start_node(active)?;
+        }
+        lines.push((what.to_owned(), outages));
+    }
+    let mut outages = Vec::new();
+    for _ in 0..rounds {
+        nodes.wait_for_all()?;
+        let to = other(nodes.active()?);
+        let place = nodes.place.clone();
+        let outage = outage::watch(&place, SETTLE, TIME_MAX, || nodes.move_to(to))?;
+        ensure!(nodes.active()? == to, "it did not move");
+        outages.push(outage);
+    }
+    lines.push(("havenfs, planned move".to_owned(), outages));
+    Ok(lines)
+}
+
+fn ganesha(setup: &Setup) -> anyhow::Result<Outage> {
+    for directory in [&setup.scratch, &setup.state] {
+        compare::empty(directory)?;
+    }
+    let mut server = Some(peers::start(Peer::Ganesha, setup)?);
+    let place = server.as_ref().context("it runs")?.place.clone();
+    // Its first start has a grace as well.
+    outage::wait_for_locks(&place, TIME_MAX)?;
+    outage::watch(&place, SETTLE, TIME_MAX, || {
+        drop(server.take());
+        server = Some(peers::start(Peer::Ganesha, setup)?);
+        Ok(())
+    })
+}
+
+fn median_ms(outages: &[Outage], of: fn(&Outage) -> Duration) -> u128 {
+    let mut values: Vec<Duration> = outages.iter().map(of).collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).map_or(0, Duration::as_millis)
+}
