@@ -11,7 +11,7 @@ use havenfs_rpc::program::NFS;
 use crate::compare::{self, WHO};
 use crate::dataset;
 use crate::measure::{self, LOCK_SHAPES, Place, Row};
-use crate::nodes::{Nodes, other};
+use crate::nodes::{Nodes, others};
 use crate::notices::Hosts;
 use crate::peers::{Peer, Setup};
 use crate::scale::{LOCKED, Locks};
@@ -71,9 +71,9 @@ pub(crate) fn run(args: &ClusterArgs) -> anyhow::Result<()> {
         compare::empty(directory)?;
     }
     let mut out = std::io::stdout().lock();
-    let mut nodes = Nodes::start(&setup)?;
+    let mut nodes = Nodes::start(&setup, 1)?;
     rates(&nodes, Duration::from_secs_f64(args.seconds), &mut out)?;
-    let empty = Locks::find(&nodes.place, 0, 0)?;
+    let empty = Locks::find(&nodes.places[0], 0, 0)?;
     takeovers(
         &mut nodes,
         "empty table",
@@ -82,10 +82,10 @@ pub(crate) fn run(args: &ClusterArgs) -> anyhow::Result<()> {
         args.rounds,
         &mut out,
     )?;
-    let full = Locks::find(&nodes.place, args.locks, files)?;
+    let full = Locks::find(&nodes.places[0], args.locks, files)?;
     let hosts = Hosts::start(full.hosts())?;
     let began = Instant::now();
-    full.take(&nodes.place)?;
+    full.take(&nodes.places[0])?;
     let rate = args.locks as f64 / began.elapsed().as_secs_f64();
     writeln!(
         out,
@@ -105,8 +105,8 @@ pub(crate) fn run(args: &ClusterArgs) -> anyhow::Result<()> {
 
 /// LOCK and UNLOCK, by the node that leads and by one that does not.
 fn rates(nodes: &Nodes, length: Duration, out: &mut impl Write) -> anyhow::Result<()> {
-    let active = nodes.active()?;
-    let other = other(active);
+    let active = nodes.active(0)?;
+    let [other, _] = others(active);
     for (leader, says) in [(active, "leads"), (other, "follows")] {
         nodes.lead(leader)?;
         for shape in LOCK_SHAPES {
@@ -115,8 +115,8 @@ fn rates(nodes: &Nodes, length: Duration, out: &mut impl Write) -> anyhow::Resul
                 shape,
                 first_pass: false,
             };
-            let all = measure::measure(&nodes.place, row, &nodes.pids(), length)?;
-            let own = measure::measure(&nodes.place, row, &[nodes.pid(active)?], length)?;
+            let all = measure::measure(&nodes.places[0], row, &nodes.pids(), length)?;
+            let own = measure::measure(&nodes.places[0], row, &[nodes.pid(active)?], length)?;
             let latency = own.latency.context("no latency")?;
             writeln!(
                 out,
@@ -147,14 +147,14 @@ fn takeovers(
 ) -> anyhow::Result<()> {
     for _ in 0..rounds {
         nodes.wait_for_all()?;
-        let active = nodes.active()?;
+        let active = nodes.active(0)?;
         let broken = Instant::now();
         nodes.kill(active)?;
-        let nfs = first(&nodes.place, broken, |place| {
+        let nfs = first(&nodes.places[0], broken, |place| {
             Session::connect(place.nfs, place.who)?.call((NFS, 3, 0), |_| {})?;
             Ok(())
         });
-        let nlm = first(&nodes.place, broken, |place| {
+        let nlm = first(&nodes.places[0], broken, |place| {
             locks.check(&mut Session::connect(place.nlm, place.who)?)
         });
         write!(
@@ -167,7 +167,7 @@ fn takeovers(
             let told = hosts.wait_for_all(broken + nlm, NOTICE_TIME_MAX)?;
             write!(out, ", all hosts told {:.1} s later", told.as_secs_f64())?;
         }
-        let phases = &nodes.ask(nodes.active()?, "cluster")?["services"][0]["last_takeover"];
+        let phases = &nodes.ask(nodes.active(0)?, "cluster")?["services"][0]["last_takeover"];
         let phases = phases["phases"].as_array();
         let phases: Vec<String> = phases
             .into_iter()

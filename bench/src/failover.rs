@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::compare::{self, WHO};
 use crate::dataset;
-use crate::nodes::{Nodes, other};
+use crate::nodes::{Nodes, others};
 use crate::outage::{self, Outage};
 use crate::peers::{self, Peer, Setup};
 
@@ -48,7 +48,9 @@ pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<()> {
     compare::enter_network()?;
     compare::mount_tmpfs(base)?;
     let export = base.join("export");
-    dataset::make(&export, WHO.uid, WHO.gid, 0)?;
+    for directory in [&export, &base.join("other")] {
+        dataset::make(directory, WHO.uid, WHO.gid, 0)?;
+    }
     let mut setup = Setup {
         export,
         scratch: base.join("scratch"),
@@ -71,8 +73,8 @@ pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "| killed | longest write gap, ms | first new lock, ms | held lock given away, of rounds \
-         (after s) |\n|---|---:|---:|---:|"
+        "| what | longest write gap, ms | of a service on another node, ms | first new lock, ms | held \
+         lock given away, of rounds (after s) |\n|---|---:|---:|---:|---:|"
     )?;
     for (what, outages) in lines {
         let ms = |of: fn(&Outage) -> Duration| median_ms(&outages, of);
@@ -88,49 +90,69 @@ pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<()> {
         };
         writeln!(
             out,
-            "| {what} | {} | {} | {given} |",
+            "| {what} | {} | {} | {} | {given} |",
             ms(|outage| outage.write_gap),
+            ms(|outage| outage.other_gap.unwrap_or_default()),
             ms(|outage| outage.new_lock)
         )?;
     }
     Ok(())
 }
 
-/// The active node killed while it leads the log and while it follows, and planned moves.
+/// What is done to a service.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Nothing,
+    Kill,
+    Move,
+}
+
+/// The active node killed while it leads the log and while it follows, and planned moves; and
+/// nothing, to see what the machine does by itself.
 fn ours(setup: &mut Setup, rounds: usize) -> anyhow::Result<Vec<(String, Vec<Outage>)>> {
     for directory in [&setup.scratch, &setup.state] {
         compare::empty(directory)?;
     }
-    let mut nodes = Nodes::start(setup)?;
+    let mut nodes = Nodes::start(setup, 2)?;
+    let (place, beside) = (nodes.places[0].clone(), nodes.places[1].clone());
     let mut lines = Vec::new();
-    for (what, leads) in [
-        ("havenfs, active node leads the log", true),
-        ("havenfs, active node follows", false),
+    for (what, leads, act) in [
+        ("havenfs, nothing", true, Act::Nothing),
+        (
+            "havenfs, active node killed that leads the log",
+            true,
+            Act::Kill,
+        ),
+        ("havenfs, active node killed that follows", false, Act::Kill),
+        ("havenfs, planned move", true, Act::Move),
     ] {
         let mut outages = Vec::new();
         for _ in 0..rounds {
             nodes.wait_for_all()?;
-            let active = nodes.active()?;
-            let leader = if leads { active } else { other(active) };
-            nodes.lead(leader)?;
-            let place = nodes.place.clone();
-            outages.push(outage::watch(&place, SETTLE, TIME_MAX, || {
-                nodes.kill(active)
-            })?);
-            nodes.start_node(active)?;
+            let active = nodes.active(0)?;
+            let [one, two] = others(active);
+            nodes.serve(1, one)?;
+            // The node that is left serves nothing.
+            nodes.lead(if leads { active } else { two })?;
+            outages.push(outage::watch(
+                &place,
+                Some(&beside),
+                SETTLE,
+                TIME_MAX,
+                || match act {
+                    Act::Nothing => Ok(()),
+                    Act::Kill => nodes.kill(active),
+                    Act::Move => nodes.move_to(0, two),
+                },
+            )?);
+            match act {
+                Act::Nothing => {}
+                Act::Kill => nodes.start_node(active)?,
+                Act::Move => ensure!(nodes.active(0)? == two, "it did not move"),
+            }
         }
         lines.push((what.to_owned(), outages));
     }
-    let mut outages = Vec::new();
-    for _ in 0..rounds {
-        nodes.wait_for_all()?;
-        let to = other(nodes.active()?);
-        let place = nodes.place.clone();
-        let outage = outage::watch(&place, SETTLE, TIME_MAX, || nodes.move_to(to))?;
-        ensure!(nodes.active()? == to, "it did not move");
-        outages.push(outage);
-    }
-    lines.push(("havenfs, planned move".to_owned(), outages));
     Ok(lines)
 }
 
@@ -142,7 +164,7 @@ fn ganesha(setup: &Setup) -> anyhow::Result<Outage> {
     let place = server.as_ref().context("it runs")?.place.clone();
     // Its first start has a grace as well.
     outage::wait_for_locks(&place, TIME_MAX)?;
-    outage::watch(&place, SETTLE, TIME_MAX, || {
+    outage::watch(&place, None, SETTLE, TIME_MAX, || {
         drop(server.take());
         server = Some(peers::start(Peer::Ganesha, setup)?);
         Ok(())

@@ -1,5 +1,5 @@
-//! Three nodes of a cluster on loopback, with one service, for measuring what a cluster costs and
-//! how long a takeover takes.
+//! Three nodes of a cluster on loopback, with one service or two, for measuring what a cluster costs
+//! and how long a takeover takes.
 //!
 //! Owns their processes; dropping it ends them. Every node has a state directory of its own on the
 //! disk that the caller names, and all export the same tmpfs, as a cluster file system would be.
@@ -25,8 +25,8 @@ use crate::session::Session;
 
 /// Their names.
 pub(crate) const NAMES: [&str; 3] = ["n1", "n2", "n3"];
-/// The service's address.
-const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 2, 1));
+/// The services; each has an address of its own, and exports a directory beside the others.
+const SERVICES: [&str; 2] = ["alpha", "beta"];
 const PEER_PORT: u16 = 7300;
 /// How long the service may be unreachable, or the cluster without a leader.
 const TIME_MAX: Duration = Duration::from_secs(90);
@@ -38,8 +38,8 @@ pub(crate) struct Nodes {
     havenfs: PathBuf,
     scratch: PathBuf,
     running: BTreeMap<&'static str, Child>,
-    /// How the service is reached, whoever serves it.
-    pub(crate) place: Place,
+    /// How each service is reached, whoever serves it.
+    pub(crate) places: Vec<Place>,
 }
 
 impl Drop for Nodes {
@@ -53,32 +53,32 @@ impl Drop for Nodes {
 }
 
 impl Nodes {
-    /// Starts all three and waits until the service answers.
-    pub(crate) fn start(setup: &Setup) -> anyhow::Result<Self> {
+    /// Starts all three and waits until the services answer. The first one exports the directory of
+    /// `setup`, the second one that beside it which is called `other`.
+    pub(crate) fn start(setup: &Setup, services: usize) -> anyhow::Result<Self> {
         let key = setup.scratch.join("cluster.key");
         fs::write(&key, [7; 32])?;
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+        let places: Vec<Place> = (1..)
+            .zip(SERVICES.iter().take(services))
+            .map(|(number, name)| place(setup, number, name))
+            .collect();
         for name in NAMES {
-            fs::write(config(setup, name), config_text(setup, name)?)?;
+            let path = setup.scratch.join(format!("{name}.toml"));
+            fs::write(path, config_text(setup, name, &places)?)?;
         }
-        let at = |port| SocketAddr::new(SERVICE, port);
         let mut nodes = Self {
             havenfs: setup.havenfs.clone(),
             scratch: setup.scratch.clone(),
             running: BTreeMap::new(),
-            place: Place {
-                nfs: at(program::NFS_PORT),
-                mount: at(program::MOUNT_PORT),
-                nlm: at(program::NLM_PORT),
-                path: setup.export.display().to_string(),
-                who: setup.who,
-                state: setup.state.clone(),
-            },
+            places,
         };
         for name in NAMES {
             nodes.start_node(name)?;
         }
-        nodes.wait_for_service()?;
+        for place in &nodes.places {
+            wait_for_service(place)?;
+        }
         Ok(nodes)
     }
 
@@ -102,22 +102,6 @@ impl Nodes {
         Ok(())
     }
 
-    /// Waits until the service can be mounted.
-    pub(crate) fn wait_for_service(&self) -> anyhow::Result<()> {
-        let began = Instant::now();
-        loop {
-            let mounted = Session::connect(self.place.mount, self.place.who)
-                .and_then(|mut session| session.mount(&self.place.path));
-            match mounted {
-                Ok(_) => return Ok(()),
-                Err(error) if began.elapsed() >= TIME_MAX => {
-                    return Err(error.context("nobody serves the service"));
-                }
-                Err(_) => std::thread::sleep(POLL),
-            }
-        }
-    }
-
     /// Waits until all nodes run, hear each other and have the whole log.
     pub(crate) fn wait_for_all(&self) -> anyhow::Result<()> {
         let began = Instant::now();
@@ -137,21 +121,34 @@ impl Nodes {
         }
     }
 
-    /// The node that serves, as its own word says.
-    pub(crate) fn active(&self) -> anyhow::Result<&'static str> {
+    /// The node that serves a service, as its own word says.
+    pub(crate) fn active(&self, service: usize) -> anyhow::Result<&'static str> {
         let began = Instant::now();
         loop {
             for name in self.running.keys() {
                 let Ok(told) = self.ask(name, "cluster") else {
                     continue;
                 };
-                if told["services"][0]["serving"] == true {
+                if told["services"][service]["serving"] == true {
                     return Ok(name);
                 }
             }
             ensure!(began.elapsed() < TIME_MAX, "no node serves");
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Has a node serve a service, if it does not yet.
+    pub(crate) fn serve(&self, service: usize, name: &str) -> anyhow::Result<()> {
+        let began = Instant::now();
+        if self.active(service)? != name {
+            self.move_to(service, name)?;
+        }
+        while self.active(service)? != name {
+            ensure!(began.elapsed() < TIME_MAX, "it does not move");
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// What a node says on its control socket.
@@ -190,8 +187,9 @@ impl Nodes {
     }
 
     /// Asks for a planned move.
-    pub(crate) fn move_to(&self, name: &str) -> anyhow::Result<()> {
-        let answer = self.ask(name, &format!("move alpha {name}"))?;
+    pub(crate) fn move_to(&self, service: usize, name: &str) -> anyhow::Result<()> {
+        let service = SERVICES.get(service).context("no such service")?;
+        let answer = self.ask(name, &format!("move {service} {name}"))?;
         ensure!(answer["error"].is_null(), "no move: {answer}");
         Ok(())
     }
@@ -207,17 +205,50 @@ impl Nodes {
     }
 }
 
-/// A node that is not this one.
-pub(crate) fn other(name: &str) -> &'static str {
-    let mut others = NAMES.into_iter().filter(|other| *other != name);
-    others.next().unwrap_or(NAMES[0])
+/// The nodes that are not this one.
+pub(crate) fn others(name: &str) -> [&'static str; 2] {
+    match NAMES {
+        [one, two, three] if name == one => [two, three],
+        [one, two, three] if name == two => [one, three],
+        [one, two, _] => [one, two],
+    }
 }
 
-fn config(setup: &Setup, name: &str) -> PathBuf {
-    setup.scratch.join(format!("{name}.toml"))
+fn place(setup: &Setup, number: u8, name: &str) -> Place {
+    let address = IpAddr::V4(Ipv4Addr::new(127, 0, 2, number));
+    let at = |port| SocketAddr::new(address, port);
+    let path = if name == SERVICES[0] {
+        setup.export.clone()
+    } else {
+        setup.export.with_file_name("other")
+    };
+    Place {
+        nfs: at(program::NFS_PORT),
+        mount: at(program::MOUNT_PORT),
+        nlm: at(program::NLM_PORT),
+        path: path.display().to_string(),
+        who: setup.who,
+        state: setup.state.clone(),
+    }
 }
 
-fn config_text(setup: &Setup, name: &str) -> anyhow::Result<String> {
+/// Waits until the service can be mounted.
+fn wait_for_service(place: &Place) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let mounted = Session::connect(place.mount, place.who)
+            .and_then(|mut session| session.mount(&place.path));
+        match mounted {
+            Ok(_) => return Ok(()),
+            Err(error) if began.elapsed() >= TIME_MAX => {
+                return Err(error.context("nobody serves the service"));
+            }
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+fn config_text(setup: &Setup, name: &str, places: &[Place]) -> anyhow::Result<String> {
     let mut text = format!(
         "node = \"{name}\"\n\
          state_dir = \"{}\"\n\
@@ -237,16 +268,19 @@ fn config_text(setup: &Setup, name: &str) -> anyhow::Result<String> {
             "\n[[cluster.member]]\nname = \"{name}\"\naddress = \"{address}\"\n"
         )?;
     }
-    write!(
-        text,
-        "\n[[service]]\n\
-         name = \"alpha\"\n\
-         names = [\"alpha.example\"]\n\
-         addresses = [\"{SERVICE}\"]\n\
-         exports = [\"{}:*(rw,no_root_squash,insecure)\"]\n\
-         storage = \"cluster-fs\"\n\
-         preferred = \"n1\"\n",
-        setup.export.display(),
-    )?;
+    for ((service, place), preferred) in SERVICES.iter().zip(places).zip(NAMES) {
+        write!(
+            text,
+            "\n[[service]]\n\
+             name = \"{service}\"\n\
+             names = [\"{service}.example\"]\n\
+             addresses = [\"{}\"]\n\
+             exports = [\"{}:*(rw,no_root_squash,insecure)\"]\n\
+             storage = \"cluster-fs\"\n\
+             preferred = \"{preferred}\"\n",
+            place.nfs.ip(),
+            place.path,
+        )?;
+    }
     Ok(text)
 }

@@ -24,6 +24,8 @@ use crate::session::Session;
 pub(crate) struct Outage {
     /// The longest time between two writes that were answered.
     pub(crate) write_gap: Duration,
+    /// The same of a service on another node, if there is one.
+    pub(crate) other_gap: Option<Duration>,
     /// When a host that had none got a lock that nobody else has.
     pub(crate) new_lock: Duration,
     /// When the lock that was held all the time was given to somebody else, if it was.
@@ -50,20 +52,22 @@ const NEWCOMER: usize = 20_002;
 /// since.
 pub(crate) fn watch(
     place: &Place,
+    other: Option<&Place>,
     settle: Duration,
     time_max: Duration,
     act: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<Outage> {
-    let root = Session::connect(place.mount, place.who)?.mount(&place.path)?;
-    let mut session = Session::connect(place.nfs, place.who)?;
-    let directory = session.lookup(&root, dataset::SMALL_WRITE)?;
-    let written = session.lookup(&directory, &file_name(0))?;
-    let locked = session.lookup(&directory, &file_name(1))?;
+    let written = find(place, 0)?;
+    let locked = find(place, 1)?;
+    let beside = other.map(|other| anyhow::Ok((other, find(other, 2)?)));
+    let beside = beside.transpose()?;
     let mut holder = Client::new(place, HOLDER, &locked);
     ensure!(holder.lock(0) == Some(GRANTED), "no lock to begin with");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| write(place, &written, &done));
+        let beside = beside.as_ref();
+        let beside = beside.map(|(other, file)| scope.spawn(|| write(other, file, &done)));
         std::thread::sleep(BEFORE);
         let broken = Instant::now();
         let (file, end) = (&locked[..], &done);
@@ -92,10 +96,12 @@ pub(crate) fn watch(
             rival.join().map_err(gone)?,
             newcomer.join().map_err(gone)?,
         );
+        let other_gap = beside.map(|writer| writer.join().map_err(gone));
         acted?;
         holder.unlock(0);
         Ok(Outage {
             write_gap,
+            other_gap: other_gap.transpose()?,
             new_lock: new_lock.context("no new lock was granted in time")?,
             given_away,
         })
@@ -104,10 +110,7 @@ pub(crate) fn watch(
 
 /// Waits until new locks are granted.
 pub(crate) fn wait_for_locks(place: &Place, time_max: Duration) -> anyhow::Result<()> {
-    let root = Session::connect(place.mount, place.who)?.mount(&place.path)?;
-    let mut session = Session::connect(place.nfs, place.who)?;
-    let directory = session.lookup(&root, dataset::SMALL_WRITE)?;
-    let locked = session.lookup(&directory, &file_name(1))?;
+    let locked = find(place, 1)?;
     let mut client = Client::new(place, NEWCOMER, &locked);
     let began = Instant::now();
     while client.lock(NEW_LOCK) != Some(GRANTED) {
@@ -116,6 +119,14 @@ pub(crate) fn wait_for_locks(place: &Place, time_max: Duration) -> anyhow::Resul
     }
     client.unlock(NEW_LOCK);
     Ok(())
+}
+
+/// The handle of a file.
+fn find(place: &Place, number: usize) -> anyhow::Result<Vec<u8>> {
+    let root = Session::connect(place.mount, place.who)?.mount(&place.path)?;
+    let mut session = Session::connect(place.nfs, place.who)?;
+    let directory = session.lookup(&root, dataset::SMALL_WRITE)?;
+    session.lookup(&directory, &file_name(number))
 }
 
 /// When `is_so` came true.
