@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use havenfs::address::guard;
 use havenfs::config::cluster::NodeConfig;
 use havenfs::config::floating::FloatingConfig;
-use havenfs::config::{self, Announce, File};
+use havenfs::config::{self, Announce, File, Reclaim};
 use havenfs::doctor::{self, Severity};
 use havenfs::fault::{self, Fault};
 use havenfs::mount_help::{self, Served};
@@ -167,6 +167,9 @@ struct ServeArgs {
     /// How long only reclaims are granted where locks may be missing [default: 45]
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
+    /// What becomes of a reclaim of a lock that is not known [default: lenient]
+    #[arg(long, value_name = "HOW")]
+    reclaim: Option<Reclaim>,
     /// The state directory was lost, or is an old copy: hosts may hold locks that are not in it,
     /// so only what they reclaim is granted until grace is over
     #[arg(long)]
@@ -447,6 +450,7 @@ fn configuration(args: ServeArgs) -> anyhow::Result<NodeConfig> {
         service_names: (!args.service_name.is_empty()).then_some(args.service_name),
         announce: args.announce,
         grace_seconds: args.grace,
+        reclaim: args.reclaim,
         recover: args.recover,
         ..File::default()
     };

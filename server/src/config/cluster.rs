@@ -29,7 +29,7 @@ use serde::Deserialize;
 
 use super::floating::{FloatingAddress, FloatingConfig, NoAddress, WrittenAddress};
 use super::hooks::{FenceNeed, HookKeys, Hooks};
-use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Settings, merge};
+use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Reclaim, Settings, merge};
 use crate::cluster::state::LONE_NAME;
 use crate::export::Sources;
 
@@ -141,6 +141,7 @@ pub struct ServiceFile {
     preferred: Option<String>,
     announce: Option<Announce>,
     grace_seconds: Option<u64>,
+    reclaim: Option<Reclaim>,
     fence_command: Option<Vec<String>>,
     takeover_command: Option<Vec<String>>,
     release_command: Option<Vec<String>>,
@@ -304,6 +305,7 @@ fn check_service(
         preferred,
         announce,
         grace_seconds,
+        reclaim,
         fence_command,
         takeover_command,
         release_command,
@@ -376,6 +378,7 @@ fn check_service(
         },
         announce: announce.unwrap_or(common.announce),
         grace: grace_seconds.map_or(common.grace, Duration::from_secs),
+        reclaim: reclaim.unwrap_or(common.reclaim),
         ..common.clone()
     };
     Ok(ServiceConfig {

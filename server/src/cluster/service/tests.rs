@@ -9,6 +9,7 @@ use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::table::{LockOutcome, LockRequest};
 
 use super::connections::CONNECTIONS_MAX;
+use crate::cluster::state::VERSION;
 use super::*;
 use crate::cluster::command::Notice;
 
@@ -59,7 +60,7 @@ fn lock_or_reclaim(
 fn copy_of(state: &ServiceState) -> io::Result<ServiceState> {
     let mut bytes = Vec::new();
     state.write(&mut bytes)?;
-    ServiceState::read(&mut bytes.as_slice(), true)
+    ServiceState::read(&mut bytes.as_slice(), VERSION)
 }
 
 #[test]

@@ -102,8 +102,8 @@ struct Later {
     command: ServiceCommand,
     cookie: Box<[u8]>,
     is_share: bool,
-    /// Who reclaims, if the call says so.
-    reclaims: Option<HostKey>,
+    /// Who reclaims, if the call says so, and whether grace runs.
+    reclaims: Option<(HostKey, bool)>,
 }
 
 impl Later {
@@ -118,8 +118,8 @@ impl Later {
             let Some(stat) = results::stat_of(&outcome) else {
                 return false;
             };
-            if let Some(host) = reclaims {
-                answerer.reclaimed(&host, stat);
+            if let Some((host, in_grace)) = reclaims {
+                answerer.reclaimed(&host, stat, in_grace);
             }
             let results = if is_share {
                 Results::Share { cookie, stat }
@@ -419,6 +419,7 @@ impl NlmCall<'_> {
             LockAction::Share(asked) if asked.reclaim => Some(host.clone()),
             _ => None,
         };
+        let reclaims = reclaims.map(|host| (host, self.locks.state().in_grace()));
         let command = ServiceCommand::Call(LockCall {
             epoch: self.epoch,
             host,
