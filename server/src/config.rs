@@ -104,7 +104,7 @@ pub const GRACE_SECONDS_DEFAULT: u64 = 45;
 pub const GRACE_SECONDS_MAX: u64 = 3600;
 
 /// The configuration file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// Exports as on the command line.

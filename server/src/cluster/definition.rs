@@ -37,6 +37,15 @@ pub struct ServiceAddress {
     pub prefix: Option<u8>,
 }
 
+impl ServiceAddress {
+    /// Whether its prefix is one of such an address.
+    fn is_good(&self) -> bool {
+        let prefix_max = if self.ip.is_ipv4() { 32 } else { 128 };
+        self.prefix
+            .is_none_or(|prefix| (1..=prefix_max).contains(&prefix))
+    }
+}
+
 impl fmt::Display for ServiceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.prefix {
@@ -96,7 +105,7 @@ pub enum TooLarge {
     #[error("a service has {NAMES_MAX} names at most, of {NAME_BYTES_MAX} bytes each")]
     Names,
     /// See [`ADDRESSES_MAX`].
-    #[error("a service has {ADDRESSES_MAX} addresses at most")]
+    #[error("a service has {ADDRESSES_MAX} addresses at most, with prefixes as of their networks")]
     Addresses,
     /// See [`EXPORTS_MAX`] and [`EXPORTS_BYTES_MAX`].
     #[error(
@@ -116,7 +125,7 @@ impl Definition {
         if self.names.len() > NAMES_MAX || self.names.iter().any(is_long) {
             return Err(TooLarge::Names);
         }
-        if self.addresses.len() > ADDRESSES_MAX {
+        if self.addresses.len() > ADDRESSES_MAX || !self.addresses.iter().all(|one| one.is_good()) {
             return Err(TooLarge::Addresses);
         }
         let bytes: usize = self.exports.iter().map(|line| line.len()).sum();

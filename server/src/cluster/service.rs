@@ -399,6 +399,11 @@ impl ServiceState {
         self.definitions.defined.as_ref()
     }
 
+    /// How often it was defined.
+    pub fn version(&self) -> u64 {
+        self.definitions.version()
+    }
+
     /// What the active node has made of its definitions.
     pub const fn in_force(&self) -> &Arc<InForce> {
         &self.definitions.in_force

@@ -181,10 +181,12 @@ impl ClusterState {
     /// A definition is new, or follows the one that its proposer knew. An address names one service.
     fn define(&mut self, id: ServiceId, expected_version: u64, new: &Definition) -> Outcome {
         let others = self.services.iter().filter(|(other, _)| **other != id);
-        let mut taken = others.filter_map(|(_, other)| other.defined()).flat_map(|defined| {
-            let addresses = defined.definition.addresses.iter();
-            addresses.map(|address| address.ip)
-        });
+        let mut taken = others
+            .filter_map(|(_, other)| other.defined())
+            .flat_map(|defined| {
+                let addresses = defined.definition.addresses.iter();
+                addresses.map(|address| address.ip)
+            });
         let taken = taken.find(|taken| new.addresses.iter().any(|own| own.ip == *taken));
         match (self.services.get_mut(&id), taken) {
             (None, _) => Outcome::NoSuchService,

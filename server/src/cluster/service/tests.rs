@@ -9,9 +9,9 @@ use havenfs_nlm::range::ByteRange;
 use havenfs_nlm::table::{LockOutcome, LockRequest};
 
 use super::connections::CONNECTIONS_MAX;
-use crate::cluster::state::VERSION;
 use super::*;
 use crate::cluster::command::Notice;
+use crate::cluster::state::VERSION;
 
 fn activate(unix_seconds: u64) -> ServiceCommand {
     ServiceCommand::Activate(Activation {
