@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use havenfs_nlm::host::CallDigest;
 use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::limits::Limits;
 use havenfs_nlm::listing::LockId;
@@ -444,10 +445,10 @@ impl LockService {
         &self.reclaims
     }
 
-    /// Notes that a host reclaimed locks that the table has.
-    pub fn note_reclaim(&self, ids: &[LockId], table: &LockTable) {
+    /// Notes that a host reclaimed locks that the table has, with this call.
+    pub fn note_reclaim(&self, call: CallDigest, ids: &[LockId], table: &LockTable) {
         self.counters.reclaims_granted.add(1);
-        self.reclaims.note(ids, table);
+        self.reclaims.note(call, ids, table);
     }
 
     /// Whether a host may not write to a file now. `key` is asked for only if it matters.

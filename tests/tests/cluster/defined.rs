@@ -2,7 +2,7 @@
 //! any node is for all, and a mistake of one changes nothing.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
@@ -198,6 +198,43 @@ fn the_mount_list_is_known_after_a_takeover_and_a_move() -> Result<()> {
         cluster.wait_serving(ALPHA, |serving| serving.node != served.node)?;
         let dumped = connect(4)?.dump()?;
         ensure!(dumped == [entry(1), entry(3)], "{dumped:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn new_addresses_come_with_a_restart_and_who_has_them_goes_first() -> Result<()> {
+    Cluster::run(&ONE, |cluster| {
+        let old = cluster.site.service(ALPHA).to_string();
+        let new = old.replace(".100", ".110");
+        for node in NODES {
+            change(cluster, node, &format!("\"{old}\""), &format!("\"{new}\""))?;
+        }
+        let answer = cluster.ask("n2", "reload")?;
+        let done = answer["done"].as_str().unwrap_or_default();
+        ensure!(done.contains("when the nodes are restarted"), "{answer}");
+        // It is served as before, and every node says what is to be done.
+        ensure!(mount(cluster, &cluster.site.export(ALPHA))? == 0);
+        for node in NODES {
+            wait_definition(cluster, node, "wants a restart", |found| {
+                found["restart"] == true && found["addresses"][0] == *new
+            })?;
+        }
+        cluster.stop("n3")?;
+        cluster.restart("n3")?;
+        wait_definition(cluster, "n3", "has the new address", |found| {
+            found["version"] == 2 && found["restart"] == false
+        })?;
+        // Else it would be the turn of n2.
+        cluster.kill("n1")?;
+        let next = cluster.wait_serving(ALPHA, |serving| serving.node != "n1")?;
+        ensure!(next.node == "n3", "{next:?}");
+        let at = SocketAddr::new(new.parse()?, cluster.site.ports.mount);
+        let own = SocketAddr::new(cluster.site.client(1), 0);
+        let peer = Peer::connect_from(Transport::Tcp, own, at)?;
+        let path = cluster.site.export(ALPHA);
+        let mounted = Mount::new(peer, Cred::root()).mnt(path.to_string_lossy().as_bytes())?;
+        ensure!(mounted.is_ok(), "{mounted:?}");
         Ok(())
     })
 }

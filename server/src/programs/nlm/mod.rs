@@ -361,7 +361,8 @@ impl NlmCall<'_> {
     }
 
     /// Whether the table has what is reclaimed, so that there is nothing to write: thousands of
-    /// reclaims come at once after a restart. While grace runs each is noted, since what is not
+    /// reclaims come at once after a restart. Or whether it had it when the same call came first: then
+    /// the answer is the same, and nothing comes of it. While grace runs each is noted, since what is not
     /// reclaimed then ends.
     fn is_recorded(
         &self,
@@ -374,11 +375,12 @@ impl NlmCall<'_> {
         if state.in_grace() {
             return Ok(false);
         }
-        let found = find(state.table());
-        if let Some(found) = &found {
-            self.locks.note_reclaim(found, state.table());
-        }
-        Ok(found.is_some())
+        let call = self.digest();
+        let Some(found) = find(state.table()) else {
+            return Ok(self.locks.reclaims().has_seen(call));
+        };
+        self.locks.note_reclaim(call, &found, state.table());
+        Ok(true)
     }
 
     /// Whom and what a call is about. Looks at nothing but its bytes.
