@@ -179,10 +179,10 @@ impl LockTable {
         if let Some(conflict) = &conflict {
             self.suspect_same_owner(host, &request.owner, conflict);
         }
-        // Outside grace the table has every lock that was told to a host. A reclaim of another one is
-        // a late copy of an earlier call, whose owner has unlocked since; or the host knows of a
-        // lock that it got elsewhere, as from a server that this one has replaced. Which of the two
-        // is the lesser evil to get wrong is the operator's to say.
+        // Outside grace the table has every lock that was told to a host. A reclaim of another one
+        // is a late copy of an earlier call, whose owner has unlocked since; or the host knows of
+        // a lock that it got elsewhere, as from a server that this one has replaced. Which of the
+        // two is the lesser evil to get wrong is the operator's to say.
         let may_reclaim = || {
             conflict.is_none()
                 && !self.is_buried(host, request)
@@ -399,8 +399,8 @@ impl LockTable {
         self.limits = limits;
     }
 
-    /// Sets whether a reclaim of a lock that the table does not have is granted, if nothing is in its
-    /// way.
+    /// Sets whether a reclaim of a lock that the table does not have is granted, if nothing is in
+    /// its way.
     pub fn set_lenient(&mut self, lenient: bool) {
         self.lenient = lenient;
     }

@@ -49,24 +49,20 @@ pub fn of_files(service: &ServiceConfig) -> Result<Definition, ExportsError> {
 
 /// The addresses that settings give a service.
 pub fn addresses_of(settings: &Settings) -> Vec<ServiceAddress> {
-    match &settings.floating {
-        Some(floating) => {
-            let addresses = floating.addresses.iter();
-            let moving = addresses.map(|address| ServiceAddress {
-                ip: address.ip,
-                prefix: Some(address.prefix),
-            });
-            moving.collect()
-        }
-        None => {
-            let fixed = settings.listen.iter();
-            let fixed = fixed.map(|ip| ServiceAddress {
-                ip: *ip,
-                prefix: None,
-            });
-            fixed.collect()
-        }
+    if let Some(floating) = &settings.floating {
+        let addresses = floating.addresses.iter();
+        let moving = addresses.map(|address| ServiceAddress {
+            ip: address.ip,
+            prefix: Some(address.prefix),
+        });
+        return moving.collect();
     }
+    let fixed = settings.listen.iter();
+    let fixed = fixed.map(|ip| ServiceAddress {
+        ip: *ip,
+        prefix: None,
+    });
+    fixed.collect()
 }
 
 /// The exports of a definition.

@@ -121,11 +121,12 @@ impl Definition {
     /// # Errors
     /// Which one it is above.
     pub fn check(&self) -> Result<(), TooLarge> {
-        let is_long = |name: &Box<str>| name.len() > NAME_BYTES_MAX;
-        if self.names.len() > NAMES_MAX || self.names.iter().any(is_long) {
+        let mut names = self.names.iter();
+        if self.names.len() > NAMES_MAX || names.any(|name| name.len() > NAME_BYTES_MAX) {
             return Err(TooLarge::Names);
         }
-        if self.addresses.len() > ADDRESSES_MAX || !self.addresses.iter().all(|one| one.is_good()) {
+        let mut addresses = self.addresses.iter();
+        if self.addresses.len() > ADDRESSES_MAX || !addresses.all(ServiceAddress::is_good) {
             return Err(TooLarge::Addresses);
         }
         let bytes: usize = self.exports.iter().map(|line| line.len()).sum();

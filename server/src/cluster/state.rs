@@ -178,7 +178,8 @@ impl ClusterState {
         })
     }
 
-    /// A definition is new, or follows the one that its proposer knew. An address names one service.
+    /// A definition is new, or follows the one that its proposer knew. An address names one
+    /// service.
     fn define(&mut self, id: ServiceId, expected_version: u64, new: &Definition) -> Outcome {
         let others = self.services.iter().filter(|(other, _)| **other != id);
         let mut taken = others

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cluster::definition::{Definition, InForce, Undefined};
-use crate::cluster::{ClusterCommand, Command, Outcome, ServiceId};
+use crate::cluster::{ClusterCommand, Command, Outcome, ServiceId, ServiceState};
 use crate::config::cluster::NodeConfig;
 use crate::services::{Services, Slot};
 use crate::{definitions, volumes};
@@ -79,7 +79,7 @@ async fn propose(
     let known = services
         .state()
         .service(id)
-        .map_or(0, |service| service.version());
+        .map_or(0, ServiceState::version);
     let definition = {
         let (services, name) = (Arc::clone(services), name.clone());
         on_worker(move || read(&services, &name)).await?

@@ -361,9 +361,9 @@ impl NlmCall<'_> {
     }
 
     /// Whether the table has what is reclaimed, so that there is nothing to write: thousands of
-    /// reclaims come at once after a restart. Or whether it had it when the same call came first: then
-    /// the answer is the same, and nothing comes of it. While grace runs each is noted, since what is not
-    /// reclaimed then ends.
+    /// reclaims come at once after a restart. Or whether it had it when the same call came first:
+    /// then the answer is the same, and nothing comes of it. While grace runs each is noted, since
+    /// what is not reclaimed then ends.
     fn is_recorded(
         &self,
         find: impl FnOnce(&LockTable) -> Option<Vec<LockId>>,
