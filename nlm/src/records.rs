@@ -31,6 +31,7 @@ enum Row {
     Share(FileNo, OwnerNo, Share),
     Limits(Limits),
     Refused(IpAddr, Option<FileKey>),
+    Lenient,
 }
 
 /// How many there were so far.
@@ -80,6 +81,7 @@ impl LockTable {
             .chain(shares.map(|((file, owner), share)| Row::Share(*file, *owner, *share)))
             .chain(std::iter::once(Row::Limits(self.limits)))
             .chain(refused.map(|(address, file)| Row::Refused(*address, file.clone())))
+            .chain(self.lenient.then_some(Row::Lenient))
             .map(Record)
     }
 
@@ -108,6 +110,7 @@ impl LockTable {
                 self.suspicions = counts.suspicions;
             }
             Row::Limits(limits) => self.limits = limits,
+            Row::Lenient => self.lenient = true,
             Row::Refused(address, file) => {
                 self.refused.insert((address, file));
             }

@@ -83,7 +83,8 @@ impl LockTable {
         let known = stamp.in_grace || had.is_some_and(|share| share.modes == request.modes);
         let crowded = self.crowded(file);
         let outcome = if request.reclaim && !known {
-            // As with locks: the table has every share.
+            // The table has every share. Unlike a lock, one that was broken leaves no mark that
+            // would deny its reclaim, so none comes back in this way, however lenient the table is.
             LockOutcome::Denied
         } else if self.share_conflicts(file, owner, request.modes) {
             LockOutcome::Denied

@@ -127,6 +127,9 @@ pub struct LockTable {
     pub(crate) name_bytes: u64,
     /// What it may hold.
     pub(crate) limits: Limits,
+    /// Whether a reclaim of what it does not have is granted, if nothing is in its way. Not so from
+    /// the beginning: that is what the first entries of a log were carried out with.
+    pub(crate) lenient: bool,
     /// How often something hinted at locks whose owners are gone.
     pub(crate) suspicions: Suspicions,
     /// Who may not write, to which file or to any.
@@ -176,12 +179,16 @@ impl LockTable {
         if let Some(conflict) = &conflict {
             self.suspect_same_owner(host, &request.owner, conflict);
         }
-        // Outside grace the table has every lock: a reclaim of one that it has not is a late copy
-        // of an earlier call, and its owner has unlocked since.
+        // Outside grace the table has every lock that was told to a host. A reclaim of another one
+        // is a late copy of an earlier call, whose owner has unlocked since; or the host knows of
+        // a lock that it got elsewhere, as from a server that this one has replaced. Which of the
+        // two is the lesser evil to get wrong is the operator's to say.
         let may_reclaim = || {
             conflict.is_none()
                 && !self.is_buried(host, request)
-                && (stamp.in_grace || self.has_all(file, owner, request.range, request.exclusive))
+                && (stamp.in_grace
+                    || self.lenient
+                    || self.has_all(file, owner, request.range, request.exclusive))
         };
         let outcome = if request.reclaim && !may_reclaim() {
             LockOutcome::Denied
@@ -390,6 +397,17 @@ impl LockTable {
     /// Sets what the table may hold. What it holds already stays.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// Sets whether a reclaim of a lock that the table does not have is granted, if nothing is in
+    /// its way.
+    pub fn set_lenient(&mut self, lenient: bool) {
+        self.lenient = lenient;
+    }
+
+    /// Whether it is.
+    pub const fn is_lenient(&self) -> bool {
+        self.lenient
     }
 
     /// How many ranges are held.

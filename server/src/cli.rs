@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use havenfs::address::guard;
-use havenfs::config::cluster::NodeConfig;
+use havenfs::config::cluster::{ConfigOrigin, NodeConfig};
 use havenfs::config::floating::FloatingConfig;
-use havenfs::config::{self, Announce, File};
+use havenfs::config::{self, Announce, File, Reclaim};
 use havenfs::doctor::{self, Severity};
 use havenfs::fault::{self, Fault};
 use havenfs::mount_help::{self, Served};
@@ -167,6 +167,9 @@ struct ServeArgs {
     /// How long only reclaims are granted where locks may be missing [default: 45]
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
+    /// What becomes of a reclaim of a lock that is not known [default: lenient]
+    #[arg(long, value_name = "HOW")]
+    reclaim: Option<Reclaim>,
     /// The state directory was lost, or is an old copy: hosts may hold locks that are not in it,
     /// so only what they reclaim is granted until grace is over
     #[arg(long)]
@@ -319,8 +322,16 @@ enum ExportsCommand {
         /// The list
         file: PathBuf,
     },
-    /// Read the export lists again; other clients notice nothing
-    Reload(ControlArgs),
+    /// Read the export lists again; other clients notice nothing. In a cluster, on any node with
+    /// data: all nodes serve what its files say, names and addresses included
+    Reload {
+        /// Only if the cluster has this version of the service, as `service list` shows it: nobody
+        /// else has changed it meanwhile
+        #[arg(long, value_name = "VERSION")]
+        expect: Option<u64>,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
 }
 
 /// Runs the program.
@@ -341,7 +352,11 @@ pub(crate) fn run() -> ExitCode {
         }) => match command {
             ExportsCommand::List(args) => done(show(&args, "exports")),
             ExportsCommand::Check { file } => done(check(&file)),
-            ExportsCommand::Reload(args) => done(show(&args, "reload")),
+            ExportsCommand::Reload { expect, control } => {
+                let expect = expect.map(|version| format!(" {version}"));
+                let request = format!("reload{}", expect.unwrap_or_default());
+                done(show(&control, &request))
+            }
         },
         Command::Locks { command } => done(run_locks(command)),
         Command::Hosts { command } => done(run_hosts(command)),
@@ -447,10 +462,13 @@ fn configuration(args: ServeArgs) -> anyhow::Result<NodeConfig> {
         service_names: (!args.service_name.is_empty()).then_some(args.service_name),
         announce: args.announce,
         grace_seconds: args.grace,
+        reclaim: args.reclaim,
         recover: args.recover,
         ..File::default()
     };
-    Ok(config::cluster::plan(line, file)?)
+    let mut config = config::cluster::plan(line.clone(), file)?;
+    config.origin = args.config.map(|path| ConfigOrigin { line, path });
+    Ok(config)
 }
 
 fn run_locks(command: LocksCommand) -> anyhow::Result<()> {

@@ -64,6 +64,8 @@ pub struct Settings {
     pub announce: Announce,
     /// How long only reclaims are granted where locks may be missing.
     pub grace: Duration,
+    /// What becomes of a reclaim of a lock that is not known.
+    pub reclaim: Reclaim,
     /// What the lock table may hold.
     pub lock_limits: Limits,
     /// Whether locks may be missing: the state directory was lost, or is an old copy.
@@ -84,6 +86,17 @@ pub enum Announce {
     Never,
 }
 
+/// What becomes of a reclaim of a lock that is not known, where no locks are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Reclaim {
+    /// It is granted, if nothing is in its way, and counted.
+    #[default]
+    Lenient,
+    /// It is denied: it may be a late copy of an earlier call.
+    Strict,
+}
+
 /// How long only reclaims are granted where locks may be missing, unless configured otherwise:
 /// clients need up to half a minute to hear of a restart, and some ask every 30 seconds.
 pub const GRACE_SECONDS_DEFAULT: u64 = 45;
@@ -91,7 +104,7 @@ pub const GRACE_SECONDS_DEFAULT: u64 = 45;
 pub const GRACE_SECONDS_MAX: u64 = 3600;
 
 /// The configuration file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// Exports as on the command line.
@@ -127,6 +140,8 @@ pub struct File {
     pub announce: Option<Announce>,
     /// See [`Settings::grace`].
     pub grace_seconds: Option<u64>,
+    /// See [`Settings::reclaim`].
+    pub reclaim: Option<Reclaim>,
     /// See [`Settings::lock_limits`].
     pub lock_limits: Option<LockLimits>,
     /// See [`Settings::host_portmap_port`].
@@ -284,6 +299,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
         service_names,
         announce: line.announce.or(file.announce).unwrap_or_default(),
         grace: Duration::from_secs(grace_seconds),
+        reclaim: line.reclaim.or(file.reclaim).unwrap_or_default(),
         lock_limits: line.lock_limits.or(file.lock_limits).unwrap_or_default().0,
         recover: line.recover,
     })

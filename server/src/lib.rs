@@ -50,6 +50,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod definitions;
 pub mod dispatch;
 pub mod doctor;
 pub mod export;

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use havenfs_nlm::host::CallDigest;
 use havenfs_nlm::keys::FileKey;
 use havenfs_nlm::limits::Limits;
 use havenfs_nlm::listing::LockId;
@@ -56,7 +57,7 @@ pub use self::result_calls::{ResultCall, ResultCalls};
 use crate::call::Proposal;
 use crate::clock;
 use crate::cluster::{ClusterState, Command, Outcome, ServiceCommand, ServiceId, ServiceState};
-use crate::config::{Announce, Settings};
+use crate::config::{Announce, Reclaim, Settings};
 use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
 pub use crate::host_calls::Callee;
@@ -91,9 +92,11 @@ pub struct LockService {
     monitors: Monitors,
     serving: Mutex<Option<Serving>>,
     announce: Announce,
-    names: Vec<String>,
+    /// Locked for a moment: they change when the service is defined anew.
+    names: Mutex<Vec<String>>,
     grace: Duration,
     limits: Limits,
+    reclaim: Reclaim,
 }
 
 /// What an activation has started; ended when dropped.
@@ -157,9 +160,10 @@ impl LockService {
             monitors: Monitors::default(),
             serving: Mutex::default(),
             announce: settings.announce,
-            names: announcing::names(&settings.service_names),
+            names: Mutex::new(announcing::names(&settings.service_names)),
             grace: settings.grace,
             limits: settings.lock_limits,
+            reclaim: settings.reclaim,
         }
     }
 
@@ -168,6 +172,11 @@ impl LockService {
         let (epoch, limits) = (self.gate.epoch(), self.limits);
         if *self.state().table().limits() != limits {
             self.ask(ServiceCommand::SetLimits { epoch, limits })
+                .await?;
+        }
+        let lenient = self.reclaim == Reclaim::Lenient;
+        if self.state().table().is_lenient() != lenient {
+            self.ask(ServiceCommand::SetReclaims { epoch, lenient })
                 .await?;
         }
         let state = self.state();
@@ -185,6 +194,17 @@ impl LockService {
         drop(state);
         self.look_for_refusals();
         Ok(())
+    }
+
+    /// Hosts that are told from now on hear of these names.
+    pub fn set_names(&self, configured: &[String]) {
+        let names = announcing::names(configured);
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names = self.names.lock();
+        names.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Proposes a change of the service and waits for its outcome.
@@ -218,7 +238,7 @@ impl LockService {
         let granting = granting::run(Arc::clone(self), calls(), epoch, answers_taken);
         let telling = announcing::run(
             calls(),
-            self.names.clone(),
+            self.names(),
             nsm_state,
             announcing::targets(self, self.announce),
             Arc::clone(&self.announcements),
@@ -425,10 +445,10 @@ impl LockService {
         &self.reclaims
     }
 
-    /// Notes that a host reclaimed locks that the table has.
-    pub fn note_reclaim(&self, ids: &[LockId], table: &LockTable) {
+    /// Notes that a host reclaimed locks that the table has, with this call.
+    pub fn note_reclaim(&self, call: CallDigest, ids: &[LockId], table: &LockTable) {
         self.counters.reclaims_granted.add(1);
-        self.reclaims.note(ids, table);
+        self.reclaims.note(call, ids, table);
     }
 
     /// Whether a host may not write to a file now. `key` is asked for only if it matters.

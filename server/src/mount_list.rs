@@ -1,6 +1,7 @@
 //! Who mounted what: the list behind MOUNT's DUMP, kept across restarts.
 //!
-//! Owns the list, its bound and the file `mounts` in the state directory. Does not decide who may
+//! Owns the list, its bound and the file `mounts` in the state directory; in a cluster the list is
+//! replicated (`serve::mounts`), and there is no file. Does not decide who may
 //! mount, and nothing but DUMP depends on it: clients that vanish leave entries behind, as in
 //! every server, and the oldest are dropped when the list is full.
 //!
@@ -93,7 +94,8 @@ pub enum MountListError {
 /// The list of mounts.
 #[derive(Debug)]
 pub struct MountList {
-    state_dir: PathBuf,
+    /// Where its file is; none where the cluster has the list.
+    state_dir: Option<PathBuf>,
     inner: Mutex<Inner>,
     /// Held while the file is written, so that an older list never replaces a newer one.
     saving: Mutex<()>,
@@ -114,13 +116,25 @@ impl MountList {
     pub fn open(state_dir: &Path) -> Result<Self, MountListError> {
         let entries = load(&state_dir.join(FILE_NAME))?;
         Ok(Self {
-            state_dir: state_dir.to_owned(),
+            state_dir: Some(state_dir.to_owned()),
             inner: Mutex::new(Inner {
                 entries,
                 dirty: false,
             }),
             saving: Mutex::new(()),
         })
+    }
+
+    /// A list that is kept in no file, but by the cluster, which has these entries.
+    pub fn replicated(entries: impl Iterator<Item = MountEntry>) -> Self {
+        Self {
+            state_dir: None,
+            inner: Mutex::new(Inner {
+                entries: entries.take(ENTRIES_MAX).collect(),
+                dirty: false,
+            }),
+            saving: Mutex::new(()),
+        }
     }
 
     /// Adds a mount, as the newest; drops the oldest if the list is full.
@@ -179,6 +193,9 @@ impl MountList {
     /// # Errors
     /// When the file can't be written; the list stays marked as changed.
     pub fn save_if_dirty(&self) -> Result<bool, MountListError> {
+        let Some(state_dir) = &self.state_dir else {
+            return Ok(false);
+        };
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let text = {
             let mut inner = self.lock();
@@ -187,30 +204,11 @@ impl MountList {
             }
             encode(&inner.entries)
         };
-        let saved = self.replace_file(&text);
+        let saved = replace_file(state_dir, &text);
         if saved.is_err() {
             self.lock().dirty = true;
         }
         saved.map(|()| true)
-    }
-
-    fn replace_file(&self, text: &str) -> Result<(), MountListError> {
-        let temporary = self.state_dir.join(TEMPORARY_NAME);
-        let path = self.state_dir.join(FILE_NAME);
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            |source| MountListError::Write { path, source }
-        };
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&temporary).map_err(failed(&temporary))?;
-        file.write_all(text.as_bytes())
-            .map_err(failed(&temporary))?;
-        file.sync_all().map_err(failed(&temporary))?;
-        std::fs::rename(&temporary, &path).map_err(failed(&path))?;
-        File::open(&self.state_dir)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failed(&self.state_dir))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -225,6 +223,25 @@ impl Inner {
             .iter()
             .rposition(|entry| entry.host == host && entry.path == path)
     }
+}
+
+fn replace_file(state_dir: &Path, text: &str) -> Result<(), MountListError> {
+    let temporary = state_dir.join(TEMPORARY_NAME);
+    let path = state_dir.join(FILE_NAME);
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| MountListError::Write { path, source }
+    };
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&temporary).map_err(failed(&temporary))?;
+    file.write_all(text.as_bytes())
+        .map_err(failed(&temporary))?;
+    file.sync_all().map_err(failed(&temporary))?;
+    std::fs::rename(&temporary, &path).map_err(failed(&path))?;
+    File::open(state_dir)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed(state_dir))
 }
 
 /// The file: JSON, so that it can be read without tools of ours.

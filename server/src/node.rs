@@ -2,7 +2,6 @@
 //! this node serves. Nothing of an earlier epoch is left in it: not the write verifier, not an open
 //! file, not a reply.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -17,7 +16,7 @@ use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
 use crate::gate::Gate;
 use crate::lock_service::{LockConnections, LockService};
 use crate::metrics::Metrics;
-use crate::mount_list::{MountList, MountListError};
+use crate::mount_list::MountList;
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
 use crate::numbering::Numbering;
 use crate::pool::Pool;
@@ -82,9 +81,6 @@ pub struct StorageUse;
 /// Why a node can't be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// See [`MountListError`].
-    #[error(transparent)]
-    MountList(#[from] MountListError),
     /// See [`ExportsError`].
     #[error(transparent)]
     Exports(#[from] ExportsError),
@@ -98,8 +94,8 @@ pub enum NodeError {
 pub struct Parts {
     /// Whether this node may answer.
     pub gate: Arc<Gate>,
-    /// Where what is this node's alone is kept.
-    pub dir: PathBuf,
+    /// Who mounted what.
+    pub mounts: MountList,
     /// The keys that sign handles.
     pub handle_keys: Vec<HandleKey>,
     /// The numbers of exports and file systems.
@@ -123,7 +119,7 @@ impl Node {
     pub fn new(parts: Parts) -> Result<Self, NodeError> {
         let Parts {
             gate,
-            dir,
+            mounts,
             handle_keys,
             numbers,
             handles,
@@ -137,7 +133,6 @@ impl Node {
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
         volumes::prepare(&names, &groups, &exports)?;
         let signer = Signer::new(handle_keys);
-        let mounts = MountList::open(&dir)?;
         // A file may have three descriptors; a part is left for connections and everything else.
         let file_systems = numbers.file_systems();
         let opened_max = (descriptors / 6).clamp(64, 65_536);

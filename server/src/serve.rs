@@ -6,9 +6,11 @@
 //! workers have is finished, the registration is taken back, the services are released.
 
 mod connections;
+mod defining;
 mod hooks;
 mod keeper;
 mod leases;
+mod mounts;
 mod opening;
 mod ports;
 mod ready;
@@ -30,8 +32,10 @@ use crate::backend::handle::HandleKey;
 use crate::backend::table::TableError;
 use crate::backend::{credential, sys};
 use crate::call::Port;
-use crate::config::cluster::NodeConfig;
+use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::control;
+use crate::definitions;
+use crate::mount_list::MountListError;
 use crate::net::listen::{Bound, ListenError};
 use crate::net::runtimes::Runtimes;
 use crate::net::tcp::Stop;
@@ -115,6 +119,9 @@ pub enum ServeError {
     /// See [`TableError`].
     #[error(transparent)]
     Table(TableError),
+    /// See [`MountListError`].
+    #[error(transparent)]
+    MountList(#[from] MountListError),
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -155,7 +162,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     if credential::is_root_for_all() {
         return Err(ServeError::RootForAll);
     }
-    volumes::check_overlap(&config.export_lists())?;
+    volumes::check_lists(&config.export_lists())?;
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -170,12 +177,20 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let lease = config.cluster.as_ref().map(|cluster| cluster.lease_ms);
     let lease = lease.map(|lease_ms| Duration::from_millis(u64::from(lease_ms)));
     let slots = config.services.iter().cloned();
-    let slots = slots.map(|service| Arc::new(Slot::new(service, lease)));
+    let slots = slots.map(|service| {
+        let service = if config.cluster.is_some() {
+            as_defined(service, &state)
+        } else {
+            service
+        };
+        Arc::new(Slot::new(service, lease))
+    });
     let services = Arc::new(Services {
         config: config.clone(),
         state: store.state(),
         proposer: store.proposer(),
         cluster: store.cluster(),
+        changes: store.changes(),
         starts: state.starts(),
         slots: slots.collect(),
     });
@@ -205,6 +220,24 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         data.finish();
     }
     result
+}
+
+/// A service with the names and addresses that the cluster gave it, as this node knew it last.
+fn as_defined(service: ServiceConfig, state: &State) -> ServiceConfig {
+    let dir = opening::service_dir(state, &service.name);
+    match dir.and_then(|dir| definitions::copy(&dir)) {
+        Ok(Some(defined)) => definitions::with_definition(service, &defined.definition),
+        Ok(None) => service,
+        Err(error) => {
+            tracing::warn!(
+                service = service.name,
+                %error,
+                "the copy of the service's definition can't be read: beginning with the addresses \
+                 of this node's files"
+            );
+            service
+        }
+    }
 }
 
 /// Raises the limit of open files as far as allowed; returns it.

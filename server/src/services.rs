@@ -4,9 +4,13 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::address::Floating;
+use crate::cluster::definition::Definition;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::{NodeConfig, ServiceConfig};
+use crate::definitions;
 use crate::node::Node;
 use crate::raft::{Cluster, Proposer};
 
@@ -21,6 +25,8 @@ pub struct Services {
     pub proposer: Proposer,
     /// Who is in the cluster.
     pub cluster: Cluster,
+    /// Changes of the state are told here.
+    pub changes: watch::Receiver<u64>,
     /// How often a server was started on the state directory, this time included.
     pub starts: u64,
     /// The services, in the order of the configuration.
@@ -30,7 +36,7 @@ pub struct Services {
 /// A service on this node.
 #[derive(Debug)]
 pub struct Slot {
-    /// What was configured.
+    /// What was configured; names and addresses as the cluster had them when the process started.
     pub config: ServiceConfig,
     /// Its id, once the log has given it one.
     pub id: OnceLock<ServiceId>,
@@ -38,6 +44,9 @@ pub struct Slot {
     pub floating: Option<Arc<Floating>>,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
+    files: Mutex<Option<Arc<Definition>>>,
+    /// The version of the definition that this node has a copy of; held while it is written.
+    pub copied: Mutex<u64>,
 }
 
 /// How a service came to this node.
@@ -72,6 +81,8 @@ impl Slot {
             id: OnceLock::new(),
             serving: Mutex::default(),
             takeover: Mutex::default(),
+            files: Mutex::default(),
+            copied: Mutex::default(),
         }
     }
 
@@ -84,6 +95,24 @@ impl Slot {
     /// This node has opened the service, or closed it.
     pub fn set_serving(&self, node: Option<Arc<Node>>) {
         *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = node;
+    }
+
+    /// What the files of this node say that it is, as they were read last; none if they could not
+    /// be.
+    pub fn files(&self) -> Option<Arc<Definition>> {
+        let files = self.files.lock();
+        files.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The files of this node were read.
+    pub fn set_files(&self, files: Option<Definition>) {
+        let mut place = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = files.map(Arc::new);
+    }
+
+    /// Whether this process runs with other addresses than these: it gets them by a restart.
+    pub fn runs_other_addresses(&self, definition: &Definition) -> bool {
+        definitions::addresses_of(&self.config.settings) != definition.addresses
     }
 
     /// How it came to this node the last time.

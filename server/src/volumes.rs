@@ -20,8 +20,10 @@ use rustix::io::Errno;
 use crate::backend::file::File;
 use crate::backend::volume::{self, Volume};
 use crate::backend::{Failure, credential};
+use crate::cluster::definition::TooLarge;
 use crate::export::{
-    self, DirectoryFault, Export, ExportErrors, ExportTable, Fsid, Groups, Names, Sources, Verdict,
+    self, DirectoryFault, Export, ExportErrors, ExportSpec, ExportTable, Fsid, Groups, Names,
+    Sources, Verdict,
 };
 use crate::node::Node;
 use crate::numbering::{Numbering, NumberingError};
@@ -59,6 +61,15 @@ pub enum ExportsError {
     /// The lists have errors.
     #[error("{}", join(.0))]
     Lists(ExportErrors),
+    /// They list nothing.
+    #[error(
+        "nothing is exported\nhint: name a directory in `exports` of its [[service]], or in its \
+         exports_file"
+    )]
+    Nothing,
+    /// A service of a cluster can't have so much.
+    #[error("{0}\nhint: export a directory above them, or make two services of it")]
+    TooLarge(TooLarge),
     /// A directory can't be exported.
     #[error("{0}")]
     Directory(String),
@@ -91,13 +102,21 @@ fn join(errors: &ExportErrors) -> String {
     lines.join("\n")
 }
 
-/// Reads the export lists and gives every export its id.
-pub fn load_table(sources: &Sources, numbering: &Numbering) -> Result<ExportTable, ExportsError> {
+/// Reads the export lists.
+pub fn read_lists(sources: &Sources) -> Result<Vec<ExportSpec>, ExportsError> {
     let loaded = export::load(sources).map_err(ExportsError::Lists)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    for problem in export::check_directories(&loaded.specs) {
+    Ok(loaded.specs)
+}
+
+/// Looks at the directories and gives every export its id.
+pub fn load_table(
+    specs: Vec<ExportSpec>,
+    numbering: &Numbering,
+) -> Result<ExportTable, ExportsError> {
+    for problem in export::check_directories(&specs) {
         match problem.fault {
             DirectoryFault::NotMounted | DirectoryFault::SameDirectory => {
                 tracing::warn!("{}", problem.problem);
@@ -106,31 +125,44 @@ pub fn load_table(sources: &Sources, numbering: &Numbering) -> Result<ExportTabl
         }
     }
     let mut ids = HashMap::new();
-    for spec in &loaded.specs {
+    for spec in &specs {
         ids.insert(spec.path.clone(), numbering.export_numbers(&spec.path)?.0);
     }
-    Ok(ExportTable::new(loaded.specs, |path: &Path| {
+    Ok(ExportTable::new(specs, |path: &Path| {
         ids.get(path).copied().unwrap_or(0)
     }))
 }
 
-/// Looks for files that two services, by name and list, show: each would have locks of its own on
-/// them.
+/// The same for services whose exports are in lists: by name and list.
 ///
 /// # Errors
 /// [`ExportsError::Overlap`], or mistakes in a list.
-pub fn check_overlap(services: &[(&str, &Sources)]) -> Result<(), ExportsError> {
+pub fn check_lists(services: &[(&str, &Sources)]) -> Result<(), ExportsError> {
     if services.len() < 2 {
         return Ok(());
     }
-    let mut seen: Vec<Shown> = Vec::new();
+    let mut read = Vec::new();
     for (name, sources) in services {
         let loaded = export::load(sources).map_err(ExportsError::Lists)?;
-        for spec in loaded.specs {
+        read.push((*name, loaded.specs));
+    }
+    let read: Vec<_> = read.iter().map(|(name, specs)| (*name, &**specs)).collect();
+    check_overlap(&read)
+}
+
+/// Looks for files that two services, by name and exports, show: each would have locks of its own
+/// on them.
+///
+/// # Errors
+/// [`ExportsError::Overlap`].
+pub fn check_overlap(services: &[(&str, &[ExportSpec])]) -> Result<(), ExportsError> {
+    let mut seen: Vec<Shown> = Vec::new();
+    for (name, specs) in services {
+        for spec in *specs {
             let shown = Shown {
                 service: (*name).to_owned(),
                 place: volume::place_of(&spec.path),
-                path: spec.path,
+                path: spec.path.clone(),
             };
             if let Some(twin) = seen.iter().find(|other| other.shares_with(&shown)) {
                 return Err(ExportsError::Overlap {
@@ -200,10 +232,10 @@ pub fn open_exports(node: &Node, again: &[u32]) -> Result<(), ExportsError> {
     failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Reads the export lists again and brings what changed into force; nothing else changes for
-/// clients. With an error in the lists everything stays as it was.
-pub fn reload(sources: &Sources, node: &Node) -> Result<String, ExportsError> {
-    let table = load_table(sources, &node.numbers)?;
+/// Brings what changed in the exports into force; nothing else changes for clients. Where one of
+/// them can't be, everything stays as it was.
+pub fn reload(specs: Vec<ExportSpec>, node: &Node) -> Result<String, ExportsError> {
+    let table = load_table(specs, &node.numbers)?;
     prepare(&node.names, &node.groups, &table)?;
     let before = node.exports.load_full();
     let volume_options = |table: &ExportTable, id: u32| {
@@ -446,7 +478,7 @@ mod tests {
         symlink(path("a"), path("link")).unwrap();
         let found = |one: &str, other: &str| {
             let (one, other) = (sources(&path(one)), sources(&path(other)));
-            match check_overlap(&[("x", &one), ("y", &other)]) {
+            match check_lists(&[("x", &one), ("y", &other)]) {
                 Ok(()) => None,
                 Err(ExportsError::Overlap { one, other, .. }) => Some((one, other)),
                 Err(error) => panic!("{error}"),

@@ -21,6 +21,7 @@ use havenfs::backend::table::HandleTable;
 use havenfs::call::{Mode, Origin, Port, Served, Transport};
 use havenfs::export::Sources;
 use havenfs::gate::Gate;
+use havenfs::mount_list::MountList;
 use havenfs::node::{Node, Parts};
 use havenfs::numbering::Numbering;
 use havenfs::programs::mount::wire as mount;
@@ -488,10 +489,11 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         arguments: vec![argument],
     };
     let numbers = Numbering::in_memory();
-    let exports = volumes::load_table(&sources, &numbers)?;
+    let specs = volumes::read_lists(&sources)?;
+    let exports = volumes::load_table(specs, &numbers)?;
     let node = Node::new(Parts {
         gate: Arc::new(Gate::open_for_good()),
-        dir: state_dir.to_path_buf(),
+        mounts: MountList::open(state_dir)?,
         handle_keys: vec![HandleKey {
             id: 1,
             secret: [7; 16],

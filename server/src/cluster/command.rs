@@ -18,7 +18,9 @@ use havenfs_nlm::table::{LockOutcome, LockRequest};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::connections::Connection;
+use super::definition::{Definition, InForce, Undefined};
 use super::handles::HandleEntry;
+use super::mounts::Mount;
 use super::numbers::Allot;
 use super::{NodeId, ServiceId};
 
@@ -55,6 +57,15 @@ pub enum ClusterCommand {
     },
     /// An export or a file system gets a number.
     Allot(Allot),
+    /// A service is defined anew.
+    Define {
+        /// Which one.
+        service: ServiceId,
+        /// The version that it has now; 0 if it has none.
+        expected_version: u64,
+        /// As what.
+        definition: Definition,
+    },
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,
@@ -250,6 +261,29 @@ pub enum ServiceCommand {
         /// Its epoch.
         epoch: u32,
     },
+    /// The configuration says what becomes of a reclaim of something that the table does not have.
+    SetReclaims {
+        /// The epoch in which it was read.
+        epoch: u32,
+        /// Whether it is granted, if nothing is in its way.
+        lenient: bool,
+    },
+    /// Clients have mounted something, or unmounted it.
+    Mounts {
+        /// The epoch in which it was seen.
+        epoch: u32,
+        /// What is mounted now.
+        came: Vec<Mount>,
+        /// What is mounted no more.
+        went: Vec<Mount>,
+    },
+    /// The active node has brought a definition into force, or could not.
+    InForce {
+        /// Its epoch.
+        epoch: u32,
+        /// Which one, and what became of it.
+        in_force: InForce,
+    },
 }
 
 impl ServiceCommand {
@@ -272,6 +306,9 @@ impl ServiceCommand {
             | Self::Connections { epoch, .. }
             | Self::Fenced { epoch, .. }
             | Self::NeedsFence { epoch }
+            | Self::SetReclaims { epoch, .. }
+            | Self::Mounts { epoch, .. }
+            | Self::InForce { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }
@@ -356,6 +393,10 @@ pub enum Outcome {
     Named(ServiceId),
     /// No service has that id.
     NoSuchService,
+    /// The service is defined, with this version.
+    Defined(u64),
+    /// It is not.
+    NotDefined(Undefined),
     /// What became of a LOCK or SHARE.
     Lock(LockOutcome),
     /// It is unlocked.

@@ -7,9 +7,11 @@
 
 pub mod command;
 pub mod connections;
+pub mod definition;
 pub mod handles;
 mod ids;
 pub mod lease;
+pub mod mounts;
 pub mod numbers;
 pub mod placement;
 pub mod reconcile;

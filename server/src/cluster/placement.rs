@@ -51,6 +51,8 @@ pub struct View<'a, S> {
     pub joined: Moment,
     /// Not before this: it has failed here.
     pub not_before: Moment,
+    /// Whether this node can't bring the addresses that the service has now: others go first.
+    pub is_stale: bool,
 }
 
 /// Whose turn it is.
@@ -92,7 +94,12 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
             None => (self.free_from(service), None),
         };
         let step = TURN_STEP.saturating_mul(self.rank(service, now));
-        self.not_before_or_mine(now, free_at + step, after)
+        let stale = if self.is_stale {
+            STALE_TIME
+        } else {
+            Duration::ZERO
+        };
+        self.not_before_or_mine(now, free_at + step + stale, after)
     }
 
     fn not_before_or_mine(&self, now: Moment, begin: Moment, after: Option<RenewalId>) -> Turn {
@@ -161,6 +168,10 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
 
 /// How long the next in rank gives the one before it.
 const TURN_STEP: Duration = Duration::from_millis(300);
+/// How long a node that can't bring the addresses gives all others. Nobody knows of another node
+/// whether it can; who can comes first by that, and if none can, clients find some of the addresses
+/// at least.
+const STALE_TIME: Duration = Duration::from_secs(3);
 /// How long others give the preferred node at the first start ever.
 const FIRST_START_TIME: Duration = Duration::from_secs(2);
 

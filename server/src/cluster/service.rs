@@ -42,6 +42,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use havenfs_nlm::keys::Stamp;
 use havenfs_nlm::records::Record;
@@ -54,8 +55,11 @@ use serde::{Deserialize, Serialize};
 use super::NodeId;
 use super::command::{Activation, LockAction, LockCall, Outcome, ServiceCommand};
 use super::connections::{self, Connection};
+use super::definition::{Defined, Definition, Definitions, InForce};
 use super::handles::HandleEntry;
+use super::mounts::{self, Mount};
 use super::rows::{damaged, read_row, write_end, write_row};
+use super::state::UNDEFINED_VERSION;
 
 /// Whether the table has every lock that a host was ever told to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +94,8 @@ pub struct ServiceState {
     table: LockTable,
     handles: OrdMap<u64, HandleEntry>,
     connections: OrdSet<Connection>,
+    definitions: Definitions,
+    mounts: OrdSet<Mount>,
 }
 
 /// Who serves.
@@ -236,6 +242,18 @@ impl ServiceState {
                 }
                 Outcome::Done
             }
+            ServiceCommand::SetReclaims { lenient, .. } => {
+                self.table.set_lenient(*lenient);
+                Outcome::Done
+            }
+            ServiceCommand::Mounts { came, went, .. } => {
+                mounts::change(&mut self.mounts, came, went);
+                Outcome::Done
+            }
+            ServiceCommand::InForce { in_force, .. } => {
+                self.definitions.note(in_force);
+                Outcome::Done
+            }
         }
     }
 
@@ -273,6 +291,12 @@ impl ServiceState {
         service.active = None;
         self.writers.retain(|node| *node != active.node);
         Outcome::Done
+    }
+
+    /// Defines it anew.
+    pub(super) fn define(&mut self, expected_version: u64, new: &Definition) -> Outcome {
+        let defined = self.definitions.define(expected_version, new);
+        defined.map_or_else(Outcome::NotDefined, Outcome::Defined)
     }
 
     /// Notes where an operator wants it.
@@ -370,6 +394,26 @@ impl ServiceState {
         &self.connections
     }
 
+    /// What it is; none on a server without a cluster, whose files say it at each start.
+    pub const fn defined(&self) -> Option<&Arc<Defined>> {
+        self.definitions.defined.as_ref()
+    }
+
+    /// How often it was defined.
+    pub fn version(&self) -> u64 {
+        self.definitions.version()
+    }
+
+    /// What the active node has made of its definitions.
+    pub const fn in_force(&self) -> &Arc<InForce> {
+        &self.definitions.in_force
+    }
+
+    /// Who mounted what, as far as it was told. Empty on a server without a cluster.
+    pub const fn mounts(&self) -> &OrdSet<Mount> {
+        &self.mounts
+    }
+
     /// The count of assignments: what a call must have been accepted under.
     pub const fn epoch(&self) -> u32 {
         self.service.epoch
@@ -403,8 +447,8 @@ impl ServiceState {
     }
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
-    /// nodes may write, the rows of the lock table, those of the handle table, and the
-    /// connections, each with its length in front.
+    /// nodes may write, the rows of the lock table, those of the handle table, the connections,
+    /// the definition with what became of it, and the mounts, each with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -417,12 +461,16 @@ impl ServiceState {
             write_row(out, &mut buffer, &row)?;
         }
         write_end(out)?;
-        connections::write(&self.connections, out, &mut buffer)
+        connections::write(&self.connections, out, &mut buffer)?;
+        let Definitions { defined, in_force } = &self.definitions;
+        write_row(out, &mut buffer, &(defined.as_deref(), &**in_force))?;
+        mounts::write(&self.mounts, out, &mut buffer)
     }
 
-    /// Reads what [`ServiceState::write`] wrote, or what it wrote when nobody was fenced and no
-    /// connections were kept.
-    pub(super) fn read(input: &mut impl Read, is_current: bool) -> io::Result<Self> {
+    /// Reads what [`ServiceState::write`] wrote in a version: 2, when nobody was fenced and no
+    /// connections were kept, or later.
+    pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
+        let is_current = version >= UNDEFINED_VERSION;
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         let writers = if is_current {
@@ -440,12 +488,21 @@ impl ServiceState {
         } else {
             OrdSet::new()
         };
+        let (mut definitions, mut mounts) = (Definitions::default(), OrdSet::new());
+        if version > UNDEFINED_VERSION {
+            let row: (Option<Defined>, InForce) =
+                read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+            definitions = Definitions::restored(row.0, row.1).ok_or_else(damaged)?;
+            mounts = mounts::read(input, &mut buffer)?;
+        }
         Ok(Self {
             service,
             writers,
             table,
             handles,
             connections,
+            definitions,
+            mounts,
         })
     }
 
@@ -470,6 +527,8 @@ impl ServiceState {
             table: read_table(input, &mut buffer)?,
             handles: OrdMap::new(),
             connections: OrdSet::new(),
+            definitions: Definitions::default(),
+            mounts: OrdSet::new(),
         })
     }
 }

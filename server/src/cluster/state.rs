@@ -28,6 +28,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId};
+use super::definition::{Definition, Undefined};
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::service::{Active, ServiceState};
@@ -130,6 +131,11 @@ impl ClusterState {
                 Arc::make_mut(&mut self.numbers).allot(asked);
                 Outcome::Done
             }
+            ClusterCommand::Define {
+                service,
+                expected_version,
+                definition,
+            } => self.define(*service, *expected_version, definition),
         }
     }
 
@@ -170,6 +176,24 @@ impl ClusterState {
             let active = assign.renewal.active();
             service.assign(active, assign.unix_seconds, assign.recover)
         })
+    }
+
+    /// A definition is new, or follows the one that its proposer knew. An address names one
+    /// service.
+    fn define(&mut self, id: ServiceId, expected_version: u64, new: &Definition) -> Outcome {
+        let others = self.services.iter().filter(|(other, _)| **other != id);
+        let mut taken = others
+            .filter_map(|(_, other)| other.defined())
+            .flat_map(|defined| {
+                let addresses = defined.definition.addresses.iter();
+                addresses.map(|address| address.ip)
+            });
+        let taken = taken.find(|taken| new.addresses.iter().any(|own| own.ip == *taken));
+        match (self.services.get_mut(&id), taken) {
+            (None, _) => Outcome::NoSuchService,
+            (_, Some(ip)) => Outcome::NotDefined(Undefined::AddressTaken(ip)),
+            (Some(service), None) => service.define(expected_version, new),
+        }
     }
 
     fn note(&mut self, renewal: &Renewal) {
@@ -256,7 +280,7 @@ impl ClusterState {
                     ..Self::default()
                 })
             }
-            [version @ (EARLIER_VERSION | VERSION)] => Self::read_current(input, version),
+            [version @ EARLIER_VERSION..=VERSION] => Self::read_current(input, version),
             [version] => {
                 let kind = if version > VERSION {
                     io::ErrorKind::Unsupported
@@ -277,7 +301,7 @@ impl ClusterState {
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
         while let Some(id) = read_row(input, &mut buffer)? {
-            let service = ServiceState::read(input, version > EARLIER_VERSION)?;
+            let service = ServiceState::read(input, version)?;
             state.services.insert(id, service);
         }
         Ok(state)
@@ -308,7 +332,9 @@ pub const LONE_NAME: &str = "default";
 const LONE_VERSION: u8 = 1;
 /// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
 const EARLIER_VERSION: u8 = 2;
-const VERSION: u8 = 3;
+/// Version 3 knew no definitions of services, and no mounts.
+pub(super) const UNDEFINED_VERSION: u8 = 3;
+pub(super) const VERSION: u8 = 4;
 
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,7 @@ use serde::Deserialize;
 
 use super::floating::{FloatingAddress, FloatingConfig, NoAddress, WrittenAddress};
 use super::hooks::{FenceNeed, HookKeys, Hooks};
-use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Settings, merge};
+use super::{Announce, ConfigError, File, GRACE_SECONDS_MAX, Reclaim, Settings, merge};
 use crate::cluster::state::LONE_NAME;
 use crate::export::Sources;
 
@@ -42,9 +42,31 @@ pub struct NodeConfig {
     pub cluster: Option<ClusterConfig>,
     /// The services, in the order of the file.
     pub services: Vec<ServiceConfig>,
+    /// Where all of it was read.
+    pub origin: Option<ConfigOrigin>,
+}
+
+/// What a configuration was made of.
+#[derive(Debug, Clone)]
+pub struct ConfigOrigin {
+    /// What the command line said.
+    pub line: File,
+    /// The file.
+    pub path: PathBuf,
 }
 
 impl NodeConfig {
+    /// The same with what the file says now. Waits for the disk.
+    ///
+    /// # Errors
+    /// Mistakes in the file.
+    pub fn read_again(&self) -> Result<Self, ConfigError> {
+        match &self.origin {
+            Some(ConfigOrigin { line, path }) => plan(line.clone(), File::read(path)?),
+            None => Ok(self.clone()),
+        }
+    }
+
     /// Whether this node only votes.
     pub fn is_witness(&self) -> bool {
         self.cluster.as_ref().is_some_and(ClusterConfig::is_witness)
@@ -114,7 +136,7 @@ pub struct ServiceConfig {
 }
 
 /// `[cluster]`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterFile {
     key_file: PathBuf,
@@ -124,7 +146,7 @@ pub struct ClusterFile {
 }
 
 /// `[[service]]`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceFile {
     name: String,
@@ -141,6 +163,7 @@ pub struct ServiceFile {
     preferred: Option<String>,
     announce: Option<Announce>,
     grace_seconds: Option<u64>,
+    reclaim: Option<Reclaim>,
     fence_command: Option<Vec<String>>,
     takeover_command: Option<Vec<String>>,
     release_command: Option<Vec<String>>,
@@ -193,6 +216,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
             settings,
             cluster,
             services: Vec::new(),
+            origin: None,
         });
     }
     if services.is_empty() {
@@ -213,6 +237,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
             settings,
             cluster,
             services: vec![alone],
+            origin: None,
         });
     }
     if has_own {
@@ -239,6 +264,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         settings,
         cluster,
         services: checked,
+        origin: None,
     })
 }
 
@@ -304,6 +330,7 @@ fn check_service(
         preferred,
         announce,
         grace_seconds,
+        reclaim,
         fence_command,
         takeover_command,
         release_command,
@@ -376,6 +403,7 @@ fn check_service(
         },
         announce: announce.unwrap_or(common.announce),
         grace: grace_seconds.map_or(common.grace, Duration::from_secs),
+        reclaim: reclaim.unwrap_or(common.reclaim),
         ..common.clone()
     };
     Ok(ServiceConfig {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::cluster::definition::Defined;
 use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, ServiceCommand, ServiceState};
+use crate::definitions;
 use crate::services::{Services, Slot, Takeover};
 
 /// What is so of the cluster and all services.
@@ -71,15 +73,22 @@ fn one(
         let names = nodes.map(|node| services.cluster.name_of(node));
         names.collect::<Vec<_>>()
     });
+    let defined = service.and_then(ServiceState::defined);
     json!({
         "name": name,
+        "definition": defined.zip(service).map(|(defined, service)| {
+            definition(defined, service, slot)
+        }),
         "addresses": slot.map(|slot| &slot.config.settings.listen),
         "interface": slot.and_then(|slot| slot.floating.as_ref()).map(|floating| json!({
             "name": floating.config().interface,
             "link": *floating.link().borrow(),
             "addresses_here": floating.is_up(),
         })),
-        "names": slot.map(|slot| &slot.config.settings.service_names),
+        "names": match (defined, slot) {
+            (Some(defined), _) => Some(definitions::names_of(&defined.definition)),
+            (None, slot) => slot.map(|slot| slot.config.settings.service_names.clone()),
+        },
         "preferred": slot.and_then(|slot| slot.config.preferred.as_ref()),
         "active": active.map(|active| services.cluster.name_of(active.node)),
         "serving": serving.is_some_and(|node| node.gate.is_open()),
@@ -91,7 +100,31 @@ fn one(
         "waiting": service.map(|service| service.table().waiting_count()),
         // Nobody takes over from a server without a cluster, so they are not kept.
         "connections": is_kept.then(|| service.map(|service| service.connections().len())),
+        "mounts": is_kept.then(|| service.map(|service| service.mounts().len())),
         "last_takeover": takeover.map(|takeover| told(services, &takeover)),
+    })
+}
+
+/// What the service is, and how this node stands to it.
+fn definition(defined: &Defined, service: &ServiceState, slot: Option<&Arc<Slot>>) -> Value {
+    let Defined {
+        version,
+        definition,
+    } = defined;
+    let files = slot.and_then(|slot| slot.files());
+    let differs = files.map(|files| files.differences(definition));
+    let in_force = service.in_force();
+    let addresses = definition.addresses.iter();
+    json!({
+        "version": version,
+        "addresses": addresses.map(ToString::to_string).collect::<Vec<_>>(),
+        "exports": definition.exports.len(),
+        "differs": differs.unwrap_or_default(),
+        "restart": slot.is_some_and(|slot| slot.runs_other_addresses(definition)),
+        "refused": in_force.refused.then(|| json!({
+            "version": in_force.version,
+            "problem": in_force.said,
+        })),
     })
 }
 

@@ -4,6 +4,7 @@ mod acts;
 mod cluster;
 pub mod locks;
 pub mod metrics_page;
+mod reload;
 pub mod socket;
 pub mod table;
 
@@ -11,9 +12,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::node::Node;
-use crate::services::{Services, Slot};
-use crate::volumes;
+pub use self::reload::reload_in_background;
+use crate::services::Services;
 
 /// Opens the control socket and the metrics page.
 pub async fn start(
@@ -31,34 +31,4 @@ pub async fn start(
         }
     }
     socket::ControlSocket::open(services, stopped)
-}
-
-/// Reads the export lists of all services that are open here again, without holding up the control
-/// runtime.
-pub async fn reload_in_background(services: &Arc<Services>) {
-    for slot in &services.slots {
-        if let Some(node) = slot.serving()
-            && let Err(error) = reload(services, slot, &node).await
-        {
-            tracing::error!("export lists not reloaded: {error}");
-        }
-    }
-}
-
-/// Reads the export lists again on a thread that may wait for a disk.
-pub async fn reload(
-    services: &Arc<Services>,
-    slot: &Slot,
-    node: &Arc<Node>,
-) -> Result<String, String> {
-    let (services, node) = (Arc::clone(services), Arc::clone(node));
-    let sources = slot.config.settings.sources.clone();
-    let work = move || {
-        let checked = volumes::check_overlap(&services.config.export_lists());
-        let done = checked.and_then(|()| volumes::reload(&sources, &node));
-        done.map_err(|error| error.to_string())
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| error.to_string())?
 }

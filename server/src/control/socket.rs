@@ -1,11 +1,11 @@
 //! The control socket: a request is one line, the answer one JSON document.
 //!
-//! Requests: `status`, `clients`, `exports`, `reload`, `hosts`, `locks`, `waiting`, `refused`,
-//! `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`, and with
-//! `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
-//! `services`, and `move SERVICE NODE`. `@NAME ` in front of a request names the service that it is
-//! about, if there are several. The socket belongs to the server's user and to nobody else. A
-//! socket that is left over from a dead server is replaced.
+//! Requests: `status`, `clients`, `exports`, `reload [VERSION]`, `hosts`, `locks`, `waiting`,
+//! `refused`, `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`, and
+//! with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
+//! `services`, `move SERVICE NODE` and `confirm-fence SERVICE [NODE]`. `@NAME ` in front of a request
+//! names the service that it is about, if there are several. The socket belongs to the server's user
+//! and to nobody else. A socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -136,15 +136,23 @@ async fn answer_of(
     if let Some(answer) = cluster::answer(services, request).await {
         return answer;
     }
-    let slot = services.slot(name).map_err(error)?;
+    if let Some(expected) = request.strip_prefix("reload") {
+        let expected = match expected.trim() {
+            "" => None,
+            version => Some(
+                version
+                    .parse()
+                    .map_err(|_| error(format!("`{}` is no version", version.escape_debug())))?,
+            ),
+        };
+        let slot = services.slot(name).map_err(error)?;
+        let done = super::reload::reload(services, slot, expected).await;
+        return done.map(|done| json!({ "done": done })).map_err(error);
+    }
     let node = &services.open(name).map_err(error)?;
     Ok(match request {
         "clients" => clients(node),
         "exports" => exports(node),
-        "reload" => {
-            let done = super::reload(services, slot, node).await.map_err(error)?;
-            json!({ "done": done })
-        }
         "hosts" => listed(node, locks::hosts).await,
         "locks" => listed(node, locks::held).await,
         "waiting" => listed(node, locks::waiting).await,

@@ -36,8 +36,10 @@ pub struct LockCounters {
     change_ns: Counter,
     /// Changes whose fate is unknown, so that their calls were not answered.
     pub changes_unknown: Counter,
-    /// Reclaims of what the table has.
+    /// Reclaims that were granted.
     pub reclaims_granted: Counter,
+    /// Reclaims that were granted although the table did not have the lock, outside grace.
+    pub reclaims_unknown: Counter,
     /// Reclaims that were refused: programs of the host work on without their locks.
     pub reclaims_refused: Counter,
     /// Times that a host was told of a lock that it waited for.
@@ -144,7 +146,7 @@ impl LockCounters {
         writeln!(out, "havenfs_{name}_total {seconds}")
     }
 
-    const fn plain(&self) -> [(&'static str, &'static str, &Counter); 14] {
+    const fn plain(&self) -> [(&'static str, &'static str, &Counter); 15] {
         [
             ("changes", "Changes of locks that were made.", &self.changes),
             (
@@ -156,6 +158,11 @@ impl LockCounters {
                 "reclaims_granted",
                 "Reclaims of locks that were granted.",
                 &self.reclaims_granted,
+            ),
+            (
+                "reclaims_unknown",
+                "Reclaims of locks that were not known, granted all the same.",
+                &self.reclaims_unknown,
             ),
             (
                 "reclaims_refused",

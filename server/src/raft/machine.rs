@@ -23,7 +23,7 @@ use super::pending::{Done, Pending};
 use super::snapshot;
 use super::thread::blocking;
 use super::types::{Applied, LogId, Payload, Proposed, SnapshotMeta, StoredMembership, Types};
-use crate::cluster::{ClusterCommand, ClusterState, Command, Outcome, Queue};
+use crate::cluster::{ClusterCommand, ClusterState, Command, Outcome, Queue, ServiceCommand};
 
 /// A snapshot is due when the log since the last one has grown to the last one's length divided by
 /// this. More often would write more in snapshots than in the log by a larger factor; less often
@@ -234,10 +234,10 @@ impl Machine {
 /// Outcomes that are told when the state can be read again.
 type Told = Vec<(Done, Outcome)>;
 
-/// Whether a command may change who serves what.
+/// Whether a command may change who serves what, or as what.
 fn concerns_all(command: &Command) -> bool {
     match command {
-        Command::Service(..) => false,
+        Command::Service(_, command) => matches!(command, ServiceCommand::InForce { .. }),
         Command::Cluster(command) => {
             !matches!(command, ClusterCommand::Renew(_) | ClusterCommand::Allot(_))
         }

@@ -5,6 +5,7 @@
 //! anything may be answered is never asked here but at the [gate](crate::gate), so that it does not
 //! matter when this task comes to run.
 
+mod defined;
 mod taking;
 
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub(super) struct Keeper {
     takeover: Option<Takeover>,
     /// Whether locks may be missing: said once, for the first assignment.
     recover: bool,
+    /// The version of the definition that was looked at last.
+    version: u64,
 }
 
 impl Keeper {
@@ -84,6 +87,7 @@ impl Keeper {
             storage,
             takeover: None,
             recover,
+            version: 0,
         }
     }
 
@@ -95,8 +99,12 @@ impl Keeper {
         mut self,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), ServeError> {
+        let defining = async {
+            self.name().await;
+            self.define().await;
+        };
         tokio::select! {
-            () = self.name() => {}
+            () = defining => {}
             () = stopped(&mut stopping) => return Ok(()),
         }
         loop {
@@ -105,6 +113,7 @@ impl Keeper {
             }
             self.changes.borrow_and_update();
             self.link.borrow_and_update();
+            self.look_at_definition();
             let wake = match self.step() {
                 Step::End => {
                     self.put_down_or_tell(Reason::Stop).await;
@@ -181,6 +190,7 @@ impl Keeper {
         let preferred = self.slot.config.preferred.as_deref();
         let own = services.cluster.own();
         let state = services.state();
+        let defined = state.service(self.id).and_then(ServiceState::defined);
         let sight = Sight {
             view: View {
                 state: &state,
@@ -193,6 +203,8 @@ impl Keeper {
                 free_since: Moment::default(),
                 joined: Moment::default(),
                 not_before: Moment::default(),
+                is_stale: defined
+                    .is_some_and(|defined| self.slot.runs_other_addresses(&defined.definition)),
             },
             joined: self.leases.joined(),
             lease: self.lease(),

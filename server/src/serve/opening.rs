@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::connections::replicate_connections;
+use super::defining::Following;
+use super::mounts::{replicate_mounts, replicated_list, tell_last};
 use super::ports::{self, Numbers, Ports};
 use super::{ServeError, spawn_port, system, tidy};
 use crate::address::Floating;
@@ -23,12 +25,16 @@ use crate::backend::handle::HandleKey;
 use crate::backend::table::{Entry, HandleTable, TableError};
 use crate::call::Port;
 use crate::cluster::connections::Connection;
+use crate::cluster::definition::Defined;
 use crate::cluster::handles::HandleEntry;
 use crate::cluster::{Command, Outcome, ServiceCommand, ServiceId};
 use crate::config::Settings;
+use crate::definitions;
+use crate::export::ExportSpec;
 use crate::gate::Gate;
 use crate::host_calls::HostCalls;
 use crate::lock_service::LockService;
+use crate::mount_list::MountList;
 use crate::net::runtimes::Runtimes;
 use crate::net::tcp::Stop;
 use crate::node::{Node, Parts, StorageUse};
@@ -97,10 +103,25 @@ pub(super) async fn open(
     patient: bool,
     note: &mut impl FnMut(&'static str),
 ) -> Result<Open, ServeError> {
+    let defined = {
+        let state = shared.services.state();
+        let service = state.service(service);
+        service.and_then(|service| service.defined().cloned())
+    };
     let made = {
         let (shared, slot, gate) = (Arc::clone(shared), Arc::clone(slot), Arc::clone(gate));
+        let defined = defined.clone();
         // Directories may lie on a slow disk, and ids on a slow log.
-        tokio::task::spawn_blocking(move || make(&shared, &slot, service, &gate, storage_use))
+        tokio::task::spawn_blocking(move || {
+            make(
+                &shared,
+                &slot,
+                service,
+                &gate,
+                storage_use,
+                defined.as_deref(),
+            )
+        })
     };
     let made = made.await.map_err(std::io::Error::other);
     let (node, locks) = made.map_err(system("open the exports"))??;
@@ -142,6 +163,18 @@ pub(super) async fn open(
         .tasks
         .push(tokio::spawn(async move { watch_registration(&choice).await }).abort_handle());
     opened.locks.begin();
+    if let Some(running) = defined {
+        let following = Following {
+            shared: Arc::clone(shared),
+            slot: Arc::clone(slot),
+            service,
+            node: Arc::clone(&opened.node),
+            running,
+            taken_back: 0,
+        };
+        let following = following.follow(shared.services.changes.clone());
+        opened.tasks.push(tokio::spawn(following).abort_handle());
+    }
     note("answer");
     Ok(opened)
 }
@@ -175,10 +208,10 @@ fn make(
     service: ServiceId,
     gate: &Arc<Gate>,
     storage_use: Arc<StorageUse>,
+    defined: Option<&Defined>,
 ) -> Result<(Arc<Node>, Arc<LockService>), ServeError> {
     let settings = &slot.config.settings;
     let is_alone = shared.services.config.cluster.is_none();
-    let dir = service_dir(shared, &slot.config.name, is_alone)?;
     let proposer = shared.proposer.clone();
     let ask = Box::new(move |command| proposer.ask_blocking(command));
     let copy = is_alone.then(|| Arc::clone(&shared.state));
@@ -189,19 +222,23 @@ fn make(
         copy,
     );
     numbers.restore().map_err(ServeError::Activate)?;
-    volumes::check_overlap(&shared.services.config.export_lists())?;
-    let exports = volumes::load_table(&settings.sources, &numbers)?;
+    let (specs, names) = what_is_served(shared, slot, defined)?;
+    let exports = volumes::load_table(specs, &numbers)?;
     if exports.exports().is_empty() {
         return Err(ServeError::NoExports);
     }
-    let handles = if is_alone {
-        HandleTable::load(&dir)?
+    let (handles, mounts) = if is_alone {
+        let dir = shared.state.dir();
+        (HandleTable::load(dir)?, MountList::open(dir)?)
     } else {
-        replicated_handles(shared, service, gate.epoch())
+        (
+            replicated_handles(shared, service, gate.epoch()),
+            replicated_list(&shared.services, service),
+        )
     };
     let node = Arc::new(Node::new(Parts {
         gate: Arc::clone(gate),
-        dir,
+        mounts,
         handle_keys: shared.handle_keys.clone(),
         numbers,
         handles,
@@ -220,20 +257,35 @@ fn make(
         shared.proposer.clone(),
         calls,
     ));
+    locks.set_names(&names);
     // Nobody else sets it.
     let _ = node.locks.set(Arc::clone(&locks));
     volumes::open_exports(&node, &[])?;
     Ok((node, locks))
 }
 
-/// Where what is a service's and this node's alone is kept.
-fn service_dir(shared: &Shared, name: &str, is_alone: bool) -> Result<PathBuf, ServeError> {
-    let dir = shared.state.dir();
-    if is_alone {
-        return Ok(dir.to_path_buf());
+/// The exports and names of a service: as it is defined, or on a node without a cluster as its
+/// files say.
+fn what_is_served(
+    shared: &Shared,
+    slot: &Slot,
+    defined: Option<&Defined>,
+) -> Result<(Vec<ExportSpec>, Vec<String>), ServeError> {
+    let (service, settings) = (&slot.config.name, &slot.config.settings);
+    if let Some(Defined { definition, .. }) = defined {
+        let specs = definitions::specs_of(service, definition)?;
+        definitions::check_overlap(&shared.services, service, &specs)?;
+        return Ok((specs, definitions::names_of(definition)));
     }
-    let dir = dir.join("services").join(name);
-    std::fs::create_dir_all(&dir).map_err(system("make a folder of the state directory"))?;
+    volumes::check_lists(&shared.services.config.export_lists())?;
+    let specs = volumes::read_lists(&settings.sources)?;
+    Ok((specs, settings.service_names.clone()))
+}
+
+/// Where what is a service's and this node's alone is kept, in a cluster.
+pub(super) fn service_dir(state: &State, name: &str) -> std::io::Result<PathBuf> {
+    let dir = state.dir().join("services").join(name);
+    std::fs::create_dir_all(&dir)?;
     Ok(dir)
 }
 
@@ -336,7 +388,13 @@ impl Open {
         if shared.services.config.cluster.is_some() {
             let (node, services) = (Arc::clone(&self.node), Arc::clone(&shared.services));
             let listen = settings.listen.clone();
-            // Ends with the listeners.
+            // Both end with the listeners.
+            tokio::spawn(replicate_mounts(
+                Arc::clone(&node),
+                Arc::clone(&services),
+                self.service,
+                stopped.clone(),
+            ));
             tokio::spawn(replicate_connections(
                 node,
                 services,
@@ -458,6 +516,9 @@ impl Open {
                 tokio::time::timeout(LEAVE_TIME_MAX, registration.remove()).await
         {
             tracing::warn!(%error, "cannot take the registration with rpcbind back");
+        }
+        if shared.services.config.cluster.is_some() {
+            tell_last(&self.node, &shared.services, self.service).await;
         }
         let node = Arc::clone(&self.node);
         let save = move || {

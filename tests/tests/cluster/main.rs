@@ -9,6 +9,7 @@
 
 mod config;
 mod connections;
+mod defined;
 mod hooked;
 mod hooks;
 mod hooks_left;

@@ -150,6 +150,7 @@ impl World {
                 free_since: Moment::default(),
                 joined: Moment::default(),
                 not_before: Moment::default(),
+                is_stale: false,
             },
             joined: node.joined,
             lease: gate.map_or(Moment::default(), |gate| gate.until.get()),

@@ -9,6 +9,7 @@ use havenfs_rpc::program;
 use havenfs_tests::client::nlm::{Lock, Tested, procedure, stat};
 use havenfs_tests::client::nsm::{MyId, notify_args};
 use havenfs_tests::client::peer::Transport;
+use havenfs_tests::client::rpc::next_xid;
 use havenfs_tests::client::{Nsm, Outcome, Peer};
 use havenfs_tests::server::{Site, V4};
 
@@ -341,15 +342,63 @@ fn reclaims_of_what_is_held_are_granted_at_once() -> Result<()> {
         b.lock(&reclaim("b", 0, 1))? == stat::DENIED,
         "somebody else's"
     );
-    ensure!(
-        b.lock(&reclaim("b", 100, 1))? == stat::DENIED,
-        "nobody's: a late copy, if anything"
-    );
-    ensure!(a.unlock(&scene.lock_of("a", 1))? == stat::GRANTED);
-    ensure!(
-        a.lock(&reclaim("a", 0, 10))? == stat::DENIED,
-        "unlocked since"
-    );
+    Ok(())
+}
+
+#[test]
+fn reclaims_of_what_is_not_known_are_as_configured() -> Result<()> {
+    let scene = Scene::new(OPEN)?;
+    let fh = scene.fh.clone();
+    let reclaim = |start| Lock {
+        reclaim: true,
+        ..Lock::new(&fh, "b", 1).range(start, 10)
+    };
+    let refused = |scene: &Scene| -> Result<()> {
+        let mut b = scene.server.nlm(B)?;
+        ensure!(b.lock(&reclaim(300))? == stat::DENIED, "nobody's");
+        ensure!(scene.server.nlm(A)?.test(&reclaim(300))? == Tested::Other(stat::GRANTED));
+        Ok(())
+    };
+    let mut b = scene.server.nlm(B)?;
+    ensure!(b.lock(&reclaim(100))? == stat::GRANTED, "lenient");
+    let of_a = scene.lock_of("a", 1).range(105, 1);
+    ensure!(scene.server.nlm(A)?.lock(&of_a)? == stat::DENIED);
+
+    let scene = scene.restart_with(OPEN, &["--reclaim", "strict"])?;
+    refused(&scene)?;
+    let mut b = scene.server.nlm(B)?;
+    ensure!(b.lock(&reclaim(100))? == stat::GRANTED, "it has that one");
+    ensure!(b.unlock(&scene.lock_of("b", 1).range(100, 10))? == stat::GRANTED);
+    ensure!(b.lock(&reclaim(100))? == stat::DENIED, "unlocked since");
+
+    // It is said at each start.
+    let scene = scene.restart(OPEN)?;
+    let mut b = scene.server.nlm(B)?;
+    ensure!(b.lock(&reclaim(100))? == stat::GRANTED);
+    Ok(())
+}
+
+/// A reclaim of what the table has changes nothing that could be remembered with it.
+#[test]
+fn a_late_copy_of_a_reclaim_does_not_lock_what_was_unlocked_since() -> Result<()> {
+    let scene = Scene::new(OPEN)?;
+    let lock = scene.lock_of("a", 1).range(0, 10);
+    ensure!(scene.server.nlm(A)?.lock(&lock)? == stat::GRANTED);
+    let scene = scene.restart(OPEN)?;
+    let reclaim = Lock {
+        reclaim: true,
+        ..lock.clone()
+    };
+    let mut a = scene.server.nlm(A)?;
+    let xid = next_xid();
+    for copy in ["the first", "a late copy"] {
+        let stat = a.call_as(xid, procedure::LOCK, &reclaim)?;
+        ensure!(stat == stat::GRANTED, "{copy}: {stat}");
+        ensure!(a.unlock(&lock)? == stat::GRANTED);
+    }
+    ensure!(a.call_as(xid, procedure::LOCK, &reclaim)? == stat::GRANTED);
+    let of_b = scene.lock_of("b", 1).range(0, 10);
+    ensure!(scene.server.nlm(B)?.lock(&of_b)? == stat::GRANTED);
     Ok(())
 }
 

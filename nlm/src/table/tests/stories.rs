@@ -608,6 +608,48 @@ fn a_late_copy_of_a_reclaim_does_not_take_what_was_unlocked() {
     assert_eq!(scene.table.lock_count(), 0);
 }
 
+/// What a lenient table gives: never what somebody else has, nor what ended without its owner's
+/// doing; and shares, which leave no mark when they end so, are as in a strict one.
+#[test]
+fn a_lenient_table_grants_what_it_does_not_know_if_nothing_is_in_the_way() {
+    let mut scene = Scene::default();
+    let reclaim = |scene: &mut Scene, number, first, last| {
+        let mut asked = request(1, 1, range(first, last), true, true);
+        asked.reclaim = true;
+        let call = scene.call();
+        let outcome = scene.table.lock(&host(number), call, &asked, STAMP);
+        check(&scene.table);
+        outcome
+    };
+    assert_eq!(reclaim(&mut scene, 1, 0, 9), Denied, "strict");
+    scene.table.set_lenient(true);
+    assert!(scene.table.is_lenient());
+    assert_eq!(reclaim(&mut scene, 1, 0, 9), Granted);
+    assert!(scene.holds(1));
+    assert_eq!(
+        reclaim(&mut scene, 2, 5, 15),
+        Denied,
+        "the bytes of another"
+    );
+    assert_eq!(reclaim(&mut scene, 1, 5, 15), Granted, "a part is its own");
+    let (address, file) = (host(1).address, file(1));
+    assert_eq!(
+        scene.table.break_locks(address, Some(&file), STAMP).locks,
+        1
+    );
+    assert_eq!(reclaim(&mut scene, 1, 0, 9), Denied, "it was broken");
+    let share = ShareRequest {
+        file,
+        oh: b"oh".as_slice().into(),
+        modes: ShareModes { deny: 0, access: 1 },
+        reclaim: true,
+    };
+    let call = scene.call();
+    assert_eq!(scene.table.share(&host(1), call, &share, STAMP), Denied);
+    scene.table.set_lenient(false);
+    assert_eq!(reclaim(&mut scene, 2, 50, 59), Denied, "strict again");
+}
+
 #[test]
 fn late_copies_of_free_all_and_of_a_first_unlock_change_nothing() {
     let mut scene = Scene::default();

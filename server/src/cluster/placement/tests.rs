@@ -72,6 +72,7 @@ fn turn(state: &ClusterState, me: u64, others: u64, now: u64) -> Turn {
         free_since: at(5000),
         joined: at(0),
         not_before: at(0),
+        is_stale: false,
     }
     .turn(at(now))
 }
@@ -115,6 +116,7 @@ fn a_renewal_that_was_not_seen_is_waited_for_in_full() {
             free_since: at(0),
             joined: at(0),
             not_before: at(0),
+            is_stale: false,
         };
         assert_eq!(view.turn(at(9000)), Turn::NotBefore(at(9000 + 1250)));
     }
@@ -136,6 +138,7 @@ fn who_has_it_leaves_it_and_its_next_life_takes_it_at_once() {
         free_since: at(0),
         joined: at(1000),
         not_before: at(0),
+        is_stale: false,
     };
     assert_eq!(view.turn(at(1001)), Turn::Mine { after: None });
     let failed = View {
@@ -160,6 +163,7 @@ fn a_free_service_goes_where_it_is_wanted_or_preferred() {
             free_since: at(5000),
             joined: at(4000),
             not_before: at(0),
+            is_stale: false,
         }
         .turn(at(5000))
     };
@@ -192,6 +196,37 @@ fn a_node_without_the_data_never_has_a_turn() {
         free_since: at(0),
         joined: at(0),
         not_before: at(0),
+        is_stale: false,
     };
     assert_eq!(view.turn(at(99_999)), Turn::Nobodys);
+}
+
+/// Who can bring the addresses goes first, and a service with old ones is better than none.
+#[test]
+fn a_node_with_old_addresses_lets_all_others_go_first() {
+    let state = state(Some(NODES[0]));
+    let over = 1000 + 1200 + 50;
+    let turn = |me: u64, is_stale: bool, now: u64| {
+        let seen = |node| Some(seen(if node == NODES[0] { 1000 } else { over }));
+        View {
+            state: &state,
+            service: state.service_named("a").unwrap(),
+            me: NodeId(me),
+            incarnation: 1,
+            candidates: &NODES,
+            preferred: None,
+            seen,
+            free_since: at(5000),
+            joined: at(0),
+            not_before: at(0),
+            is_stale,
+        }
+        .turn(at(now))
+    };
+    let mine = Turn::Mine {
+        after: Some(renewal(NODES[0]).id()),
+    };
+    assert_eq!(turn(2, true, over), Turn::NotBefore(at(over + 3000)));
+    assert_eq!(turn(3, false, over + 300), mine, "the next in rank");
+    assert_eq!(turn(2, true, over + 3000), mine);
 }

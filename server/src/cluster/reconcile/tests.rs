@@ -87,6 +87,7 @@ impl Scene {
                 free_since: Moment::default(),
                 joined: Moment::default(),
                 not_before: Moment::default(),
+                is_stale: false,
             },
             joined: Some(at(0)),
             lease: self.lease,

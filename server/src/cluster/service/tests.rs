@@ -11,6 +11,7 @@ use havenfs_nlm::table::{LockOutcome, LockRequest};
 use super::connections::CONNECTIONS_MAX;
 use super::*;
 use crate::cluster::command::Notice;
+use crate::cluster::state::VERSION;
 
 fn activate(unix_seconds: u64) -> ServiceCommand {
     ServiceCommand::Activate(Activation {
@@ -59,7 +60,7 @@ fn lock_or_reclaim(
 fn copy_of(state: &ServiceState) -> io::Result<ServiceState> {
     let mut bytes = Vec::new();
     state.write(&mut bytes)?;
-    ServiceState::read(&mut bytes.as_slice(), true)
+    ServiceState::read(&mut bytes.as_slice(), VERSION)
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::cluster::command::{Activation, ServiceCommand};
+use crate::cluster::definition::{InForce, ServiceAddress};
+use crate::cluster::mounts::Mount;
 
 const SERVICE: ServiceId = ServiceId::FIRST;
 
@@ -252,6 +254,108 @@ fn the_state_of_one_node_becomes_its_first_service() {
     assert_eq!((service.epoch(), service.nsm_state().0), (3, 7));
     assert_eq!(service.name(), LONE_NAME);
     assert_eq!(service.active().unwrap().node, NodeId::LONE);
+}
+
+fn definition(name: &str, ip: [u8; 4]) -> Definition {
+    Definition {
+        names: vec![name.into()],
+        addresses: vec![ServiceAddress {
+            ip: ip.into(),
+            prefix: Some(24),
+        }],
+        exports: vec!["/srv *(rw)".into()],
+    }
+}
+
+fn define(story: &mut Story, service: u32, expected_version: u64, new: Definition) -> Outcome {
+    let define = ClusterCommand::Define {
+        service: ServiceId(service),
+        expected_version,
+        definition: new,
+    };
+    story.tell(1, 1, define)
+}
+
+#[test]
+fn a_service_is_defined_by_who_knew_what_it_was_and_addresses_are_of_one_service() {
+    let mut story = Story::new();
+    story.tell(1, 1, ClusterCommand::Name { name: "b".into() });
+    let [one, two] = [[192, 0, 2, 1], [192, 0, 2, 2]];
+    assert_eq!(
+        define(&mut story, 1, 0, definition("a", one)),
+        Outcome::Defined(1)
+    );
+    let before = story.state.service(SERVICE).unwrap().clone();
+    let refused = Outcome::NotDefined(Undefined::OtherVersion(1));
+    assert_eq!(define(&mut story, 1, 0, definition("x", two)), refused);
+    let refused = Outcome::NotDefined(Undefined::AddressTaken(one.into()));
+    assert_eq!(define(&mut story, 2, 0, definition("b", one)), refused);
+    assert_eq!(*story.state.service(SERVICE).unwrap(), before);
+    assert_eq!(
+        define(&mut story, 2, 0, definition("b", two)),
+        Outcome::Defined(1)
+    );
+    assert_eq!(
+        define(&mut story, 1, 1, definition("a2", one)),
+        Outcome::Defined(2)
+    );
+    let unknown = define(&mut story, 9, 0, definition("c", [192, 0, 2, 3]));
+    assert_eq!(unknown, Outcome::NoSuchService);
+}
+
+/// Everything that version 4 brought, and what version 3 wrote without it.
+#[test]
+fn definitions_mounts_and_lenience_come_back_and_a_state_without_them_is_read() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    let mut without = written(&story.state);
+    define(&mut story, 1, 0, definition("a", [192, 0, 2, 1]));
+    let mount = Mount {
+        host: [192, 0, 2, 9].into(),
+        path: b"/srv".as_slice().into(),
+    };
+    let in_force = InForce {
+        version: 1,
+        refused: false,
+        said: "1 exports in force".into(),
+    };
+    for command in [
+        ServiceCommand::SetReclaims {
+            epoch: 1,
+            lenient: true,
+        },
+        ServiceCommand::Mounts {
+            epoch: 1,
+            came: vec![mount.clone()],
+            went: Vec::new(),
+        },
+        ServiceCommand::InForce { epoch: 1, in_force },
+    ] {
+        let command = Command::Service(SERVICE, command);
+        let encoded = Command::decode(&command.encode());
+        assert_eq!(encoded, Ok(command.clone()));
+        let outcome = story.state.apply(&Origin::default(), &command);
+        assert_eq!(outcome, Some(Outcome::Done));
+    }
+    let service = story.state.service(SERVICE).unwrap();
+    assert!(service.table().is_lenient() && service.mounts().contains(&mount));
+    assert_eq!(service.in_force().version, service.version());
+    let bytes = written(&story.state);
+    let again = ClusterState::read(&mut bytes.as_slice()).unwrap();
+    assert_eq!(again, story.state);
+
+    // The row of no definition (none, version 0, not refused, nothing said) and the end of no
+    // mounts, before the end of the services.
+    let row: &[u8] = &[4, 0, 0, 0, 0, 0, 0, 0];
+    let tail = [row, &[0; 4], &[0; 4]].concat();
+    assert!(without.ends_with(&tail));
+    without.truncate(without.len() - tail.len());
+    without.extend([0; 4]);
+    without[0] = UNDEFINED_VERSION;
+    let read = ClusterState::read(&mut without.as_slice()).unwrap();
+    let service = read.service(SERVICE).unwrap();
+    assert_eq!((service.epoch(), service.version()), (1, 0));
+    assert!(service.mounts().is_empty() && !service.table().is_lenient());
 }
 
 /// What was written when nobody was fenced: the nodes, the numbers, a service, no locks.

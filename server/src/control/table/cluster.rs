@@ -91,6 +91,9 @@ fn one(answer: &Value, service: &Value) -> String {
         let _ = write!(out, " on {}{down}", text_of(interface, "name"));
     }
     out.push('\n');
+    if let Some(definition) = service.get("definition").filter(|one| one.is_object()) {
+        out.push_str(&defined(definition));
+    }
     if !list(service, "unfenced").is_empty() {
         let (name, nodes) = (get("name"), get("unfenced"));
         let _ = writeln!(
@@ -116,6 +119,40 @@ fn one(answer: &Value, service: &Value) -> String {
             text_of(takeover, "kind"),
             text_of(takeover, "total_ms"),
             phases.join(", ")
+        );
+    }
+    out
+}
+
+/// Where this node, or the last reload, is not as it should be.
+fn defined(definition: &Value) -> String {
+    let get = |name: &str| text_of(definition, name);
+    let mut out = String::new();
+    if !list(definition, "differs").is_empty() {
+        let _ = writeln!(
+            out,
+            "{:17}THE FILES OF THIS NODE DIFFER from version {}, which is served: {}. Make them \
+             the same, or have all nodes serve what they say: `havenfs exports reload` here",
+            "",
+            get("version"),
+            get("differs").replace(',', ", "),
+        );
+    }
+    if definition.get("restart").and_then(Value::as_bool) == Some(true) {
+        let _ = writeln!(
+            out,
+            "{:17}RESTART THIS NODE: the service has other addresses now: {}",
+            "",
+            get("addresses")
+        );
+    }
+    if let Some(refused) = definition.get("refused").filter(|one| one.is_object()) {
+        let problem = text_of(refused, "problem").replace('\n', " ");
+        let _ = writeln!(
+            out,
+            "{:17}RELOAD REFUSED by the active node, version {}: {problem}",
+            "",
+            text_of(refused, "version"),
         );
     }
     out

@@ -102,8 +102,8 @@ struct Later {
     command: ServiceCommand,
     cookie: Box<[u8]>,
     is_share: bool,
-    /// Who reclaims, if the call says so.
-    reclaims: Option<HostKey>,
+    /// Who reclaims, if the call says so, and whether grace runs.
+    reclaims: Option<(HostKey, bool)>,
 }
 
 impl Later {
@@ -118,8 +118,8 @@ impl Later {
             let Some(stat) = results::stat_of(&outcome) else {
                 return false;
             };
-            if let Some(host) = reclaims {
-                answerer.reclaimed(&host, stat);
+            if let Some((host, in_grace)) = reclaims {
+                answerer.reclaimed(&host, stat, in_grace);
             }
             let results = if is_share {
                 Results::Share { cookie, stat }
@@ -361,8 +361,9 @@ impl NlmCall<'_> {
     }
 
     /// Whether the table has what is reclaimed, so that there is nothing to write: thousands of
-    /// reclaims come at once after a restart. While grace runs each is noted, since what is not
-    /// reclaimed then ends.
+    /// reclaims come at once after a restart. Or whether it had it when the same call came first:
+    /// then the answer is the same, and nothing comes of it. While grace runs each is noted, since
+    /// what is not reclaimed then ends.
     fn is_recorded(
         &self,
         find: impl FnOnce(&LockTable) -> Option<Vec<LockId>>,
@@ -374,11 +375,12 @@ impl NlmCall<'_> {
         if state.in_grace() {
             return Ok(false);
         }
-        let found = find(state.table());
-        if let Some(found) = &found {
-            self.locks.note_reclaim(found, state.table());
-        }
-        Ok(found.is_some())
+        let call = self.digest();
+        let Some(found) = find(state.table()) else {
+            return Ok(self.locks.reclaims().has_seen(call));
+        };
+        self.locks.note_reclaim(call, &found, state.table());
+        Ok(true)
     }
 
     /// Whom and what a call is about. Looks at nothing but its bytes.
@@ -419,6 +421,7 @@ impl NlmCall<'_> {
             LockAction::Share(asked) if asked.reclaim => Some(host.clone()),
             _ => None,
         };
+        let reclaims = reclaims.map(|host| (host, self.locks.state().in_grace()));
         let command = ServiceCommand::Call(LockCall {
             epoch: self.epoch,
             host,

@@ -112,15 +112,23 @@ impl Answerer {
     }
 
     /// Counts what became of a reclaim that went through the log.
-    pub(super) fn reclaimed(&self, host: &HostKey, stat: Nlm4Stats) {
+    pub(super) fn reclaimed(&self, host: &HostKey, stat: Nlm4Stats, in_grace: bool) {
         match stat {
-            Nlm4Stats::Granted => self.counters.reclaims_granted.add(1),
+            Nlm4Stats::Granted => {
+                self.counters.reclaims_granted.add(1);
+                // Of what the table had: answered from there, unless it is noted for the end of
+                // grace.
+                if !in_grace {
+                    self.counters.reclaims_unknown.add(1);
+                }
+            }
             // A Linux client drops the lock then, with a line in its own log and no more.
             Nlm4Stats::Denied if self.counters.reclaim_refused() => {
                 tracing::warn!(
                     %host,
-                    "a lock that a host reclaims is refused: somebody else has it, or it ended \
-                     without the host's doing; a program there works on without its lock"
+                    "a lock that a host reclaims is refused: somebody else has it, it ended without \
+                     the host's doing, or it is not known and `reclaim = \"strict\"`; a program there \
+                     works on without its lock"
                 );
             }
             _ => {}
@@ -189,6 +197,8 @@ pub(super) const fn stat_of(outcome: &Outcome) -> Option<Nlm4Stats> {
         | Outcome::Renewed(_)
         | Outcome::Named(_)
         | Outcome::NoSuchService
+        | Outcome::Defined(_)
+        | Outcome::NotDefined(_)
         | Outcome::Freed(_)
         | Outcome::Suspected(_)
         | Outcome::Refusals(_)

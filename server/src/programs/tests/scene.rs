@@ -20,6 +20,7 @@ use crate::call::{Mode, Origin, Port, Served, Transport};
 use crate::dispatch;
 use crate::export::Sources;
 use crate::gate::Gate;
+use crate::mount_list::MountList;
 use crate::node::{Node, Parts};
 use crate::numbering::Numbering;
 use crate::programs::UDP_LIST_BYTES_MAX;
@@ -196,10 +197,11 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         arguments: vec![argument],
     };
     let numbers = Numbering::in_memory();
-    let exports = volumes::load_table(&sources, &numbers).unwrap();
+    let specs = volumes::read_lists(&sources).unwrap();
+    let exports = volumes::load_table(specs, &numbers).unwrap();
     let node = Node::new(Parts {
         gate: Arc::new(Gate::open_for_good()),
-        dir: state_dir.to_path_buf(),
+        mounts: MountList::open(state_dir).unwrap(),
         handle_keys: vec![HandleKey {
             id: 1,
             secret: [7; 16],

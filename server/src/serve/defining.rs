@@ -1,0 +1,195 @@
+//! Brings new definitions of a service into force while this node has it open, and keeps the node's
+//! copy of them.
+//!
+//! One task for as long as the service is open, in a cluster only. It waits until the replicated
+//! definition is another one than that in force, brings it into force, and tells the cluster what
+//! came of it, so that whoever asked for it on another node hears of it. It decides nothing: what
+//! the definition is has been decided in the log.
+//!
+//! What can't be brought into force (a directory is missing, another service has the files) is
+//! taken back: the task proposes the definition that was in force before. Otherwise a mistake in a
+//! file of one node would keep the service from all of them at the next takeover. If it fails to
+//! take it back, or dies before, the mistake stays, and the next node to take the service says it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::watch;
+
+use super::opening::{Shared, service_dir};
+use crate::cluster::definition::{Defined, InForce};
+use crate::cluster::{ClusterCommand, Command, Outcome, ServiceCommand, ServiceId};
+use crate::definitions;
+use crate::node::Node;
+use crate::services::Slot;
+use crate::volumes::{self, ExportsError};
+
+/// What a service is that is open.
+pub(super) struct Following {
+    pub(super) shared: Arc<Shared>,
+    pub(super) slot: Arc<Slot>,
+    pub(super) service: ServiceId,
+    pub(super) node: Arc<Node>,
+    /// The definition in force.
+    pub(super) running: Arc<Defined>,
+    /// The version that takes back one that could not be brought into force.
+    pub(super) taken_back: u64,
+}
+
+impl Following {
+    /// Never returns, as long as the store lives.
+    pub(super) async fn follow(mut self, mut changes: watch::Receiver<u64>) {
+        self.tell_opened().await;
+        let mut seen = self.running.version;
+        loop {
+            changes.borrow_and_update();
+            let defined = self.defined();
+            match defined.filter(|defined| defined.version > seen) {
+                Some(defined) => {
+                    seen = defined.version;
+                    self.bring(defined).await;
+                }
+                // An error says that the store has ended, and then the process does.
+                None => {
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn defined(&self) -> Option<Arc<Defined>> {
+        let state = self.shared.services.state();
+        state.service(self.service)?.defined().cloned()
+    }
+
+    /// Whoever waits for a definition is told of it also if it came into force by a takeover.
+    async fn tell_opened(&self) {
+        let told = {
+            let state = self.shared.services.state();
+            let service = state.service(self.service);
+            service.map_or(0, |service| service.in_force().version)
+        };
+        if told != self.running.version {
+            let count = self.node.exports.load().exports().len();
+            let said = format!("{count} exports in force");
+            self.tell(self.running.version, false, said).await;
+        }
+    }
+
+    async fn bring(&mut self, defined: Arc<Defined>) {
+        let (service, version) = (&self.slot.config.name, defined.version);
+        let work = {
+            let (shared, node) = (Arc::clone(&self.shared), Arc::clone(&self.node));
+            let (service, defined) = (service.clone(), Arc::clone(&defined));
+            move || bring_exports(&shared, &service, &node, &defined)
+        };
+        let brought = tokio::task::spawn_blocking(work).await;
+        let brought = brought.map_err(|error| error.to_string());
+        let brought = brought.and_then(|brought| brought.map_err(|error| error.to_string()));
+        match brought {
+            Ok(mut said) => {
+                if let Some(locks) = self.node.locks.get() {
+                    locks.set_names(&definitions::names_of(&defined.definition));
+                }
+                if self.slot.runs_other_addresses(&defined.definition) {
+                    said.push_str(
+                        "; its addresses change when the nodes are restarted, one after the other",
+                    );
+                }
+                tracing::info!(service, version, "defined anew: {said}");
+                self.running = defined;
+                if version != self.taken_back {
+                    self.tell(version, false, said).await;
+                }
+            }
+            Err(problem) => {
+                tracing::error!(
+                    service,
+                    version,
+                    "the new definition can't be brought into force: {problem}"
+                );
+                self.tell(version, true, problem).await;
+                self.take_back(version, &defined).await;
+            }
+        }
+    }
+
+    async fn take_back(&mut self, version: u64, defined: &Defined) {
+        if self.running.definition == defined.definition {
+            return;
+        }
+        // Known before it is: this task sees the entry applied before it hears the outcome.
+        self.taken_back = version.saturating_add(1);
+        let define = ClusterCommand::Define {
+            service: self.service,
+            expected_version: version,
+            definition: self.running.definition.clone(),
+        };
+        let proposer = &self.shared.proposer;
+        match proposer.ask(Command::Cluster(define)).await {
+            Ok(Outcome::Defined(version)) => {
+                tracing::warn!(
+                    service = self.slot.config.name,
+                    version,
+                    "the definition that was in force before is the service's again"
+                );
+            }
+            // Somebody else was faster.
+            Ok(_) => self.taken_back = 0,
+            Err(error) => tracing::error!(%error, "the new definition is not taken back"),
+        }
+    }
+
+    async fn tell(&self, version: u64, refused: bool, said: String) {
+        let in_force = InForce {
+            version,
+            refused,
+            said: said.into(),
+        };
+        let command = ServiceCommand::InForce {
+            epoch: self.node.gate.epoch(),
+            in_force,
+        };
+        let command = Command::Service(self.service, command);
+        if let Err(error) = self.shared.proposer.ask(command).await {
+            tracing::warn!(%error, "the cluster is not told what became of the new definition");
+        }
+    }
+}
+
+/// Waits for disks and for the log.
+fn bring_exports(
+    shared: &Shared,
+    service: &str,
+    node: &Node,
+    defined: &Defined,
+) -> Result<String, ExportsError> {
+    let specs = definitions::specs_of(service, &defined.definition)?;
+    definitions::check_overlap(&shared.services, service, &specs)?;
+    volumes::reload(specs, node)
+}
+
+/// Keeps a copy for the next start, if there is no newer one; without holding anybody up.
+pub(super) fn keep_copy(shared: &Arc<Shared>, slot: &Arc<Slot>, defined: Arc<Defined>) {
+    let (shared, slot) = (Arc::clone(shared), Arc::clone(slot));
+    let name = slot.config.name.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut kept = slot.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        if *kept >= defined.version {
+            return;
+        }
+        let dir: io::Result<PathBuf> = service_dir(&shared.state, &name);
+        match dir.and_then(|dir| definitions::keep_copy(&dir, &defined)) {
+            Ok(()) => *kept = defined.version,
+            Err(error) => tracing::warn!(
+                service = name,
+                %error,
+                "no copy of the service's definition is kept: if its addresses change, this node \
+                 does not know it at its next start"
+            ),
+        }
+    });
+}
