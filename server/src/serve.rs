@@ -24,9 +24,8 @@ use tokio::task::JoinSet;
 
 use self::keeper::{Event, Keeper};
 use self::leases::Leases;
-use self::opening::Shared;
+use self::opening::{HandleKeys, Shared};
 use crate::address::{AddressError, Addresses};
-use crate::backend::handle::HandleKey;
 use crate::backend::table::TableError;
 use crate::backend::{credential, sys};
 use crate::call::Port;
@@ -186,8 +185,8 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let addresses = Addresses::start(floating.collect(), state.lock())?;
     let shared = Arc::new(Shared {
         handle_keys: match store.handle_secret() {
-            Some(secret) => vec![HandleKey { id: 1, secret }],
-            None => state.handle_keys(),
+            Some(secret) => HandleKeys::Derived(secret),
+            None => HandleKeys::Own(state.handle_keys()),
         },
         services,
         proposer: store.proposer(),
@@ -234,10 +233,9 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
         .cluster
         .as_ref()
         .map_or(0, |cluster| cluster.lease_ms);
-    let own = services.cluster.own();
     let leases = Arc::new(Leases::new(
         shared.proposer.clone(),
-        (own.node, own.incarnation),
+        services.cluster.clone(),
         lease_ms,
         services.config.cluster.is_none(),
     ));

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::connections::Connection;
 use super::handles::HandleEntry;
+use super::members::MemberCommand;
 use super::numbers::Allot;
 use super::{NodeId, ServiceId};
 
@@ -55,6 +56,8 @@ pub enum ClusterCommand {
     },
     /// An export or a file system gets a number.
     Allot(Allot),
+    /// The members change.
+    Members(MemberCommand),
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,
@@ -377,6 +380,8 @@ pub enum Outcome {
     TooManyRefusals,
     /// There are as many entries in the handle table as there may be.
     TooManyHandles,
+    /// The node has this service, so it can't be removed.
+    StillServes(ServiceId),
     /// Carried out, and there is nothing to say.
     Done,
     /// The command is from an earlier epoch: it changed nothing, and is not answered.

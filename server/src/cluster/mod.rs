@@ -10,6 +10,7 @@ pub mod connections;
 pub mod handles;
 mod ids;
 pub mod lease;
+pub mod members;
 pub mod numbers;
 pub mod placement;
 pub mod reconcile;

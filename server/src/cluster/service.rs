@@ -281,6 +281,32 @@ impl ServiceState {
         Outcome::Done
     }
 
+    /// Other nodes are lost for good and can't write to the storage. `is_incomplete`: with them may
+    /// be what hosts were told, so that the next assignment begins with grace.
+    pub(super) fn survive(&mut self, lost: &[NodeId], is_incomplete: bool) {
+        let service = &mut self.service;
+        if service
+            .active
+            .is_some_and(|active| lost.contains(&active.node))
+        {
+            service.active = None;
+        }
+        if service.wanted.is_some_and(|node| lost.contains(&node)) {
+            service.wanted = None;
+        }
+        self.writers.retain(|node| !lost.contains(node));
+        if is_incomplete && matches!(service.completeness, Completeness::Complete { .. }) {
+            service.completeness = Completeness::Incomplete {
+                since_epoch: service.epoch.saturating_add(1),
+            };
+        }
+    }
+
+    /// Gives it another name.
+    pub(super) fn rename(&mut self, name: &str) {
+        self.service.name = name.into();
+    }
+
     /// What a log has from the time when there was one node.
     fn activate(&mut self, activation: &Activation) -> Outcome {
         let active = Active {

@@ -71,6 +71,12 @@ pub enum StoreError {
     /// This node can't be a member of its cluster.
     #[error("cannot join the cluster: {0}")]
     Cluster(String),
+    /// This node is a member of its cluster no more.
+    #[error(
+        "this node was removed from its cluster: {0}\nhint: if it is to come back, move its state \
+         directory away, start it, and add it with `havenfs cluster add` on a member"
+    )]
+    Removed(String),
     /// The consensus engine ended.
     #[error(
         "the replicated store has stopped: cannot {step}: {problem}\nhint: start the server \

@@ -46,7 +46,7 @@ pub(super) struct Shared {
     pub(super) proposer: Proposer,
     /// The state directory.
     pub(super) state: Arc<State>,
-    pub(super) handle_keys: Vec<HandleKey>,
+    pub(super) handle_keys: HandleKeys,
     /// How many files a service may have open.
     pub(super) descriptors: usize,
     pub(super) data: Arc<Runtimes>,
@@ -168,6 +168,33 @@ async fn watch_registration(choice: &Choice) {
     }
 }
 
+/// What signs handles.
+pub(super) enum HandleKeys {
+    /// Of this node alone.
+    Own(Vec<HandleKey>),
+    /// Derived from the cluster's key, beside those that the first node brought along.
+    Derived([u8; 16]),
+}
+
+impl HandleKeys {
+    /// All of them; the last one is the newest. Of one service a node knows them when it has it,
+    /// since they are older in the log.
+    fn of(&self, state: &ClusterState) -> Vec<HandleKey> {
+        let secret = match self {
+            Self::Own(keys) => return keys.clone(),
+            Self::Derived(secret) => *secret,
+        };
+        let brought = state.members().handle_keys();
+        let last = brought.iter().map(|key| key.id).max();
+        let brought = brought.iter().map(|key| HandleKey {
+            id: key.id,
+            secret: key.secret,
+        });
+        let id = last.unwrap_or_default().saturating_add(1);
+        brought.chain([HandleKey { id, secret }]).collect()
+    }
+}
+
 /// What waits for disks and for the log.
 fn make(
     shared: &Shared,
@@ -202,7 +229,7 @@ fn make(
     let node = Arc::new(Node::new(Parts {
         gate: Arc::clone(gate),
         dir,
-        handle_keys: shared.handle_keys.clone(),
+        handle_keys: shared.handle_keys.of(&shared.services.state()),
         numbers,
         handles,
         exports,

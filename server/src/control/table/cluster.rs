@@ -44,7 +44,17 @@ fn members(answer: &Value) -> String {
             (false, false) => ", NOT HEARD OF lately",
         };
         let (name, address) = (text_of(member, "name"), text_of(member, "address"));
-        let _ = writeln!(out, "{head:<17}{name} at {address}{state}");
+        let learns = if member.get("votes") == Some(&Value::Bool(false)) {
+            ", DOES NOT VOTE YET"
+        } else {
+            ""
+        };
+        let _ = writeln!(out, "{head:<17}{name} at {address}{state}{learns}");
+    }
+    for (place, applicant) in list(answer, "waiting").iter().enumerate() {
+        let head = if place == 0 { "to be added" } else { "" };
+        let (name, command) = (text_of(applicant, "name"), text_of(applicant, "command"));
+        let _ = writeln!(out, "{head:<17}{name} waits: `{command}`");
     }
     out
 }
@@ -174,10 +184,15 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert!(shown.contains("SILENT: no lease"), "{shown}");
         answer["services"][0]["unfenced"] = json!(["n2", "n3"]);
         answer["members"][2]["lives"] = json!(false);
+        answer["members"][1]["votes"] = json!(false);
+        answer["waiting"] = json!([{ "name": "n4", "command": "havenfs cluster add n4" }]);
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
+        assert!(shown.contains("lately, DOES NOT VOTE YET"), "{shown}");
+        let waits = "to be added      n4 waits: `havenfs cluster add n4`";
+        assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");
         assert!(!shown.contains("SILENT"), "{shown}");
         let waits = "alpha: on n1, here, and waits for the fence of n2,n3;";

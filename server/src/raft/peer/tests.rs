@@ -14,14 +14,15 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::dial::{PeerError, Peers, members_of};
+use super::dial::{Membership, PeerError, Peers};
 use super::forming::{FormError, form};
 use super::forward::{Ended, Forwarder};
-use super::hello::{Configured, Refusal};
+use super::hello::{Configured, Refusal, Standing};
 use super::key::ClusterKey;
 use super::link::LinkError;
 use super::serve::{HANDSHAKES_MAX, Served, serve_peers};
 use crate::cluster::{ClusterState, ServiceId, ServiceState};
+use crate::raft::leading::Log;
 use crate::raft::stored::{self, Formed, Stored};
 use crate::raft::tests::{expected, proposed};
 use crate::raft::types::Member;
@@ -65,6 +66,7 @@ fn member(name: &str, store_id: u64, address: SocketAddr) -> Member {
 fn formed(name: &str, node: u64, store_id: u64, members: &BTreeMap<u64, Member>) -> Peers {
     let formed = Some(Formed {
         cluster_id: 7,
+        generation: 0,
         node,
         members: members.clone(),
     });
@@ -159,14 +161,42 @@ async fn a_node_with_another_store_is_refused_by_both_sides() {
         "{error}"
     );
     // What the engine knows counts, as soon as it knows something.
-    own.follow(move || {
-        BTreeMap::from([
-            (1, member("n1", 11, address)),
-            (3, member("n3", 3, address)),
-        ])
-    });
+    own.follow(Fixed(BTreeMap::from([
+        (1, member("n1", 11, address)),
+        (3, member("n3", 3, address)),
+    ])));
     let error = other.dial(1, &members[&1]).await.err().unwrap();
     assert!(error.to_string().contains("was removed"), "{error}");
+    assert!(other.watch_removed().borrow().is_some());
+    // What an empty node is told is what a majority has.
+    let stored = Stored {
+        store_id: 14,
+        formed: None,
+    };
+    let empty = Peers::new(key(), "n4", &stored, true, &[]);
+    let hello = empty.ask(address).await.unwrap();
+    let Standing::Formed { members, .. } = hello.standing else {
+        panic!("{hello:?}");
+    };
+    assert_eq!(members.into_keys().collect::<Vec<_>>(), [1]);
+}
+
+/// Members that never change; only the first is settled.
+struct Fixed(BTreeMap<u64, Member>);
+
+impl Membership for Fixed {
+    fn known(&self) -> BTreeMap<u64, Member> {
+        self.0.clone()
+    }
+
+    fn settled(&self) -> BTreeMap<u64, Member> {
+        let first = self.0.iter().take(1);
+        first.map(|(node, member)| (*node, member.clone())).collect()
+    }
+
+    fn is_retired(&self, _node: u64) -> bool {
+        false
+    }
 }
 
 /// A whole node: store, port, engine.
@@ -200,12 +230,13 @@ impl Node {
         let port = tokio::spawn(serve_peers(listener, peers.clone(), served));
         let formed = form(&peers, &dir).await.unwrap();
         let state = opened.machine.state();
+        let settled = opened.machine.watch_members();
         let config = Arc::new(config);
         let (log, machine) = (opened.log, opened.machine);
         let engine = Engine::new(formed.node, config, peers.clone(), log, machine);
         let engine = engine.await.unwrap();
-        peers.follow(members_of(&engine));
-        tell.send(Some(Served::new(engine.clone(), &dir)))
+        peers.follow(Log::new(&engine, settled, Arc::clone(&state)));
+        tell.send(Some(Served::new(engine.clone(), &dir, None)))
             .ok()
             .unwrap();
         if formed.is_founder() && !engine.is_initialized().await.unwrap() {
@@ -462,6 +493,7 @@ async fn a_founder_that_died_before_it_told_anybody_founds_the_same_cluster() {
     let numbered = (1..).zip(members.iter().zip(&ids));
     let settled = Formed {
         cluster_id: 99,
+        generation: 0,
         node: 1,
         members: numbered
             .map(|(node, (configured, id))| {
