@@ -9,6 +9,7 @@ mod connections;
 mod hooks;
 mod keeper;
 mod leases;
+pub mod offline;
 mod opening;
 mod ports;
 mod ready;

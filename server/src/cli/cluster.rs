@@ -83,7 +83,10 @@ pub(super) fn run(command: ClusterCommand) -> anyhow::Result<()> {
         }
         ClusterCommand::SoleSurvivor { config, i_fenced } => {
             let config = config::cluster::plan(File::default(), File::read(&config)?)?;
-            print(&format!("{}\n", offline::sole_survivor(&config, &i_fenced)?))
+            print(&format!(
+                "{}\n",
+                offline::sole_survivor(&config, &i_fenced)?
+            ))
         }
     }
 }

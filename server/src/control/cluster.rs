@@ -158,7 +158,9 @@ async fn change_members(services: &Services, word: &str, rest: &str) -> Result<V
         },
         ("add", [name, address, kind @ ..]) if matches!(kind, [] | ["witness"]) => {
             let address = address.parse().map_err(|_| {
-                error(format!("`{address}` is no address with a port, as 192.0.2.4:7300"))
+                error(format!(
+                    "`{address}` is no address with a port, as 192.0.2.4:7300"
+                ))
             })?;
             MemberChange::Add {
                 name: (*name).into(),

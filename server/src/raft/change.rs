@@ -150,7 +150,9 @@ impl Sight {
     fn hindrance(&self, node: u64) -> Option<String> {
         let name = self.name(node);
         if self.members.get(&node).is_some_and(|member| member.witness) {
-            return Some(format!("`{name}` is a witness, which leads only if nobody else can"));
+            return Some(format!(
+                "`{name}` is a witness, which leads only if nobody else can"
+            ));
         }
         if !self.voters.contains(&node) {
             return Some(format!("`{name}` does not vote yet"));
@@ -169,17 +171,23 @@ impl Sight {
     fn heir(&self) -> Option<u64> {
         let others = self.voters.iter().filter(|node| **node != self.own);
         let able = others.filter(|node| self.hindrance(**node).is_none());
-        able.min_by_key(|node| (self.behind(**node), **node)).copied()
+        able.min_by_key(|node| (self.behind(**node), **node))
+            .copied()
     }
 }
 
 /// What the engine says of the members now; of `matched` and `heard` only a leader knows.
 fn sight(engine: &Engine) -> Sight {
+    sight_within(engine, SILENT_MAX)
+}
+
+/// The same, where only who answered within that time counts as heard.
+fn sight_within(engine: &Engine, time: Duration) -> Sight {
     let metrics = engine.metrics();
     let metrics = metrics.borrow_watched();
     let membership = &metrics.membership_config;
     let heard = metrics.heartbeat.iter().flatten();
-    let heard = heard.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < SILENT_MAX));
+    let heard = heard.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < time));
     let matched = metrics.replication.iter().flatten();
     Sight {
         own: metrics.id,
@@ -252,13 +260,17 @@ impl Changes {
         let deadline = Instant::now() + LEADER_MAX;
         loop {
             let leader = self.engine.server_metrics().borrow_watched().current_leader;
-            let member = sight(&self.engine).members.remove(&leader.unwrap_or_default());
+            let member = sight(&self.engine)
+                .members
+                .remove(&leader.unwrap_or_default());
             let result = match (leader, member) {
                 (Some(leader), _) if leader == *self.engine.node_id() => {
                     self.carry_out(change).await
                 }
                 (Some(leader), Some(member)) => {
-                    let asked = self.peers.ask_for((leader, &member), change.clone(), ASK_MAX);
+                    let asked = self
+                        .peers
+                        .ask_for((leader, &member), change.clone(), ASK_MAX);
                     match asked.await {
                         Ok(Some(result)) => result.map_err(ChangeError::Refused),
                         Ok(None) => Err(ChangeError::NotLeader),
@@ -321,7 +333,9 @@ impl Changes {
                     return Ok(format!("node `{name}` leads already"));
                 }
                 if let Some(hindrance) = sight.hindrance(node) {
-                    return Err(refused(format!("node `{name}` can't lead now: {hindrance}")));
+                    return Err(refused(format!(
+                        "node `{name}` can't lead now: {hindrance}"
+                    )));
                 }
                 node
             }
@@ -433,7 +447,9 @@ impl Changes {
             if !self.engine.is_leader() {
                 return Err(ChangeError::NotLeader);
             }
-            let has_log = sight.behind(node).is_some_and(|behind| behind <= BEHIND_MAX);
+            let has_log = sight
+                .behind(node)
+                .is_some_and(|behind| behind <= BEHIND_MAX);
             // The only voter has no lease. It must have one before it is not the only one, or it
             // would be silent for a moment.
             let own = NodeId(sight.own);
@@ -484,7 +500,7 @@ impl Changes {
         let (node, member) = sight.find(name).ok_or_else(|| unknown(&sight, name))?;
         let is_voter = sight.voters.contains(&node);
         if is_voter {
-            may_go(&sight, node)?;
+            self.wait_until_it_may_go(node).await?;
         }
         if node == sight.own {
             // The next leader removes it.
@@ -538,6 +554,21 @@ impl Changes {
     }
 }
 
+impl Changes {
+    /// Asks whether a voter can go of those who answer after this was asked: one that died a moment
+    /// ago would be needed, and nobody could undo that.
+    async fn wait_until_it_may_go(&self, node: u64) -> Result<(), ChangeError> {
+        let begun = Instant::now();
+        loop {
+            let sight = sight_within(&self.engine, begun.elapsed());
+            match may_go(&sight, node) {
+                Err(_) if begun.elapsed() < SILENT_MAX => sleep(POLL).await,
+                result => return result,
+            }
+        }
+    }
+}
+
 /// Whether a voter can go: whoever is left must be able to go on.
 fn may_go(sight: &Sight, node: u64) -> Result<(), ChangeError> {
     let mut left = sight.voters.clone();
@@ -574,7 +605,9 @@ fn may_go(sight: &Sight, node: u64) -> Result<(), ChangeError> {
 fn unknown(sight: &Sight, name: &str) -> ChangeError {
     let all = sight.members.keys().copied().collect();
     let names = sight.names(&all);
-    refused(format!("the cluster has no node `{name}`; there are: {names}"))
+    refused(format!(
+        "the cluster has no node `{name}`; there are: {names}"
+    ))
 }
 
 const fn too_long(what: &'static str) -> ChangeError {
@@ -666,7 +699,11 @@ mod tests {
         assert!(why(&sight_of(1, &[1, 3], &[3], &[1, 3]), 1).contains("only witnesses"));
         // n3 is down: without n2 nothing goes on, but n3 itself may go.
         let down = sight_of(1, &[1, 2, 3], &[], &[1, 2]);
-        assert!(why(&down, 2).contains("n3 was not heard of"), "{}", why(&down, 2));
+        assert!(
+            why(&down, 2).contains("n3 was not heard of"),
+            "{}",
+            why(&down, 2)
+        );
         assert_eq!(why(&down, 3), "");
     }
 }

@@ -72,10 +72,7 @@ pub enum StoreError {
     #[error("cannot join the cluster: {0}")]
     Cluster(String),
     /// This node is a member of its cluster no more.
-    #[error(
-        "this node was removed from its cluster: {0}\nhint: if it is to come back, move its state \
-         directory away, start it, and add it with `havenfs cluster add` on a member"
-    )]
+    #[error("this node is not in its cluster any more: {0}")]
     Removed(String),
     /// The consensus engine ended.
     #[error(

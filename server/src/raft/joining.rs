@@ -193,9 +193,11 @@ async fn run_member(
         Arc::clone(&state),
         Proposer::new(Arc::clone(&pending)),
     );
-    joined
-        .served
-        .send_replace(Some(Served::new(engine.clone(), dir, Some(changes.clone()))));
+    joined.served.send_replace(Some(Served::new(
+        engine.clone(),
+        dir,
+        Some(changes.clone()),
+    )));
     joined.changes = Some(changes);
     let initialized = engine.is_initialized().await;
     let initialized = initialized.map_err(|error| stopped("start", &error))?;

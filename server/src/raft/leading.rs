@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::Engine;
 use super::change::{heir_of_witness, transfer};
-use super::peer::{Configured, Membership, Peers};
+use super::peer::{Configured, Membership, Peers, Refusal};
 use super::types::{Member, StoredMembership};
 use crate::cluster::{ClusterState, NodeId};
 
@@ -103,7 +103,10 @@ async fn hand_over_to_data(engine: &Engine) {
             sleep(LOOK_EVERY).await;
             continue;
         };
-        tracing::info!(name, "this witness leads, and has a node with data lead instead");
+        tracing::info!(
+            name,
+            "this witness leads, and has a node with data lead instead"
+        );
         if transfer(engine, heir).await {
             continue;
         }
@@ -132,7 +135,8 @@ async fn note_removal(
         let now = settled.borrow_and_update().clone();
         if is_removed(&now) {
             let name = peers.name();
-            peers.set_removed(format!("its log says that node `{name}` was removed"));
+            let refusal = Refusal::Removed { name: name.into() };
+            peers.set_removed(refusal.to_string());
             return;
         }
         if settled.changed().await.is_err() {

@@ -55,6 +55,7 @@ mod joining;
 mod leading;
 mod log;
 mod machine;
+mod offline;
 mod opened;
 mod peer;
 mod pending;
@@ -86,6 +87,7 @@ use tokio::sync::watch;
 pub use self::change::{ChangeError, MemberChange};
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
+pub use self::offline::{OfflineError, Survived, begin, survive};
 pub use self::peer::Applicant;
 pub use self::proposer::{PROPOSALS_MAX, Proposer, Unavailable};
 
@@ -252,7 +254,9 @@ impl Store {
             if !running {
                 return stopped("go on", &"its engine has ended");
             }
-            let reason = removed.as_ref().and_then(|removed| removed.borrow().clone());
+            let reason = removed
+                .as_ref()
+                .and_then(|removed| removed.borrow().clone());
             if let Some(reason) = reason {
                 return StoreError::Removed(reason);
             }

@@ -78,7 +78,10 @@ struct InCluster {
     members: Vec<MemberText>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
 const fn is_first(generation: &u32) -> bool {
     *generation == 0
 }
@@ -116,7 +119,9 @@ pub(super) fn read(dir: &Path) -> Result<Option<Stored>, StoreError> {
                 formed: None,
             }
         }
-        2..=VERSION => in_cluster(serde_json::from_slice(&bytes).map_err(json)?).map_err(damaged)?,
+        2..=VERSION => {
+            in_cluster(serde_json::from_slice(&bytes).map_err(json)?).map_err(damaged)?
+        }
         0 => return Err(damaged("version 0".to_owned())),
         _ => {
             return Err(StoreError::Newer {

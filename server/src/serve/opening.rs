@@ -24,7 +24,7 @@ use crate::backend::table::{Entry, HandleTable, TableError};
 use crate::call::Port;
 use crate::cluster::connections::Connection;
 use crate::cluster::handles::HandleEntry;
-use crate::cluster::{Command, Outcome, ServiceCommand, ServiceId};
+use crate::cluster::{ClusterState, Command, Outcome, ServiceCommand, ServiceId};
 use crate::config::Settings;
 use crate::gate::Gate;
 use crate::host_calls::HostCalls;
@@ -169,6 +169,7 @@ async fn watch_registration(choice: &Choice) {
 }
 
 /// What signs handles.
+#[derive(Debug)]
 pub(super) enum HandleKeys {
     /// Of this node alone.
     Own(Vec<HandleKey>),
@@ -264,20 +265,23 @@ fn service_dir(shared: &Shared, name: &str, is_alone: bool) -> Result<PathBuf, S
     Ok(dir)
 }
 
+/// An entry as it is replicated.
+pub(super) fn replicated(entry: &Entry) -> HandleEntry {
+    let (export, fs, ino, born) = entry.identity;
+    HandleEntry {
+        export,
+        fs,
+        ino,
+        born,
+        parent: entry.parent,
+        name: entry.name.as_bytes().into(),
+    }
+}
+
 fn replicated_handles(shared: &Shared, service: ServiceId, epoch: u32) -> HandleTable {
     let proposer = shared.proposer.clone();
     let replicate = move |id, entry: Option<&Entry>| {
-        let entry = entry.map(|entry| {
-            let (export, fs, ino, born) = entry.identity;
-            HandleEntry {
-                export,
-                fs,
-                ino,
-                born,
-                parent: entry.parent,
-                name: entry.name.as_bytes().into(),
-            }
-        });
+        let entry = entry.map(replicated);
         let command = ServiceCommand::SetHandle { epoch, id, entry };
         match proposer.ask_blocking(Command::Service(service, command)) {
             Ok(Outcome::Done) => Ok(()),

@@ -62,7 +62,9 @@ impl Applicants {
         known.retain(|_, (_, asked)| asked.elapsed() < FORGOTTEN_AFTER);
         let key = (hello.name.clone(), hello.store_id);
         if known.len() < APPLICANTS_MAX || known.contains_key(&key) {
-            let is_news = known.insert(key, (applicant.clone(), Instant::now())).is_none();
+            let is_news = known
+                .insert(key, (applicant.clone(), Instant::now()))
+                .is_none();
             if is_news {
                 let (name, command) = (&applicant.name, applicant.command());
                 tracing::info!(%name, "an empty node waits to be added: `{command}`");

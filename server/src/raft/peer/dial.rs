@@ -39,7 +39,7 @@ pub(in crate::raft) enum PeerError {
     /// It says that this node is not the one that it takes it for.
     #[error("it refuses this node: {0}")]
     RefusedBy(String),
-    /// It says that this node was removed.
+    /// It says that this node was removed, or given up as lost.
     #[error("it says: {0}")]
     Removed(String),
     /// This node belongs to no cluster.

@@ -415,10 +415,7 @@ fn unformed(
 }
 
 /// What the lists differ in, in words.
-pub(in crate::raft) fn difference(
-    ours: &[Configured],
-    theirs: &[Configured],
-) -> Option<String> {
+pub(in crate::raft) fn difference(ours: &[Configured], theirs: &[Configured]) -> Option<String> {
     let text = |member: &Configured| {
         let witness = if member.witness { ", a witness" } else { "" };
         format!("`{}` at {}{witness}", member.name, member.address)

@@ -349,10 +349,7 @@ mod tests {
         let foreign = admit_to(ClusterName { id: 8, ..OURS }, &hello(3)).unwrap_err();
         assert!(matches!(foreign, Refusal::OtherCluster { .. }), "{foreign}");
         for generation in [1, 3] {
-            let ours = ClusterName {
-                generation,
-                ..OURS
-            };
+            let ours = ClusterName { generation, ..OURS };
             let refusal = admit_to(ours, &hello(3)).unwrap_err();
             let is_later = matches!(refusal, Refusal::LaterGeneration { .. });
             let is_earlier = matches!(refusal, Refusal::EarlierGeneration { .. });

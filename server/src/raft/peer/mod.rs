@@ -53,7 +53,7 @@ pub(super) use self::{
     dial::{Membership, Peers},
     forming::{difference, form},
     forward::Forwarder,
-    hello::Configured,
+    hello::{Configured, Refusal},
     key::ClusterKey,
     serve::{Served, serve_peers},
 };

@@ -22,7 +22,7 @@ use super::link::{Link, LinkError};
 use super::transfer::{self, TransferError};
 use super::wire::Message;
 use crate::raft::Engine;
-use crate::raft::change::{Changes, ChangeError};
+use crate::raft::change::{ChangeError, Changes};
 
 /// How many connections may be without proof of the key at a time; further ones are closed. Those
 /// from members' addresses have as many to themselves, so that nobody else can keep members out.
@@ -170,7 +170,10 @@ impl Connection {
                 tracing::error!(%from, "a node is refused: {text}");
             }
             let refused = match refusal {
-                Refusal::Removed { .. } => Message::Removed(text),
+                // It has no business any more, with whomever.
+                Refusal::Removed { .. } | Refusal::EarlierGeneration { .. } => {
+                    Message::Removed(text)
+                }
                 _ => Message::Refused(text),
             };
             return Ok(link.sender.send(&refused).await?);

@@ -22,7 +22,7 @@ use super::key::ClusterKey;
 use super::link::LinkError;
 use super::serve::{HANDSHAKES_MAX, Served, serve_peers};
 use crate::cluster::{ClusterState, ServiceId, ServiceState};
-use crate::raft::leading::Log;
+use crate::raft::leading::{Log, see_to};
 use crate::raft::stored::{self, Formed, Stored};
 use crate::raft::tests::{expected, proposed};
 use crate::raft::types::Member;
@@ -191,7 +191,9 @@ impl Membership for Fixed {
 
     fn settled(&self) -> BTreeMap<u64, Member> {
         let first = self.0.iter().take(1);
-        first.map(|(node, member)| (*node, member.clone())).collect()
+        first
+            .map(|(node, member)| (*node, member.clone()))
+            .collect()
     }
 
     fn is_retired(&self, _node: u64) -> bool {
@@ -235,7 +237,15 @@ impl Node {
         let (log, machine) = (opened.log, opened.machine);
         let engine = Engine::new(formed.node, config, peers.clone(), log, machine);
         let engine = engine.await.unwrap();
-        peers.follow(Log::new(&engine, settled, Arc::clone(&state)));
+        peers.follow(Log::new(&engine, settled.clone(), Arc::clone(&state)));
+        // Ends with the engine.
+        tokio::spawn(see_to(
+            engine.clone(),
+            peers.clone(),
+            members.to_vec(),
+            settled,
+            Arc::clone(&state),
+        ));
         tell.send(Some(Served::new(engine.clone(), &dir, None)))
             .ok()
             .unwrap();
@@ -314,7 +324,19 @@ async fn configured(names: &[&str]) -> (Vec<TcpListener>, Vec<Configured>) {
 
 /// Three nodes that form a cluster from nothing.
 async fn three(parent: &TempDir, config: fn() -> Config) -> (Vec<Node>, Vec<Configured>) {
-    let (listeners, members) = configured(&["n1", "n2", "n3"]).await;
+    three_of(parent, config, None).await
+}
+
+/// The same; one of them may be a witness.
+async fn three_of(
+    parent: &TempDir,
+    config: fn() -> Config,
+    witness: Option<usize>,
+) -> (Vec<Node>, Vec<Configured>) {
+    let (listeners, mut members) = configured(&["n1", "n2", "n3"]).await;
+    if let Some(member) = witness.and_then(|witness| members.get_mut(witness)) {
+        member.witness = true;
+    }
     let starting: Vec<_> = listeners
         .into_iter()
         .zip(members.clone())
@@ -424,6 +446,33 @@ async fn three_nodes_form_replicate_and_outlive_a_leader_and_a_lost_log() {
     nodes.push(back);
     write(&nodes, 80, 90).await;
     all_have(&nodes, 90).await;
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_that_leads_gives_the_leadership_to_a_node_with_data() {
+    let parent = tempfile::tempdir().unwrap();
+    let (nodes, _) = three_of(&parent, patient, Some(2)).await;
+    let data_node_leads = || {
+        let leads = nodes.iter().position(|node| node.engine.is_leader());
+        leads.filter(|place| *place != 2)
+    };
+    until("a node with data leads", data_node_leads).await;
+    write(&nodes, 0, 10).await;
+    for round in 0..3 {
+        let witness = &nodes[2].engine;
+        // Leave of the leader whom all hear: the witness is told to lead by it.
+        let leads = &nodes[leader(&nodes).await].engine;
+        leads.trigger().transfer_leader(3).await.unwrap();
+        until("the witness leads", || witness.is_leader().then_some(())).await;
+        let begun = Instant::now();
+        until("a node with data leads", data_node_leads).await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "round {round}");
+    }
+    write(&nodes, 10, 20).await;
+    all_have(&nodes, 20).await;
     for node in nodes {
         node.stop().await;
     }

@@ -16,11 +16,11 @@ use openraft::raft::{
 use openraft::vote::RaftLeaderId;
 
 use super::hello::{Configured, Hello, Standing};
+use crate::raft::change::MemberChange;
 use crate::raft::codec::{
     self, DecodeError, Input, Record, malformed, put_bare_vote, put_entry, put_member, put_option,
     put_text, put_u64,
 };
-use crate::raft::change::MemberChange;
 use crate::raft::stored::MEMBERS_MAX;
 use crate::raft::types::{
     Entry, LeaderId, LogId, NAME_BYTES_MAX, Payload, Proposed, SnapshotMeta, Types, Vote,
@@ -109,7 +109,7 @@ pub(super) enum Message {
     /// One of the proposals was not taken, nor any after it; then the connection ends. Also the
     /// answer to a change that only the leader can make.
     NotLeader,
-    /// The receiver was removed from the cluster; then the connection ends.
+    /// The receiver was removed from the cluster, or given up as lost; then the connection ends.
     Removed(String),
     /// An operator wants the members changed, or another leader.
     Change(MemberChange),
