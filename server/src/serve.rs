@@ -1,6 +1,6 @@
 //! `havenfs serve`: puts a node together, says that it is ready, and takes it down again.
 //!
-//! Order at start: state directory (and its lock), store, control socket; then each service for
+//! Order at start: state directory (and its lock), control socket, store; then each service for
 //! itself, as its [keeper](keeper) decides. Nothing of a service answers before it is assigned to
 //! this node, its exports are open and its locks are there. At SIGTERM: no new calls, what the
 //! workers have is finished, the registration is taken back, the services are released.
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -32,6 +33,7 @@ use crate::backend::{credential, sys};
 use crate::call::Port;
 use crate::config::cluster::NodeConfig;
 use crate::control;
+use crate::control::early::EarlySocket;
 use crate::net::listen::{Bound, ListenError};
 use crate::net::runtimes::Runtimes;
 use crate::net::tcp::Stop;
@@ -163,10 +165,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let settings = &config.settings;
     let state = Arc::new(State::open(&settings.state_dir)?);
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
-    let store = control.block_on(Store::open(
-        &settings.state_dir.join("store"),
-        config.cluster.as_ref(),
-    ))?;
+    let (store, socket) = control.block_on(open_store(config))?;
     let lease = config.cluster.as_ref().map(|cluster| cluster.lease_ms);
     let lease = lease.map(|lease_ms| Duration::from_millis(u64::from(lease_ms)));
     let slots = config.services.iter().cloned();
@@ -196,7 +195,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         data: Arc::clone(&data),
         guard: addresses.guard.clone(),
     });
-    let result = control.block_on(serve(&shared, &store));
+    let result = control.block_on(serve(&shared, &store, socket));
     control.block_on(store.close());
     // A thread that waits for a disk that hangs would be waited for without end.
     control.shutdown_timeout(STUCK_TIME_MAX);
@@ -205,6 +204,27 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         data.finish();
     }
     result
+}
+
+/// Opens the store. Where there is a cluster to wait for, the control socket is opened before and
+/// says what is missing.
+async fn open_store(config: &NodeConfig) -> Result<(Store, Option<UnixListener>), ServeError> {
+    let (missing, told) = watch::channel(Vec::new());
+    let dir = config.settings.state_dir.join("store");
+    let opening = Store::open(&dir, config.cluster.as_ref(), missing);
+    let Some(cluster) = &config.cluster else {
+        return Ok((opening.await?, None));
+    };
+    let failed = || system("open the control socket");
+    let early = EarlySocket::open(&config.settings.control, &cluster.node, told);
+    let early = early.map_err(failed())?;
+    match opening.await {
+        Ok(store) => Ok((store, Some(early.hand_over().await.map_err(failed())?))),
+        Err(error) => {
+            early.remove();
+            Err(error.into())
+        }
+    }
 }
 
 /// Raises the limit of open files as far as allowed; returns it.
@@ -223,7 +243,11 @@ fn raise_descriptor_limit() -> usize {
     usize::try_from(now).unwrap_or(1024)
 }
 
-async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
+async fn serve(
+    shared: &Arc<Shared>,
+    store: &Store,
+    socket: Option<UnixListener>,
+) -> Result<(), ServeError> {
     let services = &shared.services;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
@@ -260,7 +284,7 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
         keepers.spawn(keeper.keep(stopped.clone()));
     }
     drop(events);
-    let control = control::start(Arc::clone(services), stopped.clone())
+    let control = control::start(Arc::clone(services), socket, stopped.clone())
         .await
         .map_err(system("open the control socket"))?;
     if let Some(cluster) = &services.config.cluster {

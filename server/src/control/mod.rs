@@ -2,6 +2,7 @@
 
 mod acts;
 mod cluster;
+pub mod early;
 pub mod locks;
 pub mod metrics_page;
 pub mod socket;
@@ -9,15 +10,17 @@ pub mod table;
 
 use std::sync::Arc;
 
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::node::Node;
 use crate::services::{Services, Slot};
 use crate::volumes;
 
-/// Opens the control socket and the metrics page.
+/// Opens the control socket, or goes on with the one that is open, and the metrics page.
 pub async fn start(
     services: Arc<Services>,
+    open: Option<UnixListener>,
     stopped: watch::Receiver<bool>,
 ) -> std::io::Result<socket::ControlSocket> {
     if let Some(address) = services.config.settings.metrics {
@@ -30,7 +33,7 @@ pub async fn start(
             Err(error) => tracing::warn!(%address, %error, "no metrics: cannot listen"),
         }
     }
-    socket::ControlSocket::open(services, stopped)
+    socket::ControlSocket::open(services, open, stopped)
 }
 
 /// Reads the export lists of all services that are open here again, without holding up the control

@@ -9,20 +9,25 @@
 //!   remove:  retire (void while it serves) -> voter no more, by joint consensus -> no member
 //! ```
 //!
+//! Who can lead, vote or go is judged in `sight`.
+//!
 //! # If the process dies
 //!
 //! The same command, said again, goes on where it was: a learner stays one until it is made a
 //! voter, and a retired node that is still a member serves nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod sight;
+
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use openraft::ChangeMembers;
-use openraft::async_runtime::{Instant as _, WatchReceiver as _};
+use openraft::async_runtime::WatchReceiver as _;
 use tokio::time::{Instant, sleep, timeout};
 
+use self::sight::{BEHIND_MAX, SILENT_MAX, Sight, may_go, sight, sight_within, unknown};
 use super::log::Shared;
 use super::peer::Peers;
 use super::proposer::{Proposer, Unavailable};
@@ -55,6 +60,8 @@ pub enum MemberChange {
         name: Box<str>,
     },
 }
+
+pub(super) use self::sight::heir_of_witness;
 
 /// Why a change is not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,108 +121,6 @@ pub(super) struct Changes {
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// The members as the leader sees them.
-struct Sight {
-    own: u64,
-    voters: BTreeSet<u64>,
-    members: BTreeMap<u64, Member>,
-    /// How much of the log each has.
-    matched: BTreeMap<u64, u64>,
-    heard: BTreeSet<u64>,
-    last: u64,
-}
-
-impl Sight {
-    fn find(&self, name: &str) -> Option<(u64, &Member)> {
-        let mut members = self.members.iter();
-        let found = members.find(|(_, member)| *member.name == *name);
-        found.map(|(node, member)| (*node, member))
-    }
-
-    fn name(&self, node: u64) -> &str {
-        self.members.get(&node).map_or("?", |member| &member.name)
-    }
-
-    fn names(&self, nodes: &BTreeSet<u64>) -> String {
-        let names: Vec<&str> = nodes.iter().map(|node| self.name(*node)).collect();
-        names.join(", ")
-    }
-
-    fn behind(&self, node: u64) -> Option<u64> {
-        let matched = self.matched.get(&node)?;
-        Some(self.last.saturating_sub(*matched))
-    }
-
-    /// Why a node can't lead; none if it can.
-    fn hindrance(&self, node: u64) -> Option<String> {
-        let name = self.name(node);
-        if self.members.get(&node).is_some_and(|member| member.witness) {
-            return Some(format!(
-                "`{name}` is a witness, which leads only if nobody else can"
-            ));
-        }
-        if !self.voters.contains(&node) {
-            return Some(format!("`{name}` does not vote yet"));
-        }
-        if !self.heard.contains(&node) {
-            return Some(format!("`{name}` was not heard of lately"));
-        }
-        match self.behind(node) {
-            Some(behind) if behind <= BEHIND_MAX => None,
-            Some(behind) => Some(format!("`{name}` lacks {behind} entries of the log")),
-            None => Some(format!("`{name}` has nothing of the log yet")),
-        }
-    }
-
-    /// The node with data that can lead best, if not this one.
-    fn heir(&self) -> Option<u64> {
-        let others = self.voters.iter().filter(|node| **node != self.own);
-        let able = others.filter(|node| self.hindrance(**node).is_none());
-        able.min_by_key(|node| (self.behind(**node), **node))
-            .copied()
-    }
-}
-
-/// What the engine says of the members now; of `matched` and `heard` only a leader knows.
-fn sight(engine: &Engine) -> Sight {
-    sight_within(engine, SILENT_MAX)
-}
-
-/// The same, where only who answered within that time counts as heard.
-fn sight_within(engine: &Engine, time: Duration) -> Sight {
-    let metrics = engine.metrics();
-    let metrics = metrics.borrow_watched();
-    let membership = &metrics.membership_config;
-    let heard = metrics.heartbeat.iter().flatten();
-    let heard = heard.filter(|(_, at)| at.is_some_and(|at| at.elapsed() < time));
-    let matched = metrics.replication.iter().flatten();
-    Sight {
-        own: metrics.id,
-        voters: membership.voter_ids().collect(),
-        members: membership
-            .nodes()
-            .map(|(node, member)| (*node, member.clone()))
-            .collect(),
-        matched: matched
-            .filter_map(|(node, matched)| Some((*node, matched.as_ref()?.index)))
-            .collect(),
-        heard: heard.map(|(node, _)| *node).chain([metrics.id]).collect(),
-        last: metrics.last_log_index.unwrap_or_default(),
-    }
-}
-
-/// The node with data that a witness that leads is to give the leadership to; none if it does not
-/// lead, is none, or nobody can.
-pub(super) fn heir_of_witness(engine: &Engine) -> Option<(u64, String)> {
-    let sight = sight(engine);
-    let own = sight.members.get(&sight.own)?;
-    if !own.witness || !engine.is_leader() {
-        return None;
-    }
-    let heir = sight.heir()?;
-    Some((heir, sight.name(heir).to_owned()))
-}
-
 /// Has another node lead; whether it does in time.
 pub(super) async fn transfer(engine: &Engine, to: u64) -> bool {
     // An error says that the engine has ended.
@@ -253,6 +158,12 @@ impl Changes {
 
     pub(super) const fn peers(&self) -> &Peers {
         &self.peers
+    }
+
+    /// Whether a node was removed, or is about to be.
+    pub(super) fn is_retired(&self, node: NodeId) -> bool {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.members().is_retired(node)
     }
 
     /// Has the change made, by whoever leads.
@@ -569,47 +480,6 @@ impl Changes {
     }
 }
 
-/// Whether a voter can go: whoever is left must be able to go on.
-fn may_go(sight: &Sight, node: u64) -> Result<(), ChangeError> {
-    let mut left = sight.voters.clone();
-    left.remove(&node);
-    let name = sight.name(node);
-    if left.is_empty() {
-        return Err(refused(format!(
-            "node `{name}` is the only voter\nhint: to give the cluster up, stop it and move its \
-             state directory away"
-        )));
-    }
-    let has_data = |node: &u64| sight.members.get(node).is_some_and(|one| !one.witness);
-    if !left.iter().any(has_data) {
-        return Err(refused(format!(
-            "without node `{name}` only witnesses are left ({}), which serve nothing\nhint: add \
-             another node with data first",
-            sight.names(&left)
-        )));
-    }
-    let majority = left.len() / 2 + 1;
-    let live: BTreeSet<u64> = left.intersection(&sight.heard).copied().collect();
-    if live.len() < majority {
-        let silent: BTreeSet<u64> = left.difference(&live).copied().collect();
-        return Err(refused(format!(
-            "without node `{name}` {majority} of {} must live, and {} was not heard of lately\n\
-             hint: start it first, or remove it before",
-            sight.names(&left),
-            sight.names(&silent)
-        )));
-    }
-    Ok(())
-}
-
-fn unknown(sight: &Sight, name: &str) -> ChangeError {
-    let all = sight.members.keys().copied().collect();
-    let names = sight.names(&all);
-    refused(format!(
-        "the cluster has no node `{name}`; there are: {names}"
-    ))
-}
-
 const fn too_long(what: &'static str) -> ChangeError {
     ChangeError::TooLong {
         what,
@@ -632,10 +502,6 @@ async fn changed<T, E: std::fmt::Display>(
     }
 }
 
-/// Who was not heard of for so long counts for nothing.
-const SILENT_MAX: Duration = Duration::from_secs(1);
-/// How many entries a node may lack that is to lead or to vote: they are sent in a moment.
-const BEHIND_MAX: u64 = 1000;
 /// How long it may take until another one leads.
 const TRANSFER_MAX: Duration = Duration::from_secs(2);
 /// How long an operator waits for a leader.
@@ -643,67 +509,9 @@ const LEADER_MAX: Duration = Duration::from_secs(5);
 /// How long the only voter may take to have a lease.
 const LEASE_WAIT_MAX: Duration = Duration::from_secs(3);
 /// How long an added node may take to have the log.
-const CATCH_UP_MAX: Duration = Duration::from_secs(60);
+const CATCH_UP_MAX: Duration = Duration::from_mins(1);
 /// How long a step may take.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long the leader may take for all of it.
 const ASK_MAX: Duration = Duration::from_secs(100);
 const POLL: Duration = Duration::from_millis(50);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sight_of(own: u64, voters: &[u64], witnesses: &[u64], heard: &[u64]) -> Sight {
-        let member = |node: &u64| {
-            let member = Member {
-                name: format!("n{node}").into(),
-                witness: witnesses.contains(node),
-                ..Member::alone(*node)
-            };
-            (*node, member)
-        };
-        Sight {
-            own,
-            voters: voters.iter().copied().collect(),
-            members: voters.iter().map(member).collect(),
-            matched: voters.iter().map(|node| (*node, 5000 + node)).collect(),
-            heard: heard.iter().copied().collect(),
-            last: 5010,
-        }
-    }
-
-    #[test]
-    fn the_heir_has_data_lives_and_has_the_log() {
-        assert_eq!(sight_of(3, &[1, 2, 3], &[3], &[1, 2, 3]).heir(), Some(2));
-        assert_eq!(sight_of(3, &[1, 2, 3], &[3], &[1, 3]).heir(), Some(1));
-        assert_eq!(sight_of(1, &[1, 3], &[3], &[1, 3]).heir(), None);
-        let mut behind = sight_of(3, &[1, 2, 3], &[3], &[1, 2, 3]);
-        behind.last = 50_000;
-        assert_eq!(behind.heir(), None);
-        behind.matched.insert(1, 49_999);
-        assert_eq!(behind.heir(), Some(1));
-        let why = behind.hindrance(2).unwrap_or_default();
-        assert!(why.contains("lacks 44998 entries"), "{why}");
-    }
-
-    #[test]
-    fn nobody_goes_whom_the_others_need() {
-        let why = |sight: &Sight, node| match may_go(sight, node) {
-            Ok(()) => String::new(),
-            Err(error) => error.to_string(),
-        };
-        let all = sight_of(1, &[1, 2, 3], &[3], &[1, 2, 3]);
-        assert_eq!(why(&all, 2), "");
-        assert!(why(&sight_of(1, &[1], &[], &[1]), 1).contains("only voter"));
-        assert!(why(&sight_of(1, &[1, 3], &[3], &[1, 3]), 1).contains("only witnesses"));
-        // n3 is down: without n2 nothing goes on, but n3 itself may go.
-        let down = sight_of(1, &[1, 2, 3], &[], &[1, 2]);
-        assert!(
-            why(&down, 2).contains("n3 was not heard of"),
-            "{}",
-            why(&down, 2)
-        );
-        assert_eq!(why(&down, 3), "");
-    }
-}

@@ -124,13 +124,15 @@ impl Cluster {
         seen.collect()
     }
 
-    /// The members that vote and have the data.
+    /// The members that vote, have the data, and are not about to be removed. Not to be asked by
+    /// whoever reads the state just now.
     pub fn data_nodes(&self) -> Vec<NodeId> {
-        if self.changes.is_none() {
+        let Some(changes) = &self.changes else {
             return vec![self.own.node];
-        }
+        };
         let members = self.members().into_iter();
-        let with_data = members.filter(|member| member.votes && !member.witness);
+        let with_data = members
+            .filter(|member| member.votes && !member.witness && !changes.is_retired(member.node));
         with_data.map(|member| member.node).collect()
     }
 

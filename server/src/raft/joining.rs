@@ -104,12 +104,13 @@ pub(super) async fn lead_alone(engine: &Engine, store_id: u64) -> Result<(), Sto
     Ok(())
 }
 
-/// Starts the engine of a member, when the cluster is formed.
+/// Starts the engine of a member, when the cluster is formed; says to `missing` what it waits for.
 pub(super) async fn start_member(
     dir: PathBuf,
     opened: Opened,
     config: Config,
     cluster: ClusterConfig,
+    missing: watch::Sender<Vec<String>>,
 ) -> Result<Started, StoreError> {
     opened.log.shared().set_others();
     let key = ClusterKey::read(&cluster.key_file);
@@ -145,7 +146,7 @@ pub(super) async fn start_member(
     );
     let (served, engines) = watch::channel(None);
     let port = tokio::spawn(serve_peers(listener, peers.clone(), engines)).abort_handle();
-    let formed = form(&peers, &dir).await;
+    let formed = form(&peers, &dir, &missing).await;
     let formed = formed.map_err(|error| StoreError::Cluster(error.to_string()))?;
     let joined = Joined {
         peers: peers.clone(),

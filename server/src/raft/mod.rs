@@ -133,14 +133,20 @@ pub struct Store {
 impl Store {
     /// Opens the store in `dir`, or makes it if there is none. Alone, it returns when this node
     /// leads its cluster of one and all that the log holds is applied; with a cluster, when that is
-    /// formed and this node's engine runs, whoever leads.
-    pub async fn open(dir: &Path, cluster: Option<&ClusterConfig>) -> Result<Self, StoreError> {
-        Self::open_with(dir, cluster.cloned(), Options::default()).await
+    /// formed and this node's engine runs, whoever leads. Until then `missing` is told what it waits
+    /// for.
+    pub async fn open(
+        dir: &Path,
+        cluster: Option<&ClusterConfig>,
+        missing: watch::Sender<Vec<String>>,
+    ) -> Result<Self, StoreError> {
+        let cluster = cluster.map(|cluster| (cluster.clone(), missing));
+        Self::open_with(dir, cluster, Options::default()).await
     }
 
     async fn open_with(
         dir: &Path,
-        cluster: Option<ClusterConfig>,
+        cluster: Option<(ClusterConfig, watch::Sender<Vec<String>>)>,
         options: Options,
     ) -> Result<Self, StoreError> {
         let dir = dir.to_path_buf();
@@ -164,7 +170,9 @@ impl Store {
         let start = async move {
             match cluster {
                 None => start_alone(opened, config).await,
-                Some(cluster) => start_member(dir, opened, config, cluster).await,
+                Some((cluster, missing)) => {
+                    start_member(dir, opened, config, cluster, missing).await
+                }
             }
         };
         let started = thread.handle().spawn(start).await;

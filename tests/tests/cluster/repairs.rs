@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use havenfs_tests::client::nlm::stat;
 use havenfs_tests::cluster::Cluster;
 
+use crate::members::refused;
 use crate::scene::{ALPHA, ONE, Scene};
 
 /// What a node's configuration says, without a cluster.
@@ -42,7 +43,7 @@ fn grow(cluster: &mut Cluster) -> Result<()> {
     let mut scene = Scene::new(cluster)?;
     scene.lock_and_wait()?;
     fs::write(&config, &in_cluster)?;
-    let error = cluster.repair("n1", &["init"]).unwrap_err().to_string();
+    let error = refused(cluster.repair("n1", &["init"]))?;
     ensure!(error.contains("is in use by process"), "{error}");
     cluster.stop("n1")?;
     // It would have to give its locks up.
@@ -64,7 +65,7 @@ fn grow(cluster: &mut Cluster) -> Result<()> {
     scene.is_held()?;
     scene.unlock_for_b()?;
     scene.machines_are_well()?;
-    let error = cluster.repair("n1", &["init"]).unwrap_err().to_string();
+    let error = refused(cluster.repair("n1", &["init"]))?;
     ensure!(error.contains("belongs to a cluster already"), "{error}");
     Ok(())
 }
@@ -78,12 +79,12 @@ fn one_of_three_survives_with_grace_and_the_others_are_refused() -> Result<()> {
         cluster.kill_all(&["n1", "n2"])?;
         cluster.kill("n3")?;
         let survive = ["sole-survivor", "--i-fenced", "n1"];
-        let error = cluster.repair("n3", &survive).unwrap_err().to_string();
+        let error = refused(cluster.repair("n3", &survive))?;
         ensure!(error.contains("to be off: n2"), "{error}");
         let survive = [&survive[..], &["--i-fenced", "n2"]].concat();
         let said = cluster.repair("n3", &survive)?;
         ensure!(said.contains("generation 1"), "{said}");
-        let error = cluster.repair("n3", &survive).unwrap_err().to_string();
+        let error = refused(cluster.repair("n3", &survive))?;
         ensure!(error.contains("the only voter already"), "{error}");
         cluster.spawn("n3")?;
         cluster.wait_serving(ALPHA, |serving| serving.node == "n3")?;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::cluster::command::{Activation, ServiceCommand};
+use crate::cluster::members::HandleSecret;
 
 const SERVICE: ServiceId = ServiceId::FIRST;
 
@@ -276,6 +277,91 @@ fn a_state_without_fences_and_connections_is_read() {
     assert_eq!(service.unfenced().count(), 0);
     let again = ClusterState::read(&mut written(&state).as_slice()).unwrap();
     assert_eq!(again, state);
+}
+
+/// What was written when members were for good.
+#[test]
+fn a_state_without_removed_members_is_read() {
+    let mut bytes = vec![FIXED_VERSION];
+    let out = &mut bytes;
+    let mut buffer = Vec::new();
+    write_end(out).unwrap();
+    write_row(out, &mut buffer, &Numbers::default()).unwrap();
+    write_row(out, &mut buffer, &SERVICE).unwrap();
+    ServiceState::named("a").write(out).unwrap();
+    write_end(out).unwrap();
+    let state = ClusterState::read(&mut bytes.as_slice()).unwrap();
+    assert_eq!(state.service_named("a"), Some(SERVICE));
+    assert_eq!(*state.members(), Members::default());
+}
+
+fn members(command: MemberCommand) -> ClusterCommand {
+    ClusterCommand::Members(command)
+}
+
+#[test]
+fn who_is_retired_is_given_nothing_and_who_serves_is_not_retired() {
+    let mut story = Story::new();
+    story.assign((2, 1, 1), 0, None);
+    let retire = || members(MemberCommand::Retire { node: NodeId(2) });
+    assert_eq!(story.tell(1, 1, retire()), Outcome::StillServes(SERVICE));
+    assert!(!story.state.members().is_retired(NodeId(2)));
+    story.release(2, 1, 1);
+    assert_eq!(story.tell(1, 1, retire()), Outcome::Done);
+    // What it had proposed before it heard of it.
+    assert_eq!(story.assign((2, 1, 2), 1, None), Outcome::NotAssigned);
+    assert_eq!(story.assign((1, 1, 1), 1, None), Outcome::Assigned(2));
+    assert_eq!(story.state.members().last_retired(), Some(NodeId(2)));
+    let again = ClusterState::read(&mut written(&story.state).as_slice()).unwrap();
+    assert_eq!(again, story.state);
+}
+
+#[test]
+fn a_survivor_has_what_the_lost_ones_had_with_grace_if_locks_may_be_missing() {
+    for is_incomplete in [false, true] {
+        let mut story = Story::new();
+        story.assign((2, 1, 1), 0, None);
+        let survivor = MemberCommand::SoleSurvivor {
+            lost: vec![NodeId(2), NodeId(3)],
+            is_incomplete,
+        };
+        story.tell(1, 1, members(survivor));
+        let service = story.state.service(SERVICE).unwrap();
+        assert_eq!(service.active(), None);
+        assert_eq!(service.in_grace(), is_incomplete);
+        assert_eq!(story.assign((3, 1, 1), 1, None), Outcome::NotAssigned);
+        assert_eq!(story.assign((1, 1, 1), 1, None), Outcome::Assigned(2));
+        // The log may not even know which services there were.
+        let name = ClusterCommand::Name { name: "b".into() };
+        let Outcome::Named(other) = story.tell(1, 1, name) else {
+            panic!("it is named");
+        };
+        let service = story.state.service(other).unwrap();
+        assert_eq!(service.in_grace(), is_incomplete);
+    }
+}
+
+#[test]
+fn the_first_node_brings_its_service_and_its_keys_along() {
+    let mut story = Story::new();
+    let key = |id, byte| HandleSecret {
+        id,
+        secret: [byte; 16],
+    };
+    let begin = |from: &str, to: &str, keys: &[HandleSecret]| {
+        members(MemberCommand::Begin {
+            renamed: Some((from.into(), to.into())),
+            handle_keys: keys.to_vec(),
+        })
+    };
+    story.tell(1, 1, begin("a", "alpha", &[key(1, 7)]));
+    assert_eq!(story.state.service_named("alpha"), Some(SERVICE));
+    // A key is never another one, and no service takes another's name.
+    story.tell(1, 1, ClusterCommand::Name { name: "b".into() });
+    story.tell(1, 1, begin("b", "alpha", &[key(1, 8), key(2, 9)]));
+    assert_eq!(story.state.service_named("alpha"), Some(SERVICE));
+    let keys = story.state.members().handle_keys();
+    assert_eq!(keys, [key(1, 7), key(2, 9)]);
 }
 
 #[test]

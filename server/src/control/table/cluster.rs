@@ -16,6 +16,21 @@ pub(super) fn whole(answer: &Value) -> String {
     out
 }
 
+/// A node that waits for its cluster.
+pub(super) fn missing(answer: &Value) -> String {
+    let mut out = format!(
+        "node             {}; WAITS FOR ITS CLUSTER, and serves nothing yet\n",
+        text_of(answer, "node")
+    );
+    for (place, missing) in list(answer, "missing").iter().enumerate() {
+        let head = if place == 0 { "missing" } else { "" };
+        // Hints are lines of their own.
+        let lines = text(missing).replace('\n', &format!("\n{:17}", ""));
+        let _ = writeln!(out, "{head:<17}{lines}");
+    }
+    out
+}
+
 /// The services alone, as `service list` shows them.
 pub(super) fn services(answer: &Value) -> String {
     let services = list(answer, "services").iter();
@@ -199,5 +214,17 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
         assert!(shown.contains("confirm-fence alpha`"), "{shown}");
+    }
+
+    #[test]
+    fn a_node_that_waits_says_for_what() {
+        let answer = json!({ "node": "n1", "missing": ["n2 is silent\nhint: start it", "n3"] });
+        let expected = "\
+node             n1; WAITS FOR ITS CLUSTER, and serves nothing yet
+missing          n2 is silent
+                 hint: start it
+                 n3
+";
+        assert_eq!(missing(&answer), expected);
     }
 }

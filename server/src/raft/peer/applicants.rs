@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::hello::{Hello, Standing};
+use crate::raft::types::Member;
 
 /// How many are told apart; only holders of the cluster's key get here.
 const APPLICANTS_MAX: usize = 32;
@@ -24,24 +25,34 @@ pub struct Applicant {
     pub address: SocketAddr,
     /// Whether it only votes.
     pub witness: bool,
+    /// Whether there is a member of its name, which it was before its disk was lost.
+    pub replaces: bool,
 }
 
 impl Applicant {
-    /// What adds it.
+    /// What adds it, in one line for a shell.
     pub fn command(&self) -> String {
         let witness = if self.witness { " --witness" } else { "" };
         let (name, address) = (&self.name, self.address);
-        format!("havenfs cluster add {name} --address {address}{witness}")
+        let add = format!("havenfs cluster add {name} --address {address}{witness}");
+        if self.replaces {
+            format!("havenfs cluster remove {name} && {add}")
+        } else {
+            add
+        }
     }
 }
 
-/// All of them, by name and store.
+/// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Applicants(Mutex<BTreeMap<(Box<str>, u64), (Applicant, Instant)>>);
+pub(super) struct Applicants(Mutex<Known>);
+
+/// By name and store, with when they asked last.
+type Known = BTreeMap<(Box<str>, u64), (Applicant, Instant)>;
 
 impl Applicants {
-    /// Notes one that asks.
-    pub(super) fn note(&self, hello: &Hello) {
+    /// Notes one that asks a node that knows `members`.
+    pub(super) fn note(&self, members: &BTreeMap<u64, Member>, hello: &Hello) {
         let Standing::Unformed {
             empty: true,
             configured,
@@ -49,6 +60,11 @@ impl Applicants {
         else {
             return;
         };
+        let mut known = members.values();
+        if known.any(|member| member.store_id == hello.store_id()) {
+            // It was added just now, and hears of it with this answer.
+            return;
+        }
         let mut configured = configured.iter();
         let Some(own) = configured.find(|one| one.name == hello.name) else {
             return;
@@ -57,6 +73,7 @@ impl Applicants {
             name: own.name.to_string(),
             address: own.address,
             witness: own.witness,
+            replaces: members.values().any(|member| member.name == hello.name),
         };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, (_, asked)| asked.elapsed() < FORGOTTEN_AFTER);

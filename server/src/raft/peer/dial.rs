@@ -157,9 +157,11 @@ impl Peers {
         self.0.applicants.list()
     }
 
-    /// Notes an empty node that asks who is there.
+    /// Notes an empty node that asks who is there, if there is a cluster here.
     pub(super) fn note_applicant(&self, hello: &Hello) {
-        self.0.applicants.note(hello);
+        if let Standing::Formed { members, .. } = self.standing() {
+            self.0.applicants.note(&members, hello);
+        }
     }
 
     /// Why this node is a member no more, once that is known.

@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::applicants::Applicant;
@@ -72,7 +73,12 @@ pub(in crate::raft) enum FormError {
 
 /// Becomes a member of a cluster and returns what was settled: at once if it is written down in
 /// `dir` already, else when the members have found each other. The port must be served meanwhile.
-pub(in crate::raft) async fn form(peers: &Peers, dir: &Path) -> Result<Formed, FormError> {
+/// Says to `missing` what it waits for.
+pub(in crate::raft) async fn form(
+    peers: &Peers,
+    dir: &Path,
+    missing: &watch::Sender<Vec<String>>,
+) -> Result<Formed, FormError> {
     let configured = match peers.standing() {
         Standing::Formed {
             cluster_id,
@@ -108,6 +114,7 @@ pub(in crate::raft) async fn form(peers: &Peers, dir: &Path) -> Result<Formed, F
             },
             Decision::Join(formed) => formed,
             Decision::Wait(hindrances) => {
+                missing.send_replace(hindrances.iter().map(ToString::to_string).collect());
                 if reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
                     reported = Some(Instant::now());
                     for hindrance in hindrances {
@@ -211,6 +218,7 @@ impl Own<'_> {
             name: own.name.to_string(),
             address: own.address,
             witness: own.witness,
+            replaces: false,
         });
         applicant.map_or_else(String::new, |applicant| applicant.command())
     }

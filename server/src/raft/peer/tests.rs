@@ -230,7 +230,7 @@ impl Node {
         let peers = Peers::new(key(), name, &stored, true, members);
         let (tell, served) = watch::channel(None);
         let port = tokio::spawn(serve_peers(listener, peers.clone(), served));
-        let formed = form(&peers, &dir).await.unwrap();
+        let formed = form(&peers, &dir, &watch::Sender::default()).await.unwrap();
         let state = opened.machine.state();
         let settled = opened.machine.watch_members();
         let config = Arc::new(config);
@@ -581,14 +581,20 @@ async fn a_store_in_use_forms_nothing_and_a_renamed_one_is_not_taken() {
     };
     let used = Peers::new(key(), "n1", &stored, false, &members);
     let dir: &Path = parent.path();
-    let error = form(&used, dir).await.unwrap_err();
+    let error = form(&used, dir, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, FormError::NotEmpty), "{error}");
     let stranger = Peers::new(key(), "n9", &stored, true, &members);
-    let error = form(&stranger, dir).await.unwrap_err();
+    let error = form(&stranger, dir, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, FormError::Members(_)), "{error}");
     let only = BTreeMap::from([(1, member("n1", 1, members[0].address))]);
     let renamed = formed("n2", 1, 1, &only);
-    let error = form(&renamed, dir).await.unwrap_err();
+    let error = form(&renamed, dir, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, FormError::OtherName { .. }), "{error}");
     assert_eq!(stored::read(dir).unwrap(), None, "nothing was written");
 }

@@ -1,5 +1,7 @@
 //! What is sent comes back, and nothing else is taken for it.
 
+use std::net::SocketAddr;
+
 use proptest::prelude::*;
 
 use super::*;
