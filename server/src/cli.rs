@@ -1,5 +1,7 @@
 //! The command line.
 
+mod cluster;
+
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -18,6 +20,7 @@ use havenfs::mount_help::{self, Served};
 use havenfs::{export, serve};
 use serde_json::Value;
 
+use self::cluster::ClusterCommand;
 use crate::demo;
 
 /// NFSv3 service of a node in one process: NFS, MOUNT and portmapper.
@@ -61,7 +64,7 @@ enum Command {
         #[command(subcommand)]
         command: HostsCommand,
     },
-    /// Look at the cluster
+    /// Look at the cluster, and change its members
     Cluster {
         #[command(subcommand)]
         command: ClusterCommand,
@@ -279,12 +282,6 @@ enum HostsCommand {
 }
 
 #[derive(Debug, Subcommand)]
-enum ClusterCommand {
-    /// Show the members, who leads, and where each service is
-    Status(ControlArgs),
-}
-
-#[derive(Debug, Subcommand)]
 enum ServiceCommand {
     /// Show where each service is
     List(ControlArgs),
@@ -360,9 +357,7 @@ pub(crate) fn run() -> ExitCode {
         },
         Command::Locks { command } => done(run_locks(command)),
         Command::Hosts { command } => done(run_hosts(command)),
-        Command::Cluster {
-            command: ClusterCommand::Status(control),
-        } => done(show(&control, "cluster")),
+        Command::Cluster { command } => done(cluster::run(command)),
         Command::Witness { config } => done(run_witness(config)),
         Command::Guard { floating } => {
             done(guard::run(floating, std::io::stdin().as_fd()).map_err(Into::into))
@@ -624,8 +619,10 @@ fn ask(path: &Path, request: &str) -> anyhow::Result<Value> {
         "a path with a line break can't be named here"
     );
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    // `locks verify` goes on as long as the host does.
-    if !request.contains("verify ") {
+    // `locks verify` goes on as long as the host does, and a node that is added has to be sent the
+    // log.
+    let is_long = ["verify ", "add ", "remove "];
+    if !is_long.iter().any(|word| request.contains(word)) {
         stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
     }
     stream.write_all(format!("{request}\n").as_bytes())?;

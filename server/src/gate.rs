@@ -4,9 +4,11 @@
 //! One gate is for one epoch. It opens until a moment of the node's own clock, which every renewal
 //! of the lease puts off, and closes for good when the node lets the service go. So a process that
 //! was stopped for a while and goes on does nothing more under a lease that is over, whatever its
-//! tasks had in hand: no task has to be told. Who is between this question and the system call when
+//! tasks had in hand: no task has to be told. A node that is the only voter of its cluster needs no
+//! lease; whether it is so is asked each time as well, since other voters come and go. Who is between this question and the system call when
 //! the process is stopped can't be helped here; that is what the fence of a storage is for.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::clock::boot_time;
@@ -23,13 +25,21 @@ pub struct Gate {
     is_over: AtomicBool,
     /// Somebody was turned away: whoever waits on a connection for that answer would wait in vain.
     turned_away: AtomicBool,
+    /// Whether this node is the only voter, so that nobody else can be assigned anything.
+    is_sole: Arc<AtomicBool>,
 }
 
 impl Gate {
     /// A gate for an epoch, closed.
     pub fn new(epoch: u32) -> Self {
+        Self::in_cluster(epoch, Arc::default())
+    }
+
+    /// The same, of a node that needs no lease while `is_sole` says so.
+    pub fn in_cluster(epoch: u32, is_sole: Arc<AtomicBool>) -> Self {
         Self {
             epoch,
+            is_sole,
             until: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             turned_away: AtomicBool::new(false),
@@ -85,6 +95,9 @@ impl Gate {
 
     /// Until when it is open.
     pub fn until(&self) -> Moment {
+        if self.is_sole.load(Ordering::Acquire) {
+            return Moment::NEVER;
+        }
         Moment(self.until.load(Ordering::Acquire))
     }
 
@@ -127,5 +140,16 @@ mod tests {
         assert!(!gate.is_open());
         gate.open_until(Moment::NEVER);
         assert!(!gate.is_open());
+    }
+
+    #[test]
+    fn the_only_voter_needs_a_lease_as_soon_as_it_is_not_the_only_one() {
+        let is_sole = Arc::new(AtomicBool::new(true));
+        let gate = Gate::in_cluster(3, Arc::clone(&is_sole));
+        assert!(gate.admits());
+        is_sole.store(false, Ordering::Release);
+        assert!(!gate.admits(), "it has no lease");
+        gate.open_until(boot_time() + Duration::from_hours(1));
+        assert!(gate.is_open());
     }
 }

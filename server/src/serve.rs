@@ -1,6 +1,6 @@
 //! `havenfs serve`: puts a node together, says that it is ready, and takes it down again.
 //!
-//! Order at start: state directory (and its lock), store, control socket; then each service for
+//! Order at start: state directory (and its lock), control socket, store; then each service for
 //! itself, as its [keeper](keeper) decides. Nothing of a service answers before it is assigned to
 //! this node, its exports are open and its locks are there. At SIGTERM: no new calls, what the
 //! workers have is finished, the registration is taken back, the services are released.
@@ -11,6 +11,7 @@ mod hooks;
 mod keeper;
 mod leases;
 mod mounts;
+pub mod offline;
 mod opening;
 mod ports;
 mod ready;
@@ -20,20 +21,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::keeper::{Event, Keeper};
 use self::leases::Leases;
-use self::opening::Shared;
+use self::opening::{HandleKeys, Shared};
 use crate::address::{AddressError, Addresses};
-use crate::backend::handle::HandleKey;
 use crate::backend::table::TableError;
 use crate::backend::{credential, sys};
 use crate::call::Port;
 use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::control;
+use crate::control::early::EarlySocket;
 use crate::definitions;
 use crate::mount_list::MountListError;
 use crate::net::listen::{Bound, ListenError};
@@ -170,10 +172,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let settings = &config.settings;
     let state = Arc::new(State::open(&settings.state_dir)?);
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
-    let store = control.block_on(Store::open(
-        &settings.state_dir.join("store"),
-        config.cluster.as_ref(),
-    ))?;
+    let (store, socket) = control.block_on(open_store(config))?;
     let lease = config.cluster.as_ref().map(|cluster| cluster.lease_ms);
     let lease = lease.map(|lease_ms| Duration::from_millis(u64::from(lease_ms)));
     let slots = config.services.iter().cloned();
@@ -201,8 +200,8 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let addresses = Addresses::start(floating.collect(), state.lock())?;
     let shared = Arc::new(Shared {
         handle_keys: match store.handle_secret() {
-            Some(secret) => vec![HandleKey { id: 1, secret }],
-            None => state.handle_keys(),
+            Some(secret) => HandleKeys::Derived(secret),
+            None => HandleKeys::Own(state.handle_keys()),
         },
         services,
         proposer: store.proposer(),
@@ -211,7 +210,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         data: Arc::clone(&data),
         guard: addresses.guard.clone(),
     });
-    let result = control.block_on(serve(&shared, &store));
+    let result = control.block_on(serve(&shared, &store, socket));
     control.block_on(store.close());
     // A thread that waits for a disk that hangs would be waited for without end.
     control.shutdown_timeout(STUCK_TIME_MAX);
@@ -240,6 +239,27 @@ fn as_defined(service: ServiceConfig, state: &State) -> ServiceConfig {
     }
 }
 
+/// Opens the store. Where there is a cluster to wait for, the control socket is opened before and
+/// says what is missing.
+async fn open_store(config: &NodeConfig) -> Result<(Store, Option<UnixListener>), ServeError> {
+    let (missing, told) = watch::channel(Vec::new());
+    let dir = config.settings.state_dir.join("store");
+    let opening = Store::open(&dir, config.cluster.as_ref(), missing);
+    let Some(cluster) = &config.cluster else {
+        return Ok((opening.await?, None));
+    };
+    let failed = || system("open the control socket");
+    let early = EarlySocket::open(&config.settings.control, &cluster.node, told);
+    let early = early.map_err(failed())?;
+    match opening.await {
+        Ok(store) => Ok((store, Some(early.hand_over().await.map_err(failed())?))),
+        Err(error) => {
+            early.remove();
+            Err(error.into())
+        }
+    }
+}
+
 /// Raises the limit of open files as far as allowed; returns it.
 fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
@@ -256,7 +276,11 @@ fn raise_descriptor_limit() -> usize {
     usize::try_from(now).unwrap_or(1024)
 }
 
-async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
+async fn serve(
+    shared: &Arc<Shared>,
+    store: &Store,
+    socket: Option<UnixListener>,
+) -> Result<(), ServeError> {
     let services = &shared.services;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
@@ -267,10 +291,9 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
         .cluster
         .as_ref()
         .map_or(0, |cluster| cluster.lease_ms);
-    let own = services.cluster.own();
     let leases = Arc::new(Leases::new(
         shared.proposer.clone(),
-        (own.node, own.incarnation),
+        services.cluster.clone(),
         lease_ms,
         services.config.cluster.is_none(),
     ));
@@ -294,7 +317,7 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
         keepers.spawn(keeper.keep(stopped.clone()));
     }
     drop(events);
-    let control = control::start(Arc::clone(services), stopped.clone())
+    let control = control::start(Arc::clone(services), socket, stopped.clone())
         .await
         .map_err(system("open the control socket"))?;
     if let Some(cluster) = &services.config.cluster {

@@ -245,6 +245,48 @@ impl Cluster {
         nodes
     }
 
+    /// Runs the program as an operator would; returns what it says, as an error if it fails.
+    pub fn command(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new(havenfs_binary()?).args(args).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let problem = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{problem}");
+        Ok(said)
+    }
+
+    /// The same of `havenfs cluster`, said to a node that runs.
+    pub fn operate(&self, name: &str, args: &[&str]) -> Result<String> {
+        let control = self.site.control(name);
+        let control = ["--control", &control.to_string_lossy()].map(str::to_owned);
+        let words = ["cluster"].into_iter().chain(args.iter().copied());
+        let words: Vec<&str> = words.chain(control.iter().map(String::as_str)).collect();
+        self.command(&words)
+    }
+
+    /// The same, of a node that is stopped.
+    pub fn repair(&self, name: &str, args: &[&str]) -> Result<String> {
+        let config = self.site.config(name);
+        let config = ["--config", &config.to_string_lossy()].map(str::to_owned);
+        let words = ["cluster"].into_iter().chain(args.iter().copied());
+        let words: Vec<&str> = words.chain(config.iter().map(String::as_str)).collect();
+        self.command(&words)
+    }
+
+    /// Adds an empty node that was started: waits until another one shows it, and how to add it.
+    pub fn add(&mut self, asked: &str, name: &str) -> Result<String> {
+        let address = self.site.member(name)?.to_string();
+        let shown = format!("havenfs cluster add {name} --address {address}");
+        self.wait(&format!("{asked} shows that {name} waits"), |cluster| {
+            let status = cluster.status(asked).ok()?;
+            let waiting = status["waiting"].as_array()?;
+            let is_shown = waiting.iter().any(|one| one["command"] == *shown);
+            is_shown.then_some(())
+        })?;
+        let said = self.operate(asked, &["add", name, "--address", &address])?;
+        self.wait_joined(name)?;
+        Ok(said)
+    }
+
     /// Asks a node over its control socket.
     pub fn ask(&self, name: &str, request: &str) -> Result<Value> {
         status::ask(&self.site.control(name), request)

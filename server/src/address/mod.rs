@@ -369,8 +369,9 @@ impl Floating {
         };
         let gate = Arc::clone(&held.gate);
         // Without a lease nothing is renewed, and what somebody took away must come back all the
-        // same.
-        let is_long_ago = self.seconds.is_none() && now > held.prolonged + PROLONG_EVERY;
+        // same; the only voter of a cluster has none either.
+        let pause = self.seconds.map_or(PROLONG_EVERY, |_| PROLONG_SOON);
+        let is_long_ago = until == Moment::NEVER && now > held.prolonged + pause;
         let is_due = is_renewed || is_long_ago;
         // It was made anew, and what was on the old one is gone.
         let is_other = index.is_some_and(|index| index != held.link.index);
@@ -626,6 +627,8 @@ const TAKEN_CHECK: Duration = Duration::from_millis(1);
 const TEND_EVERY: Duration = Duration::from_millis(100);
 /// How often addresses are prolonged where there is no lease.
 const PROLONG_EVERY: Duration = Duration::from_secs(1);
+/// The same, where the kernel takes them away after a second.
+const PROLONG_SOON: Duration = Duration::from_millis(300);
 /// How many looks in a row say that the link is down.
 const LOOKS_DOWN: u32 = 2;
 /// How many say that it is up: a cable that is put in bounces, and a switch takes its time.

@@ -195,6 +195,13 @@ impl HandleTable {
         }
     }
 
+    /// All entries, by number.
+    pub fn entries(&self) -> Vec<(u64, Entry)> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = inner.entries.iter();
+        entries.map(|(id, entry)| (*id, entry.clone())).collect()
+    }
+
     /// Whether a handle's inner part names an entry of the table.
     pub const fn is_entry(handle: &KernelHandle) -> bool {
         handle.kind == ENTRY_KIND

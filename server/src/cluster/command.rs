@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::connections::Connection;
 use super::definition::{Definition, InForce, Undefined};
 use super::handles::HandleEntry;
+use super::members::MemberCommand;
 use super::mounts::Mount;
 use super::numbers::Allot;
 use super::{NodeId, ServiceId};
@@ -66,6 +67,8 @@ pub enum ClusterCommand {
         /// As what.
         definition: Definition,
     },
+    /// The members change.
+    Members(MemberCommand),
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,
@@ -418,6 +421,8 @@ pub enum Outcome {
     TooManyRefusals,
     /// There are as many entries in the handle table as there may be.
     TooManyHandles,
+    /// The node has this service, so it can't be removed.
+    StillServes(ServiceId),
     /// Carried out, and there is nothing to say.
     Done,
     /// The command is from an earlier epoch: it changed nothing, and is not answered.

@@ -11,6 +11,7 @@ pub mod definition;
 pub mod handles;
 mod ids;
 pub mod lease;
+pub mod members;
 pub mod mounts;
 pub mod numbers;
 pub mod placement;

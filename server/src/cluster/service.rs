@@ -59,7 +59,7 @@ use super::definition::{Defined, Definition, Definitions, InForce};
 use super::handles::HandleEntry;
 use super::mounts::{self, Mount};
 use super::rows::{damaged, read_row, write_end, write_row};
-use super::state::UNDEFINED_VERSION;
+use super::state::FIXED_VERSION;
 
 /// Whether the table has every lock that a host was ever told to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,6 +305,32 @@ impl ServiceState {
         Outcome::Done
     }
 
+    /// Other nodes are lost for good and can't write to the storage. `is_incomplete`: with them may
+    /// be what hosts were told, so that the next assignment begins with grace.
+    pub(super) fn survive(&mut self, lost: &[NodeId], is_incomplete: bool) {
+        let service = &mut self.service;
+        if service
+            .active
+            .is_some_and(|active| lost.contains(&active.node))
+        {
+            service.active = None;
+        }
+        if service.wanted.is_some_and(|node| lost.contains(&node)) {
+            service.wanted = None;
+        }
+        self.writers.retain(|node| !lost.contains(node));
+        if is_incomplete && matches!(service.completeness, Completeness::Complete { .. }) {
+            service.completeness = Completeness::Incomplete {
+                since_epoch: service.epoch.saturating_add(1),
+            };
+        }
+    }
+
+    /// Gives it another name.
+    pub(super) fn rename(&mut self, name: &str) {
+        self.service.name = name.into();
+    }
+
     /// What a log has from the time when there was one node.
     fn activate(&mut self, activation: &Activation) -> Outcome {
         let active = Active {
@@ -470,7 +496,7 @@ impl ServiceState {
     /// Reads what [`ServiceState::write`] wrote in a version: 2, when nobody was fenced and no
     /// connections were kept, or later.
     pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
-        let is_current = version >= UNDEFINED_VERSION;
+        let is_current = version >= FIXED_VERSION;
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         let writers = if is_current {
@@ -489,7 +515,7 @@ impl ServiceState {
             OrdSet::new()
         };
         let (mut definitions, mut mounts) = (Definitions::default(), OrdSet::new());
-        if version > UNDEFINED_VERSION {
+        if version > FIXED_VERSION {
             let row: (Option<Defined>, InForce) =
                 read_row(input, &mut buffer)?.ok_or_else(damaged)?;
             definitions = Definitions::restored(row.0, row.1).ok_or_else(damaged)?;

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId};
 use super::definition::{Definition, Undefined};
+use super::members::{MemberCommand, Members};
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::service::{Active, ServiceState};
@@ -40,6 +41,7 @@ pub struct ClusterState {
     nodes: BTreeMap<NodeId, NodeState>,
     services: BTreeMap<ServiceId, ServiceState>,
     numbers: Arc<Numbers>,
+    members: Members,
 }
 
 /// What is known of a node.
@@ -136,7 +138,52 @@ impl ClusterState {
                 expected_version,
                 definition,
             } => self.define(*service, *expected_version, definition),
+            ClusterCommand::Members(command) => self.change_members(command),
         }
+    }
+
+    fn change_members(&mut self, command: &MemberCommand) -> Outcome {
+        match command {
+            MemberCommand::Retire { node } => {
+                let serves = |service: &ServiceState| {
+                    let active = service.active();
+                    active.is_some_and(|active| active.node == *node)
+                };
+                let mut services = self.services.iter();
+                if let Some((id, _)) = services.find(|(_, service)| serves(service)) {
+                    return Outcome::StillServes(*id);
+                }
+                self.members.retire(*node);
+            }
+            MemberCommand::SoleSurvivor {
+                lost,
+                is_incomplete,
+            } => {
+                for service in self.services.values_mut() {
+                    service.survive(lost, *is_incomplete);
+                }
+                for node in lost {
+                    self.members.retire(*node);
+                }
+                if *is_incomplete {
+                    self.members.force();
+                }
+            }
+            MemberCommand::Begin {
+                renamed,
+                handle_keys,
+            } => {
+                if let Some((from, to)) = renamed
+                    && self.service_named(to).is_none()
+                    && let Some(id) = self.service_named(from)
+                    && let Some(service) = self.services.get_mut(&id)
+                {
+                    service.rename(to);
+                }
+                self.members.add_keys(handle_keys);
+            }
+        }
+        Outcome::Done
     }
 
     /// Rule 1: what a renewal is worth is decided by its place in the log.
@@ -157,7 +204,8 @@ impl ClusterState {
         let Some(service) = self.services.get(&assign.service) else {
             return Outcome::NoSuchService;
         };
-        if service.epoch() != assign.expected_epoch {
+        let node = assign.renewal.node;
+        if service.epoch() != assign.expected_epoch || self.members.is_retired(node) {
             return Outcome::NotAssigned;
         }
         let may = match service.active() {
@@ -206,7 +254,12 @@ impl ClusterState {
         }
         let last = self.services.keys().next_back();
         let id = last.map_or(ServiceId::FIRST, |last| ServiceId(last.0.saturating_add(1)));
-        self.services.insert(id, ServiceState::named(name));
+        let mut service = ServiceState::named(name);
+        if self.members.is_forced() {
+            // What is not known may have been known to those who are lost.
+            service.survive(&[], true);
+        }
+        self.services.insert(id, service);
         id
     }
 
@@ -224,6 +277,11 @@ impl ClusterState {
     /// All services.
     pub fn services(&self) -> impl Iterator<Item = (ServiceId, &ServiceState)> {
         self.services.iter().map(|(id, service)| (*id, service))
+    }
+
+    /// The highest number of a node that has proposed something.
+    pub fn last_node(&self) -> Option<NodeId> {
+        self.nodes.keys().next_back().copied()
     }
 
     /// The last renewal of a node's lease.
@@ -248,8 +306,13 @@ impl ClusterState {
         &self.numbers
     }
 
+    /// What is known of members beyond who they are.
+    pub const fn members(&self) -> &Members {
+        &self.members
+    }
+
     /// Writes the whole state as [`ClusterState::read`] reads it: a version, the nodes, the
-    /// numbers, and the services, each with its rows.
+    /// numbers, the members, and the services, each with its rows.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         out.write_all(&[VERSION])?;
         let mut buffer = Vec::new();
@@ -258,6 +321,7 @@ impl ClusterState {
         }
         write_end(out)?;
         write_row(out, &mut buffer, &*self.numbers)?;
+        write_row(out, &mut buffer, &self.members)?;
         for (id, service) in &self.services {
             write_row(out, &mut buffer, id)?;
             service.write(out)?;
@@ -300,6 +364,9 @@ impl ClusterState {
             state.nodes.insert(id, node);
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
+        if version > FIXED_VERSION {
+            state.members = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+        }
         while let Some(id) = read_row(input, &mut buffer)? {
             let service = ServiceState::read(input, version)?;
             state.services.insert(id, service);
@@ -332,8 +399,8 @@ pub const LONE_NAME: &str = "default";
 const LONE_VERSION: u8 = 1;
 /// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
 const EARLIER_VERSION: u8 = 2;
-/// Version 3 knew no definitions of services, and no mounts.
-pub(super) const UNDEFINED_VERSION: u8 = 3;
+/// Version 3 had the same members for good, and of services neither definitions nor mounts.
+pub(super) const FIXED_VERSION: u8 = 3;
 pub(super) const VERSION: u8 = 4;
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::cluster::definition::Defined;
 use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, ServiceCommand, ServiceState};
 use crate::definitions;
+use crate::raft::MemberChange;
 use crate::services::{Services, Slot, Takeover};
 
 /// What is so of the cluster and all services.
@@ -23,6 +24,7 @@ pub(super) fn status(services: &Services) -> Value {
         status["leader"] = json!(leader.map(|leader| services.cluster.name_of(leader)));
         status["term"] = json!(services.cluster.term());
         status["members"] = members(services);
+        status["waiting"] = applicants(services);
     }
     status
 }
@@ -36,10 +38,25 @@ fn members(services: &Services) -> Value {
             "number": member.node.0,
             "address": member.address,
             "witness": member.witness,
+            "votes": member.votes,
             "lives": services.cluster.is_heard(member, &state),
         })
     });
     members.collect()
+}
+
+/// Empty nodes that wait to be added, and what adds them.
+fn applicants(services: &Services) -> Value {
+    let applicants = services.cluster.applicants().into_iter();
+    let applicants = applicants.map(|applicant| {
+        json!({
+            "name": applicant.name,
+            "address": applicant.address.to_string(),
+            "witness": applicant.witness,
+            "command": applicant.command(),
+        })
+    });
+    applicants.collect()
 }
 
 /// Those that this node has in its configuration, and those that only the cluster knows.
@@ -158,7 +175,40 @@ pub(super) async fn answer(
         "cluster" | "services" => Some(Ok(status(services))),
         "move" => Some(move_service(services, rest).await),
         "confirm-fence" => Some(confirm_fence(services, rest).await),
+        "transfer" | "add" | "remove" => Some(change_members(services, word, rest).await),
         _ => None,
+    }
+}
+
+/// `transfer [NODE]`, `add NAME ADDRESS [witness]` and `remove NAME`.
+async fn change_members(services: &Services, word: &str, rest: &str) -> Result<Value, Value> {
+    let error = |text: String| json!({ "error": text });
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let change = match (word, &words[..]) {
+        ("transfer", []) => MemberChange::Transfer { to: None },
+        ("transfer", [to]) => MemberChange::Transfer {
+            to: Some((*to).into()),
+        },
+        ("add", [name, address, kind @ ..]) if matches!(kind, [] | ["witness"]) => {
+            let address = address.parse().map_err(|_| {
+                error(format!(
+                    "`{address}` is no address with a port, as 192.0.2.4:7300"
+                ))
+            })?;
+            MemberChange::Add {
+                name: (*name).into(),
+                address,
+                witness: !kind.is_empty(),
+            }
+        }
+        ("remove", [name]) => MemberChange::Remove {
+            name: (*name).into(),
+        },
+        _ => return Err(error(format!("`{word}` is said with other words"))),
+    };
+    match services.cluster.change(&change).await {
+        Ok(done) => Ok(json!({ "done": done })),
+        Err(problem) => Err(error(problem.to_string())),
     }
 }
 

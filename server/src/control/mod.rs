@@ -2,6 +2,7 @@
 
 mod acts;
 mod cluster;
+pub mod early;
 pub mod locks;
 pub mod metrics_page;
 mod reload;
@@ -10,14 +11,16 @@ pub mod table;
 
 use std::sync::Arc;
 
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 pub use self::reload::reload_in_background;
 use crate::services::Services;
 
-/// Opens the control socket and the metrics page.
+/// Opens the control socket, or goes on with the one that is open, and the metrics page.
 pub async fn start(
     services: Arc<Services>,
+    open: Option<UnixListener>,
     stopped: watch::Receiver<bool>,
 ) -> std::io::Result<socket::ControlSocket> {
     if let Some(address) = services.config.settings.metrics {
@@ -30,5 +33,5 @@ pub async fn start(
             Err(error) => tracing::warn!(%address, %error, "no metrics: cannot listen"),
         }
     }
-    socket::ControlSocket::open(services, stopped)
+    socket::ControlSocket::open(services, open, stopped)
 }

@@ -3,9 +3,10 @@
 //! Requests: `status`, `clients`, `exports`, `reload [VERSION]`, `hosts`, `locks`, `waiting`,
 //! `refused`, `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`, and
 //! with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
-//! `services`, `move SERVICE NODE` and `confirm-fence SERVICE [NODE]`. `@NAME ` in front of a request
-//! names the service that it is about, if there are several. The socket belongs to the server's user
-//! and to nobody else. A socket that is left over from a dead server is replaced.
+//! `services`, `move SERVICE NODE`, `confirm-fence SERVICE [NODE]`, `transfer [NODE]`,
+//! `add NAME ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a request names the service
+//! that it is about, if there are several. The socket belongs to the server's user and to nobody
+//! else. A socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -36,10 +37,14 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Opens the socket and serves it until `stopped` is true.
-    pub fn open(services: Arc<Services>, mut stopped: watch::Receiver<bool>) -> io::Result<Self> {
+    /// Opens the socket, unless it is `open`, and serves it until `stopped` is true.
+    pub fn open(
+        services: Arc<Services>,
+        open: Option<UnixListener>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> io::Result<Self> {
         let path = services.config.settings.control.clone();
-        let listener = listen(&path)?;
+        let listener = open.map_or_else(|| listen(&path), Ok)?;
         let task = tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -67,7 +72,7 @@ impl ControlSocket {
     }
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -92,6 +97,24 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn answer(services: &Arc<Services>, mut stream: UnixStream) -> io::Result<()> {
+    let answer = match read_request(&mut stream).await? {
+        Ok(request) => {
+            let (name, request) = match request.strip_prefix('@') {
+                Some(named) => named
+                    .split_once(' ')
+                    .map_or((None, &*request), |(name, rest)| (Some(name), rest)),
+                None => (None, &*request),
+            };
+            let answer = answer_of(services, name, request).await;
+            answer.unwrap_or_else(|error| error)
+        }
+        Err(error) => error,
+    };
+    reply(&mut stream, &answer).await
+}
+
+/// Reads a request; the inner error is the answer to one that is none.
+pub(super) async fn read_request(stream: &mut UnixStream) -> io::Result<Result<String, Value>> {
     let (mut request, mut is_long) = (Vec::new(), false);
     let read = async {
         while request.last() != Some(&b'\n') && stream.read_buf(&mut request).await? > 0 {
@@ -105,20 +128,13 @@ async fn answer(services: &Arc<Services>, mut stream: UnixStream) -> io::Result<
     };
     tokio::time::timeout(TIME_MAX, read).await??;
     // A request that was cut could mean something else, such as all files in place of one.
-    let Some(request) = request.strip_suffix(b"\n").filter(|_| !is_long) else {
-        let answer = json!({ "error": "the request is too long, or has no end" });
-        stream.write_all(answer.to_string().as_bytes()).await?;
-        return stream.shutdown().await;
-    };
-    let request = String::from_utf8_lossy(request);
-    let (name, request) = match request.strip_prefix('@') {
-        Some(named) => named
-            .split_once(' ')
-            .map_or((None, &*request), |(name, rest)| (Some(name), rest)),
-        None => (None, &*request),
-    };
-    let answer = answer_of(services, name, request).await;
-    let answer = answer.unwrap_or_else(|error| error);
+    let request = request.strip_suffix(b"\n").filter(|_| !is_long);
+    let request = request.map(|request| String::from_utf8_lossy(request).into_owned());
+    Ok(request.ok_or_else(|| json!({ "error": "the request is too long, or has no end" })))
+}
+
+/// Sends the answer; there is nothing after it.
+pub(super) async fn reply(stream: &mut UnixStream, answer: &Value) -> io::Result<()> {
     stream.write_all(answer.to_string().as_bytes()).await?;
     stream.shutdown().await
 }

@@ -15,6 +15,7 @@ pub fn render(request: &str, answer: &Value) -> String {
         .and_then(|named| named.split_once(' '));
     let request = named.map_or(request, |(_, rest)| rest);
     match request {
+        "status" | "cluster" if answer.get("missing").is_some() => cluster::missing(answer),
         "status" => status(answer),
         "clients" => columns(
             &[

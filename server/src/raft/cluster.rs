@@ -1,12 +1,16 @@
-//! Who is in the cluster, as this node sees it.
+//! Who is in the cluster, as this node sees it, and the way to change that.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::{Instant as _, WatchReceiver as _};
 
 use super::Engine;
+use super::change::{ChangeError, Changes, MemberChange};
 use super::log::Shared;
+use super::peer::Applicant;
 use crate::clock::boot_time;
 use crate::cluster::lease::wait;
 use crate::cluster::placement::Seen;
@@ -19,7 +23,8 @@ pub struct Cluster {
     engine: Engine,
     log: Arc<Shared>,
     own: Active,
-    is_alone: bool,
+    /// None without a cluster.
+    changes: Option<Changes>,
 }
 
 /// A member.
@@ -33,16 +38,51 @@ pub struct MemberSeen {
     pub address: String,
     /// Whether it only votes.
     pub witness: bool,
+    /// Whether it votes already.
+    pub votes: bool,
 }
 
 impl Cluster {
-    pub(super) const fn new(engine: Engine, log: Arc<Shared>, own: Active, is_alone: bool) -> Self {
+    pub(super) const fn new(
+        engine: Engine,
+        log: Arc<Shared>,
+        own: Active,
+        changes: Option<Changes>,
+    ) -> Self {
         Self {
             engine,
             log,
             own,
-            is_alone,
+            changes,
         }
+    }
+
+    /// Has another node lead, or changes the members; returns what to tell the operator.
+    ///
+    /// # Errors
+    /// Why that was not done.
+    pub async fn change(&self, change: &MemberChange) -> Result<String, ChangeError> {
+        let changes = self.changes.as_ref().ok_or(ChangeError::Alone)?;
+        changes.ask(change).await
+    }
+
+    /// Empty nodes that have asked this one for the cluster lately, and are not in it.
+    pub fn applicants(&self) -> Vec<Applicant> {
+        let changes = self.changes.as_ref();
+        changes.map_or_else(Vec::new, |changes| changes.peers().applicants())
+    }
+
+    /// Whether this node is the only voter: it needs no lease as long as that is so, which is to be
+    /// asked each time. Never without a cluster.
+    pub fn sole(&self) -> Arc<AtomicBool> {
+        self.log.sole.flag()
+    }
+
+    /// Whether this node is the only voter, and nobody is about to be another one.
+    pub fn needs_no_lease(&self) -> bool {
+        let metrics = self.engine.server_metrics();
+        let members = metrics.borrow_watched().membership_config.nodes().count();
+        members == 1 && self.sole().load(Ordering::Acquire)
     }
 
     /// This life of this node.
@@ -57,7 +97,7 @@ impl Cluster {
         let metrics = metrics.borrow_watched();
         let heard = metrics.last_quorum_acked.map(|heard| heard.elapsed());
         // The only member is a majority, and asks nobody.
-        let is_only = metrics.membership_config.nodes().count() == 1;
+        let is_only = metrics.membership_config.voter_ids().count() == 1;
         let leads = is_only || heard.is_none_or(|ago| ago < SILENT_MAX);
         let leader = metrics.current_leader.map(NodeId);
         leader.filter(|leader| *leader != self.own.node || leads)
@@ -73,22 +113,26 @@ impl Cluster {
     pub fn members(&self) -> Vec<MemberSeen> {
         let metrics = self.engine.server_metrics();
         let membership = Arc::clone(&metrics.borrow_watched().membership_config);
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let seen = membership.nodes().map(|(node, member)| MemberSeen {
             node: NodeId(*node),
             name: member.name.to_string(),
             address: member.address.to_string(),
             witness: member.witness,
+            votes: voters.contains(node),
         });
         seen.collect()
     }
 
-    /// The members that have the data.
+    /// The members that vote, have the data, and are not about to be removed. Not to be asked by
+    /// whoever reads the state just now.
     pub fn data_nodes(&self) -> Vec<NodeId> {
-        if self.is_alone {
+        let Some(changes) = &self.changes else {
             return vec![self.own.node];
-        }
+        };
         let members = self.members().into_iter();
-        let with_data = members.filter(|member| !member.witness);
+        let with_data = members
+            .filter(|member| member.votes && !member.witness && !changes.is_retired(member.node));
         with_data.map(|member| member.node).collect()
     }
 

@@ -71,6 +71,9 @@ pub enum StoreError {
     /// This node can't be a member of its cluster.
     #[error("cannot join the cluster: {0}")]
     Cluster(String),
+    /// This node is a member of its cluster no more.
+    #[error("this node is not in its cluster any more: {0}")]
+    Removed(String),
     /// The consensus engine ended.
     #[error(
         "the replicated store has stopped: cannot {step}: {problem}\nhint: start the server \

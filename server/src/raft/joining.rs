@@ -10,16 +10,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openraft::Config;
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::Fatal;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::change::Changes;
 use super::error::StoreError;
+use super::leading;
 use super::opened::Opened;
-use super::peer::{Alone, ClusterKey, Configured, Peers, Served, form, members_of, serve_peers};
-use super::proposer::Driver;
+use super::peer::{Alone, ClusterKey, Configured, Peers, Served, form, serve_peers};
+use super::proposer::{Driver, Proposer};
 use super::stored::Formed;
 use super::types::{Member, Types};
 use super::{Engine, stopped};
@@ -43,17 +46,21 @@ pub(super) struct Started {
 pub(super) struct Joined {
     pub(super) peers: Peers,
     formed: Formed,
+    /// How an operator changes the members.
+    pub(super) changes: Option<Changes>,
     /// What signs file handles, the same on all nodes.
     pub(super) handle_secret: [u8; 16],
-    /// The task that serves the members' port.
-    port: AbortHandle,
+    /// The task that serves the members' port, and the one that sees to what is in `leading`.
+    tasks: Vec<AbortHandle>,
     /// Gone with this: whoever comes to the port finds no engine.
     served: watch::Sender<Option<Served>>,
 }
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        self.port.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
@@ -97,12 +104,13 @@ pub(super) async fn lead_alone(engine: &Engine, store_id: u64) -> Result<(), Sto
     Ok(())
 }
 
-/// Starts the engine of a member, when the cluster is formed.
+/// Starts the engine of a member, when the cluster is formed; says to `missing` what it waits for.
 pub(super) async fn start_member(
     dir: PathBuf,
     opened: Opened,
     config: Config,
     cluster: ClusterConfig,
+    missing: watch::Sender<Vec<String>>,
 ) -> Result<Started, StoreError> {
     opened.log.shared().set_others();
     let key = ClusterKey::read(&cluster.key_file);
@@ -125,7 +133,10 @@ pub(super) async fn start_member(
         let problem = format!("node `{}` is no member", cluster.node);
         return Err(StoreError::Cluster(problem));
     };
-    let listener = listen(own.address)?;
+    // What it was admitted with counts; it can't be changed but by removing it and adding it anew.
+    let admitted = opened.stored.formed.as_ref();
+    let admitted = admitted.and_then(|formed| formed.members.get(&formed.node));
+    let listener = listen(admitted.map_or(own.address, |own| own.address))?;
     let peers = Peers::new(
         key,
         &cluster.node,
@@ -135,46 +146,74 @@ pub(super) async fn start_member(
     );
     let (served, engines) = watch::channel(None);
     let port = tokio::spawn(serve_peers(listener, peers.clone(), engines)).abort_handle();
-    let formed = form(&peers, &dir).await;
+    let formed = form(&peers, &dir, &missing).await;
     let formed = formed.map_err(|error| StoreError::Cluster(error.to_string()))?;
     let joined = Joined {
         peers: peers.clone(),
         formed,
+        changes: None,
         handle_secret,
-        port,
+        tasks: vec![port],
         served,
     };
-    run_member(&dir, opened, config, joined).await
+    run_member(&dir, opened, config, joined, configured).await
 }
 
 async fn run_member(
     dir: &Path,
     opened: Opened,
     config: Config,
-    joined: Joined,
+    mut joined: Joined,
+    configured: Vec<Configured>,
 ) -> Result<Started, StoreError> {
     let Joined { peers, formed, .. } = &joined;
+    let (peers, formed) = (peers.clone(), formed.clone());
     opened.pending.set_node(formed.node);
     let (log, machine) = (opened.log, opened.machine);
+    let (state, settled) = (machine.state(), machine.watch_members());
+    let shared = log.shared();
     let config = Arc::new(config);
     let engine = Engine::new(formed.node, config, peers.clone(), log, machine).await;
     let engine = engine.map_err(|error: Fatal<Types>| stopped("start", &error))?;
-    peers.follow(members_of(&engine));
-    joined
-        .served
-        .send_replace(Some(Served::new(engine.clone(), dir)));
+    let last = Arc::clone(&engine.server_metrics().borrow_watched().membership_config);
+    let index = last.log_id().map(|log_id| log_id.index);
+    let own = formed.node;
+    shared
+        .sole
+        .begin(own, index.map(|index| (index, last.membership())));
+    peers.follow(leading::Log::new(
+        &engine,
+        settled.clone(),
+        Arc::clone(&state),
+    ));
+    let pending = opened.pending;
+    let changes = Changes::new(
+        engine.clone(),
+        peers.clone(),
+        shared,
+        Arc::clone(&state),
+        Proposer::new(Arc::clone(&pending)),
+    );
+    joined.served.send_replace(Some(Served::new(
+        engine.clone(),
+        dir,
+        Some(changes.clone()),
+    )));
+    joined.changes = Some(changes);
     let initialized = engine.is_initialized().await;
-    if formed.is_founder() && !initialized.map_err(|error| stopped("start", &error))? {
+    let initialized = initialized.map_err(|error| stopped("start", &error))?;
+    if formed.is_founder() && !initialized {
         let begun = engine.initialize(formed.members.clone()).await;
         begun.map_err(|error| stopped("begin the log of the cluster", &error))?;
     }
-    let pending = opened.pending;
-    let driver = Driver::start(
-        engine.clone(),
-        opened.snapshots,
-        pending,
-        Some(peers.clone()),
-    );
+    // The only voter need not wait for anybody's silence.
+    if initialized && last.voter_ids().eq([own]) {
+        let elected = engine.trigger().elect(false).await;
+        elected.map_err(|error| stopped("elect itself", &error))?;
+    }
+    let seeing = leading::see_to(engine.clone(), peers.clone(), configured, settled, state);
+    joined.tasks.push(tokio::spawn(seeing).abort_handle());
+    let driver = Driver::start(engine.clone(), opened.snapshots, pending, Some(peers));
     Ok(Started {
         engine,
         driver,

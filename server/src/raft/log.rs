@@ -26,6 +26,7 @@ use super::index::{self, Index, Piece};
 use super::pending::Pending;
 use super::recover::{self, next_index};
 use super::segment::put_record;
+use super::sole::Sole;
 use super::types::{Entry, LogId, Payload, Types, Vote};
 use super::wal::{self, Change, Done, Job, Options, Writer};
 use crate::clock::boot_time;
@@ -53,6 +54,8 @@ pub(super) struct Shared {
     seen: Mutex<BTreeMap<NodeId, Seen>>,
     /// Whether there are other voters, or may be.
     has_others: AtomicBool,
+    /// Whether this node is the only voter.
+    pub(super) sole: Sole,
     /// Changes that the log's thread has not carried out yet.
     queued: AtomicUsize,
 }
@@ -125,12 +128,16 @@ impl Shared {
     }
 
     /// Notes when a renewal is first seen: where it is appended, since to apply it waits for a
-    /// leader.
+    /// leader. Of a membership others hear after this.
     fn see_appended(&self, entry: &Entry) {
-        if let Payload::Normal(proposed) = &entry.payload
-            && let Some(renewal) = renewal_in(&proposed.command)
-        {
-            self.see(renewal, true);
+        match &entry.payload {
+            Payload::Normal(proposed) => {
+                if let Some(renewal) = renewal_in(&proposed.command) {
+                    self.see(renewal, true);
+                }
+            }
+            Payload::Membership(membership) => self.sole.appended(entry.log_id.index, membership),
+            Payload::Blank => {}
         }
     }
 
@@ -264,6 +271,7 @@ impl Log {
             pending,
             seen: Mutex::default(),
             has_others: AtomicBool::new(false),
+            sole: Sole::default(),
             queued: AtomicUsize::new(0),
         });
         let (jobs, queue) = mpsc::channel(JOBS_MAX);

@@ -143,6 +143,8 @@ pub(super) struct Machine {
     pending: Arc<Pending>,
     /// Counts changes of who serves what.
     changes: watch::Sender<u64>,
+    /// The membership, for others.
+    settled: watch::Sender<StoredMembership>,
 }
 
 impl Machine {
@@ -155,13 +157,29 @@ impl Machine {
         let machine = Self {
             pending,
             changes: watch::Sender::new(0),
+            settled: watch::Sender::new(StoredMembership::default()),
             state,
             applied: meta.last_log_id,
             membership: meta.last_membership,
             snapshots,
         };
         machine.see_all();
+        machine.tell_membership();
         machine
+    }
+
+    /// Tells who is a member for sure, since a majority has it.
+    fn tell_membership(&self) {
+        if let Some(log_id) = self.membership.log_id() {
+            let membership = self.membership.membership();
+            self.snapshots.log.sole.applied(log_id.index, membership);
+        }
+        self.settled.send_replace(self.membership.clone());
+    }
+
+    /// The members as the last applied membership has them.
+    pub(super) fn watch_members(&self) -> watch::Receiver<StoredMembership> {
+        self.settled.subscribe()
     }
 
     /// What a snapshot says of leases is seen now: when it was written can't be told here.
@@ -201,6 +219,7 @@ impl Machine {
                     Payload::Membership(membership) => {
                         let log_id = Some(entry.log_id);
                         self.membership = StoredMembership::new(log_id, membership.clone());
+                        self.tell_membership();
                         changes = true;
                     }
                 }
@@ -306,6 +325,7 @@ impl RaftStateMachine<Types> for Machine {
         self.see_all();
         self.applied = snapshot.meta.last_log_id;
         self.membership = snapshot.meta.last_membership;
+        self.tell_membership();
         for (queue, number) in passed {
             self.pending.passed_over(queue, number);
         }

@@ -46,13 +46,16 @@
 //!
 //! A cluster of one elects itself at once and waits for no lease.
 
+mod change;
 mod cluster;
 mod codec;
 mod error;
 mod index;
 mod joining;
+mod leading;
 mod log;
 mod machine;
+mod offline;
 mod opened;
 mod peer;
 mod pending;
@@ -63,6 +66,7 @@ mod recover;
 mod route;
 mod segment;
 mod snapshot;
+mod sole;
 mod stored;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -80,8 +84,11 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, Raft, SnapshotPolicy};
 use tokio::sync::watch;
 
+pub use self::change::{ChangeError, MemberChange};
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
+pub use self::offline::{OfflineError, Survived, begin, survive};
+pub use self::peer::Applicant;
 pub use self::proposer::{PROPOSALS_MAX, Proposer, Unavailable};
 
 use self::joining::{Joined, Started, lead_alone, start_alone, start_member};
@@ -126,14 +133,20 @@ pub struct Store {
 impl Store {
     /// Opens the store in `dir`, or makes it if there is none. Alone, it returns when this node
     /// leads its cluster of one and all that the log holds is applied; with a cluster, when that is
-    /// formed and this node's engine runs, whoever leads.
-    pub async fn open(dir: &Path, cluster: Option<&ClusterConfig>) -> Result<Self, StoreError> {
-        Self::open_with(dir, cluster.cloned(), Options::default()).await
+    /// formed and this node's engine runs, whoever leads. Until then `missing` is told what it waits
+    /// for.
+    pub async fn open(
+        dir: &Path,
+        cluster: Option<&ClusterConfig>,
+        missing: watch::Sender<Vec<String>>,
+    ) -> Result<Self, StoreError> {
+        let cluster = cluster.map(|cluster| (cluster.clone(), missing));
+        Self::open_with(dir, cluster, Options::default()).await
     }
 
     async fn open_with(
         dir: &Path,
-        cluster: Option<ClusterConfig>,
+        cluster: Option<(ClusterConfig, watch::Sender<Vec<String>>)>,
         options: Options,
     ) -> Result<Self, StoreError> {
         let dir = dir.to_path_buf();
@@ -157,7 +170,9 @@ impl Store {
         let start = async move {
             match cluster {
                 None => start_alone(opened, config).await,
-                Some(cluster) => start_member(dir, opened, config, cluster).await,
+                Some((cluster, missing)) => {
+                    start_member(dir, opened, config, cluster, missing).await
+                }
             }
         };
         let started = thread.handle().spawn(start).await;
@@ -218,8 +233,9 @@ impl Store {
             node: NodeId(*self.engine.node_id()),
             incarnation: self.incarnation,
         };
-        let is_alone = self.joined.is_none();
-        Cluster::new(self.engine.clone(), Arc::clone(&self.log), own, is_alone)
+        let changes = self.joined.as_ref();
+        let changes = changes.and_then(|joined| joined.changes.clone());
+        Cluster::new(self.engine.clone(), Arc::clone(&self.log), own, changes)
     }
 
     /// What signs file handles, the same on all nodes of the cluster; none if this node is alone.
@@ -234,6 +250,8 @@ impl Store {
         // would wake whoever waits here with every entry.
         let mut engine = self.engine.server_metrics();
         let mut running = true;
+        let joined = self.joined.as_ref();
+        let mut removed = joined.map(|joined| joined.peers.watch_removed());
         loop {
             if let Some(error) = failure.borrow_and_update().clone() {
                 return error;
@@ -244,10 +262,26 @@ impl Store {
             if !running {
                 return stopped("go on", &"its engine has ended");
             }
+            let reason = removed
+                .as_ref()
+                .and_then(|removed| removed.borrow().clone());
+            if let Some(reason) = reason {
+                return StoreError::Removed(reason);
+            }
+            let removal = async {
+                let told = match &mut removed {
+                    Some(removed) => removed.changed().await.is_ok(),
+                    None => false,
+                };
+                if !told {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
                 // The sender lives as long as this.
                 Ok(()) = failure.changed() => {}
                 changed = engine.changed() => running = changed.is_ok(),
+                () = removal => {}
             }
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! Version 1 has the random id that the store was born with, and that is all of a store that
 //! belongs to no cluster. Version 2 has what forming the cluster settled as well: the cluster's id,
-//! this node's number, and the members as they were then. Who is a member now is in the log; the
-//! file is what a node knows before it has read any log. `peer::forming` writes it, once.
+//! this node's number, and the members as they were then. Version 3 has the cluster's generation
+//! besides. Who is a member now is in the log; the file is what a node knows before it has read any
+//! log. `peer::forming` writes it, once, or `offline`.
 //!
 //! The file is replaced whole, so that after a crash there is the old one or the new one.
 
@@ -19,7 +20,7 @@ use super::types::{Member, NAME_BYTES_MAX};
 use crate::state::replace_file;
 
 /// The newest version that is read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The most members of a cluster.
 pub(super) const MEMBERS_MAX: usize = 32;
 
@@ -37,6 +38,8 @@ pub(super) struct Stored {
 pub(super) struct Formed {
     /// The random number that the cluster was born with.
     pub(super) cluster_id: u64,
+    /// How often the cluster was begun anew by a sole survivor.
+    pub(super) generation: u32,
     /// This node's number.
     pub(super) node: u64,
     /// All nodes with their numbers, as they were when this node became one of them.
@@ -69,8 +72,18 @@ struct InCluster {
     version: u32,
     store_id: String,
     cluster_id: String,
+    #[serde(default, skip_serializing_if = "is_first")]
+    generation: u32,
     node: u64,
     members: Vec<MemberText>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
+const fn is_first(generation: &u32) -> bool {
+    *generation == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,7 +119,9 @@ pub(super) fn read(dir: &Path) -> Result<Option<Stored>, StoreError> {
                 formed: None,
             }
         }
-        2 => in_cluster(serde_json::from_slice(&bytes).map_err(json)?).map_err(damaged)?,
+        2..=VERSION => {
+            in_cluster(serde_json::from_slice(&bytes).map_err(json)?).map_err(damaged)?
+        }
         0 => return Err(damaged("version 0".to_owned())),
         _ => {
             return Err(StoreError::Newer {
@@ -148,6 +163,7 @@ fn in_cluster(text: InCluster) -> Result<Stored, String> {
         store_id,
         formed: Some(Formed {
             cluster_id: number(&text.cluster_id)?,
+            generation: text.generation,
             node: text.node,
             members,
         }),
@@ -172,9 +188,10 @@ pub(super) fn write(dir: &Path, stored: &Stored) -> Result<(), StoreError> {
                 witness: member.witness,
             });
             serde_json::to_vec_pretty(&InCluster {
-                version: 2,
+                version: if formed.generation == 0 { 2 } else { 3 },
                 store_id,
                 cluster_id: hex(formed.cluster_id),
+                generation: formed.generation,
                 node: formed.node,
                 members: members.collect(),
             })
@@ -208,6 +225,7 @@ mod tests {
             store_id: 2 << 40,
             formed: Some(Formed {
                 cluster_id: u64::MAX,
+                generation: 0,
                 node: 2,
                 members: (1..=3).map(|number| (number, member(number))).collect(),
             }),
@@ -222,7 +240,9 @@ mod tests {
             store_id: 0xab,
             formed: None,
         };
-        for (stored, version) in [(alone, 1), (in_cluster(), 2)] {
+        let mut again = in_cluster();
+        again.formed.as_mut().unwrap().generation = 7;
+        for (stored, version) in [(alone, 1), (in_cluster(), 2), (again, 3)] {
             write(dir.path(), &stored).unwrap();
             assert_eq!(read(dir.path()).unwrap(), Some(stored));
             let text = std::fs::read_to_string(path(dir.path())).unwrap();
@@ -254,7 +274,7 @@ mod tests {
                 "{from}: {error}"
             );
         }
-        let error = read_as("\"version\": 2", "\"version\": 3");
+        let error = read_as("\"version\": 2", "\"version\": 4");
         assert!(matches!(error, StoreError::Newer { .. }), "{error}");
     }
 }

@@ -16,17 +16,19 @@ use tokio::time::MissedTickBehavior;
 use crate::clock::boot_time;
 use crate::cluster::command::Renewal;
 use crate::cluster::lease::{Lease, Moment};
-use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, Queue, ServiceId};
+use crate::cluster::service::Active;
+use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::gate::Gate;
-use crate::raft::Proposer;
+use crate::raft::{Cluster, Proposer};
 
 /// The lease of this node, and what it holds.
 #[derive(Debug)]
 pub(super) struct Leases {
     proposer: Proposer,
     inner: Mutex<Inner>,
-    /// How often the lease is renewed; never if this node is the only voter.
+    /// How often the lease is renewed; never without a cluster.
     every: Option<Duration>,
+    cluster: Cluster,
 }
 
 #[derive(Debug)]
@@ -38,13 +40,9 @@ struct Inner {
 }
 
 impl Leases {
-    /// The lease of a life of a node; `alone`: there is no other voter, and no lease to renew.
-    pub(super) fn new(
-        proposer: Proposer,
-        (node, incarnation): (NodeId, u64),
-        lease_ms: u32,
-        alone: bool,
-    ) -> Self {
+    /// The lease of this life of a node; `alone`: there is no cluster, and no lease to renew.
+    pub(super) fn new(proposer: Proposer, cluster: Cluster, lease_ms: u32, alone: bool) -> Self {
+        let Active { node, incarnation } = cluster.own();
         let every = Duration::from_millis(u64::from(lease_ms / RENEWALS_PER_LEASE));
         Self {
             proposer,
@@ -54,6 +52,7 @@ impl Leases {
                 joined: alone.then(boot_time),
             }),
             every: (!alone).then_some(every),
+            cluster,
         }
     }
 
@@ -88,6 +87,11 @@ impl Leases {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            // Whoever is going to be a voter is a member before: the lease begins in time.
+            if self.cluster.needs_no_lease() {
+                self.lock().joined.get_or_insert_with(boot_time);
+                continue;
+            }
             let Some(renewal) = self.renewal() else {
                 continue;
             };
@@ -119,7 +123,7 @@ impl Leases {
 
     /// A service is assigned to this node by a command with this renewal in it; returns its gate.
     pub(super) fn assigned(&self, service: ServiceId, epoch: u32, seq: u64) -> Arc<Gate> {
-        let gate = Arc::new(Gate::new(epoch));
+        let gate = Arc::new(Gate::in_cluster(epoch, self.cluster.sole()));
         let mut inner = self.lock();
         inner.lease.renewed(seq, &[(service, epoch)]);
         if let Some(before) = inner.gates.insert(service, Arc::clone(&gate)) {
@@ -149,7 +153,7 @@ impl Leases {
         self.lock().joined
     }
 
-    /// Whether there is no other voter.
+    /// Whether there is no cluster.
     pub(super) const fn is_alone(&self) -> bool {
         self.every.is_none()
     }

@@ -27,7 +27,7 @@ use crate::call::Port;
 use crate::cluster::connections::Connection;
 use crate::cluster::definition::Defined;
 use crate::cluster::handles::HandleEntry;
-use crate::cluster::{Command, Outcome, ServiceCommand, ServiceId};
+use crate::cluster::{ClusterState, Command, Outcome, ServiceCommand, ServiceId};
 use crate::config::Settings;
 use crate::definitions;
 use crate::export::ExportSpec;
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     pub(super) proposer: Proposer,
     /// The state directory.
     pub(super) state: Arc<State>,
-    pub(super) handle_keys: Vec<HandleKey>,
+    pub(super) handle_keys: HandleKeys,
     /// How many files a service may have open.
     pub(super) descriptors: usize,
     pub(super) data: Arc<Runtimes>,
@@ -201,6 +201,34 @@ async fn watch_registration(choice: &Choice) {
     }
 }
 
+/// What signs handles.
+#[derive(Debug)]
+pub(super) enum HandleKeys {
+    /// Of this node alone.
+    Own(Vec<HandleKey>),
+    /// Derived from the cluster's key, beside those that the first node brought along.
+    Derived([u8; 16]),
+}
+
+impl HandleKeys {
+    /// All of them; the last one is the newest. Of one service a node knows them when it has it,
+    /// since they are older in the log.
+    fn of(&self, state: &ClusterState) -> Vec<HandleKey> {
+        let secret = match self {
+            Self::Own(keys) => return keys.clone(),
+            Self::Derived(secret) => *secret,
+        };
+        let brought = state.members().handle_keys();
+        let last = brought.iter().map(|key| key.id).max();
+        let brought = brought.iter().map(|key| HandleKey {
+            id: key.id,
+            secret: key.secret,
+        });
+        let id = last.unwrap_or_default().saturating_add(1);
+        brought.chain([HandleKey { id, secret }]).collect()
+    }
+}
+
 /// What waits for disks and for the log.
 fn make(
     shared: &Shared,
@@ -239,7 +267,7 @@ fn make(
     let node = Arc::new(Node::new(Parts {
         gate: Arc::clone(gate),
         mounts,
-        handle_keys: shared.handle_keys.clone(),
+        handle_keys: shared.handle_keys.of(&shared.services.state()),
         numbers,
         handles,
         exports,
@@ -289,20 +317,23 @@ pub(super) fn service_dir(state: &State, name: &str) -> std::io::Result<PathBuf>
     Ok(dir)
 }
 
+/// An entry as it is replicated.
+pub(super) fn replicated(entry: &Entry) -> HandleEntry {
+    let (export, fs, ino, born) = entry.identity;
+    HandleEntry {
+        export,
+        fs,
+        ino,
+        born,
+        parent: entry.parent,
+        name: entry.name.as_bytes().into(),
+    }
+}
+
 fn replicated_handles(shared: &Shared, service: ServiceId, epoch: u32) -> HandleTable {
     let proposer = shared.proposer.clone();
     let replicate = move |id, entry: Option<&Entry>| {
-        let entry = entry.map(|entry| {
-            let (export, fs, ino, born) = entry.identity;
-            HandleEntry {
-                export,
-                fs,
-                ino,
-                born,
-                parent: entry.parent,
-                name: entry.name.as_bytes().into(),
-            }
-        });
+        let entry = entry.map(replicated);
         let command = ServiceCommand::SetHandle { epoch, id, entry };
         match proposer.ask_blocking(Command::Service(service, command)) {
             Ok(Outcome::Done) => Ok(()),

@@ -118,6 +118,16 @@ impl Site {
         SocketAddr::new(self.client(number), self.ports.host_portmap)
     }
 
+    /// Where the other nodes reach a node.
+    pub fn member(&self, node: &str) -> Result<SocketAddr> {
+        let place = NODES.iter().position(|name| *name == node);
+        let place = place.with_context(|| format!("there is no node `{node}`"))?;
+        Ok(SocketAddr::new(
+            self.address(1 + place as u8),
+            self.ports.peer,
+        ))
+    }
+
     /// The node's configuration file.
     pub fn config(&self, node: &str) -> PathBuf {
         self.node_dir(node).join("havenfs.toml")
@@ -160,7 +170,7 @@ impl Site {
             nsm,
             portmap,
             host_portmap,
-            peer,
+            peer: _,
         } = self.ports;
         let quoted = |path: PathBuf| format!("\"{}\"", path.display());
         let mut text = format!(
@@ -181,8 +191,8 @@ impl Site {
             quoted(self.control(node)),
             quoted(self.path().join("cluster.key")),
         );
-        for (number, name) in (1..).zip(NODES) {
-            let address = SocketAddr::new(self.address(number), peer);
+        for name in NODES {
+            let address = self.member(name)?;
             write!(
                 text,
                 "\n[[cluster.member]]\nname = \"{name}\"\naddress = \"{address}\"\n"

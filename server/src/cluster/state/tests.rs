@@ -4,6 +4,7 @@
 use super::*;
 use crate::cluster::command::{Activation, ServiceCommand};
 use crate::cluster::definition::{InForce, ServiceAddress};
+use crate::cluster::members::HandleSecret;
 use crate::cluster::mounts::Mount;
 
 const SERVICE: ServiceId = ServiceId::FIRST;
@@ -303,12 +304,11 @@ fn a_service_is_defined_by_who_knew_what_it_was_and_addresses_are_of_one_service
     assert_eq!(unknown, Outcome::NoSuchService);
 }
 
-/// Everything that version 4 brought, and what version 3 wrote without it.
+/// What version 4 brought of services.
 #[test]
-fn definitions_mounts_and_lenience_come_back_and_a_state_without_them_is_read() {
+fn definitions_mounts_and_lenience_come_back() {
     let mut story = Story::new();
     story.assign((1, 1, 1), 0, None);
-    let mut without = written(&story.state);
     define(&mut story, 1, 0, definition("a", [192, 0, 2, 1]));
     let mount = Mount {
         host: [192, 0, 2, 9].into(),
@@ -343,19 +343,35 @@ fn definitions_mounts_and_lenience_come_back_and_a_state_without_them_is_read() 
     let bytes = written(&story.state);
     let again = ClusterState::read(&mut bytes.as_slice()).unwrap();
     assert_eq!(again, story.state);
+}
 
-    // The row of no definition (none, version 0, not refused, nothing said) and the end of no
-    // mounts, before the end of the services.
-    let row: &[u8] = &[4, 0, 0, 0, 0, 0, 0, 0];
-    let tail = [row, &[0; 4], &[0; 4]].concat();
-    assert!(without.ends_with(&tail));
-    without.truncate(without.len() - tail.len());
-    without.extend([0; 4]);
-    without[0] = UNDEFINED_VERSION;
-    let read = ClusterState::read(&mut without.as_slice()).unwrap();
-    let service = read.service(SERVICE).unwrap();
-    assert_eq!((service.epoch(), service.version()), (1, 0));
-    assert!(service.mounts().is_empty() && !service.table().is_lenient());
+/// What was written when members, names, addresses and exports were for good: the nodes, the
+/// numbers, a service, no writers, no locks, handles and connections.
+#[test]
+fn a_state_of_version_3_is_read() {
+    let mut bytes = vec![FIXED_VERSION];
+    let out = &mut bytes;
+    let mut buffer = Vec::new();
+    write_end(out).unwrap();
+    write_row(out, &mut buffer, &Numbers::default()).unwrap();
+    write_row(out, &mut buffer, &SERVICE).unwrap();
+    // Name, epoch, NSM state, node 1 in its life 9, wanted on node 2, complete since epoch 1.
+    let row = [1, b'a', 3, 14, 1, 1, 9, 1, 2, 0, 1];
+    out.extend([&[11, 0, 0, 0], &row[..]].concat());
+    write_row(out, &mut buffer, &vec![NodeId(2)]).unwrap();
+    for _ in ["locks", "handles", "connections", "services"] {
+        write_end(out).unwrap();
+    }
+    let state = ClusterState::read(&mut bytes.as_slice()).unwrap();
+    let service = state.service(SERVICE).unwrap();
+    assert_eq!((service.name(), service.epoch()), ("a", 3));
+    assert_eq!(service.wanted(), Some(NodeId(2)));
+    assert_eq!(service.unfenced().collect::<Vec<_>>(), [NodeId(2)]);
+    assert_eq!((service.version(), service.mounts().len()), (0, 0));
+    assert!(!service.table().is_lenient());
+    assert_eq!(*state.members(), Members::default());
+    let again = ClusterState::read(&mut written(&state).as_slice()).unwrap();
+    assert_eq!(again, state);
 }
 
 /// What was written when nobody was fenced: the nodes, the numbers, a service, no locks.
@@ -380,6 +396,75 @@ fn a_state_without_fences_and_connections_is_read() {
     assert_eq!(service.unfenced().count(), 0);
     let again = ClusterState::read(&mut written(&state).as_slice()).unwrap();
     assert_eq!(again, state);
+}
+
+fn members(command: MemberCommand) -> ClusterCommand {
+    ClusterCommand::Members(command)
+}
+
+#[test]
+fn who_is_retired_is_given_nothing_and_who_serves_is_not_retired() {
+    let mut story = Story::new();
+    story.assign((2, 1, 1), 0, None);
+    let retire = || members(MemberCommand::Retire { node: NodeId(2) });
+    assert_eq!(story.tell(1, 1, retire()), Outcome::StillServes(SERVICE));
+    assert!(!story.state.members().is_retired(NodeId(2)));
+    story.release(2, 1, 1);
+    assert_eq!(story.tell(1, 1, retire()), Outcome::Done);
+    // What it had proposed before it heard of it.
+    assert_eq!(story.assign((2, 1, 2), 1, None), Outcome::NotAssigned);
+    assert_eq!(story.assign((1, 1, 1), 1, None), Outcome::Assigned(2));
+    assert_eq!(story.state.members().last_retired(), Some(NodeId(2)));
+    let again = ClusterState::read(&mut written(&story.state).as_slice()).unwrap();
+    assert_eq!(again, story.state);
+}
+
+#[test]
+fn a_survivor_has_what_the_lost_ones_had_with_grace_if_locks_may_be_missing() {
+    for is_incomplete in [false, true] {
+        let mut story = Story::new();
+        story.assign((2, 1, 1), 0, None);
+        let survivor = MemberCommand::SoleSurvivor {
+            lost: vec![NodeId(2), NodeId(3)],
+            is_incomplete,
+        };
+        story.tell(1, 1, members(survivor));
+        let service = story.state.service(SERVICE).unwrap();
+        assert_eq!(service.active(), None);
+        assert_eq!(service.in_grace(), is_incomplete);
+        assert_eq!(story.assign((3, 1, 1), 1, None), Outcome::NotAssigned);
+        assert_eq!(story.assign((1, 1, 1), 1, None), Outcome::Assigned(2));
+        // The log may not even know which services there were.
+        let name = ClusterCommand::Name { name: "b".into() };
+        let Outcome::Named(other) = story.tell(1, 1, name) else {
+            panic!("it is named");
+        };
+        let service = story.state.service(other).unwrap();
+        assert_eq!(service.in_grace(), is_incomplete);
+    }
+}
+
+#[test]
+fn the_first_node_brings_its_service_and_its_keys_along() {
+    let mut story = Story::new();
+    let key = |id, byte| HandleSecret {
+        id,
+        secret: [byte; 16],
+    };
+    let begin = |from: &str, to: &str, keys: &[HandleSecret]| {
+        members(MemberCommand::Begin {
+            renamed: Some((from.into(), to.into())),
+            handle_keys: keys.to_vec(),
+        })
+    };
+    story.tell(1, 1, begin("a", "alpha", &[key(1, 7)]));
+    assert_eq!(story.state.service_named("alpha"), Some(SERVICE));
+    // A key is never another one, and no service takes another's name.
+    story.tell(1, 1, ClusterCommand::Name { name: "b".into() });
+    story.tell(1, 1, begin("b", "alpha", &[key(1, 8), key(2, 9)]));
+    assert_eq!(story.state.service_named("alpha"), Some(SERVICE));
+    let keys = story.state.members().handle_keys();
+    assert_eq!(keys, [key(1, 7), key(2, 9)]);
 }
 
 #[test]

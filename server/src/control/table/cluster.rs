@@ -16,6 +16,21 @@ pub(super) fn whole(answer: &Value) -> String {
     out
 }
 
+/// A node that waits for its cluster.
+pub(super) fn missing(answer: &Value) -> String {
+    let mut out = format!(
+        "node             {}; WAITS FOR ITS CLUSTER, and serves nothing yet\n",
+        text_of(answer, "node")
+    );
+    for (place, missing) in list(answer, "missing").iter().enumerate() {
+        let head = if place == 0 { "missing" } else { "" };
+        // Hints are lines of their own.
+        let lines = text(missing).replace('\n', &format!("\n{:17}", ""));
+        let _ = writeln!(out, "{head:<17}{lines}");
+    }
+    out
+}
+
 /// The services alone, as `service list` shows them.
 pub(super) fn services(answer: &Value) -> String {
     let services = list(answer, "services").iter();
@@ -44,7 +59,17 @@ fn members(answer: &Value) -> String {
             (false, false) => ", NOT HEARD OF lately",
         };
         let (name, address) = (text_of(member, "name"), text_of(member, "address"));
-        let _ = writeln!(out, "{head:<17}{name} at {address}{state}");
+        let learns = if member.get("votes") == Some(&Value::Bool(false)) {
+            ", DOES NOT VOTE YET"
+        } else {
+            ""
+        };
+        let _ = writeln!(out, "{head:<17}{name} at {address}{state}{learns}");
+    }
+    for (place, applicant) in list(answer, "waiting").iter().enumerate() {
+        let head = if place == 0 { "to be added" } else { "" };
+        let (name, command) = (text_of(applicant, "name"), text_of(applicant, "command"));
+        let _ = writeln!(out, "{head:<17}{name} waits: `{command}`");
     }
     out
 }
@@ -211,15 +236,32 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert!(shown.contains("SILENT: no lease"), "{shown}");
         answer["services"][0]["unfenced"] = json!(["n2", "n3"]);
         answer["members"][2]["lives"] = json!(false);
+        answer["members"][1]["votes"] = json!(false);
+        answer["waiting"] = json!([{ "name": "n4", "command": "havenfs cluster add n4" }]);
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
+        assert!(shown.contains("lately, DOES NOT VOTE YET"), "{shown}");
+        let waits = "to be added      n4 waits: `havenfs cluster add n4`";
+        assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");
         assert!(!shown.contains("SILENT"), "{shown}");
         let waits = "alpha: on n1, here, and waits for the fence of n2,n3;";
         assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
         assert!(shown.contains("confirm-fence alpha`"), "{shown}");
+    }
+
+    #[test]
+    fn a_node_that_waits_says_for_what() {
+        let answer = json!({ "node": "n1", "missing": ["n2 is silent\nhint: start it", "n3"] });
+        let expected = "\
+node             n1; WAITS FOR ITS CLUSTER, and serves nothing yet
+missing          n2 is silent
+                 hint: start it
+                 n3
+";
+        assert_eq!(missing(&answer), expected);
     }
 }

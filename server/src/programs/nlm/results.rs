@@ -204,6 +204,7 @@ pub(super) const fn stat_of(outcome: &Outcome) -> Option<Nlm4Stats> {
         | Outcome::Refusals(_)
         | Outcome::TooManyRefusals
         | Outcome::TooManyHandles
+        | Outcome::StillServes(_)
         | Outcome::Done => return None,
     })
 }

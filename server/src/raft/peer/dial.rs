@@ -1,24 +1,25 @@
 //! Reaching other nodes: who this node is, whom it knows, and connections to them.
 //!
 //! Owns what both directions need: the key, this node's standing, the membership to compare with,
-//! and the counters. Does not keep connections; whoever asked for one does.
+//! the counters, and who waits to be added. Does not keep connections; whoever asked for one does.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver as _;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::hello::{Configured, Hello, Refusal, Standing, admit, confirm};
+use super::applicants::{Applicant, Applicants};
+use super::hello::{ClusterName, Configured, Hello, Refusal, Standing, admit, confirm};
 use super::key::ClusterKey;
 use super::link::{Link, LinkError};
 use super::pace::Pace;
 use super::wire::Message;
 use crate::metrics::Counter;
-use crate::raft::Engine;
+use crate::raft::change::MemberChange;
 use crate::raft::stored::{Formed, Stored};
 use crate::raft::types::Member;
 
@@ -38,6 +39,9 @@ pub(in crate::raft) enum PeerError {
     /// It says that this node is not the one that it takes it for.
     #[error("it refuses this node: {0}")]
     RefusedBy(String),
+    /// It says that this node was removed, or given up as lost.
+    #[error("it says: {0}")]
+    Removed(String),
     /// This node belongs to no cluster.
     #[error("this node belongs to no cluster yet")]
     Unformed,
@@ -49,8 +53,15 @@ impl From<std::io::Error> for PeerError {
     }
 }
 
-/// The members as the engine knows them; empty before it has read or been told any.
-type Membership = Box<dyn Fn() -> BTreeMap<u64, Member> + Send + Sync>;
+/// What the log says of members.
+pub(in crate::raft) trait Membership: Send + Sync {
+    /// The members as this node knows them; empty before it has read or been told any.
+    fn known(&self) -> BTreeMap<u64, Member>;
+    /// Those of them that a majority has in its logs, so that nobody else can be in their place.
+    fn settled(&self) -> BTreeMap<u64, Member>;
+    /// Whether the number is that of a removed node.
+    fn is_retired(&self, node: u64) -> bool;
+}
 
 /// The other nodes, and what this one is to them. A handle: clones are alike.
 #[derive(Clone)]
@@ -61,7 +72,10 @@ struct Shared {
     name: Box<str>,
     store_id: u64,
     standing: RwLock<Standing>,
-    membership: OnceLock<Membership>,
+    membership: OnceLock<Box<dyn Membership>>,
+    applicants: Applicants,
+    /// Set when a member says that this node was removed; why.
+    removed: watch::Sender<Option<String>>,
     counters: Counters,
     pace: Pace,
 }
@@ -104,6 +118,8 @@ impl Peers {
             store_id: stored.store_id,
             standing: RwLock::new(unformed),
             membership: OnceLock::new(),
+            applicants: Applicants::default(),
+            removed: watch::Sender::new(None),
             counters: Counters::default(),
             pace: Pace::default(),
         }));
@@ -118,6 +134,7 @@ impl Peers {
         let standing = &self.0.standing;
         *standing.write().unwrap_or_else(PoisonError::into_inner) = Standing::Formed {
             cluster_id: formed.cluster_id,
+            generation: formed.generation,
             node: formed.node,
             members: formed.members.clone(),
         };
@@ -125,10 +142,7 @@ impl Peers {
 
     /// From now on `membership` says who is a member, whenever it names any; until then those do
     /// that the cluster was formed of. Only the first call counts.
-    pub(in crate::raft) fn follow(
-        &self,
-        membership: impl Fn() -> BTreeMap<u64, Member> + Send + Sync + 'static,
-    ) {
+    pub(in crate::raft) fn follow(&self, membership: impl Membership + 'static) {
         // A second one would be a second engine.
         let _ = self.0.membership.set(Box::new(membership));
     }
@@ -136,6 +150,32 @@ impl Peers {
     /// What came to the members' port.
     pub(in crate::raft) fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    /// Empty nodes that have asked for a cluster lately, and are not in it.
+    pub(in crate::raft) fn applicants(&self) -> Vec<Applicant> {
+        self.0.applicants.list()
+    }
+
+    /// Notes an empty node that asks who is there, if there is a cluster here.
+    pub(super) fn note_applicant(&self, hello: &Hello) {
+        if let Standing::Formed { members, .. } = self.standing() {
+            self.0.applicants.note(&members, hello);
+        }
+    }
+
+    /// Why this node is a member no more, once that is known.
+    pub(in crate::raft) fn watch_removed(&self) -> watch::Receiver<Option<String>> {
+        self.0.removed.subscribe()
+    }
+
+    /// This node is a member no more.
+    pub(in crate::raft) fn set_removed(&self, reason: String) {
+        self.0.removed.send_if_modified(|removed| {
+            let is_news = removed.is_none();
+            removed.get_or_insert(reason);
+            is_news
+        });
     }
 
     /// Whether a member has this address.
@@ -160,7 +200,7 @@ impl Peers {
         &self.0.pace
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::raft) fn name(&self) -> &str {
         &self.0.name
     }
 
@@ -176,7 +216,7 @@ impl Peers {
         if let Standing::Formed { members, .. } = &mut standing
             && let Some(membership) = self.0.membership.get()
         {
-            let now = membership();
+            let now = membership.known();
             if !now.is_empty() {
                 *members = now;
             }
@@ -187,8 +227,16 @@ impl Peers {
     /// What this node says first, to a node that belongs to a cluster or to one that does not.
     pub(super) fn hello(&self, to_formed: bool) -> Hello {
         let mut standing = self.standing();
-        if to_formed && let Standing::Formed { members, .. } = &mut standing {
-            members.clear();
+        if let Standing::Formed { members, .. } = &mut standing {
+            if to_formed {
+                members.clear();
+            } else if let Some(membership) = self.0.membership.get() {
+                // An empty node becomes what it is told here, for good.
+                let settled = membership.settled();
+                if !settled.is_empty() {
+                    *members = settled;
+                }
+            }
         }
         Hello {
             name: self.0.name.clone(),
@@ -201,10 +249,16 @@ impl Peers {
     pub(super) fn admit(&self, hello: &Hello) -> Result<u64, Refusal> {
         match self.standing() {
             Standing::Formed {
-                cluster_id,
+                cluster_id: id,
+                generation,
                 members,
                 ..
-            } => admit(cluster_id, &members, hello),
+            } => {
+                let membership = self.0.membership.get();
+                let is_retired =
+                    |node| membership.is_some_and(|membership| membership.is_retired(node));
+                admit(ClusterName { id, generation }, &members, is_retired, hello)
+            }
             Standing::Unformed { .. } => Err(Refusal::Unformed {
                 name: self.0.name.clone(),
             }),
@@ -214,18 +268,23 @@ impl Peers {
     /// Connects to a member and makes sure that it is the one.
     pub(super) async fn dial(&self, node: u64, member: &Member) -> Result<Link, PeerError> {
         let own = self.hello(true);
-        let Standing::Formed { cluster_id, .. } = own.standing else {
+        let Standing::Formed {
+            cluster_id: id,
+            generation,
+            ..
+        } = own.standing
+        else {
             return Err(PeerError::Unformed);
         };
         let dialed = timeout(DIAL_MAX, self.greet(member.address, own));
         let (mut link, hello) = dialed.await.map_err(|_| LinkError::TimedOut)??;
-        confirm(cluster_id, node, member, &hello)?;
+        confirm(ClusterName { id, generation }, node, member, &hello)?;
         link.receiver.admit();
         Ok(link)
     }
 
     /// Asks whoever is at `address` who it is.
-    pub(super) async fn ask(&self, address: SocketAddr) -> Result<Hello, PeerError> {
+    pub(in crate::raft) async fn ask(&self, address: SocketAddr) -> Result<Hello, PeerError> {
         let asked = timeout(DIAL_MAX, self.greet(address, self.hello(false)));
         let (_, hello) = asked.await.map_err(|_| LinkError::TimedOut)??;
         Ok(hello)
@@ -236,6 +295,27 @@ impl Peers {
         let mut link = Link::open(stream, &self.0.key).await?;
         match link.ask(&Message::Hello(own)).await? {
             Message::Hello(hello) => Ok((link, hello)),
+            Message::Refused(reason) => Err(PeerError::RefusedBy(reason)),
+            Message::Removed(reason) => {
+                self.set_removed(reason.clone());
+                Err(PeerError::Removed(reason))
+            }
+            _ => Err(LinkError::OutOfPlace.into()),
+        }
+    }
+
+    /// Asks the leader for a change; none if it does not lead.
+    pub(in crate::raft) async fn ask_for(
+        &self,
+        (leader, member): (u64, &Member),
+        change: MemberChange,
+        within: Duration,
+    ) -> Result<Option<Result<String, String>>, PeerError> {
+        let mut link = self.dial(leader, member).await?;
+        let answer = timeout(within, link.ask(&Message::Change(change))).await;
+        match answer.map_err(|_| LinkError::TimedOut)?? {
+            Message::Changed(result) => Ok(Some(result)),
+            Message::NotLeader => Ok(None),
             Message::Refused(reason) => Err(PeerError::RefusedBy(reason)),
             _ => Err(LinkError::OutOfPlace.into()),
         }
@@ -253,7 +333,7 @@ impl Peers {
             PeerError::Refused(Refusal::Unformed { .. }) => {
                 tracing::info!(node, %name, %address, "a member is not there yet: {text}");
             }
-            PeerError::Refused(_) | PeerError::RefusedBy(_) => {
+            PeerError::Refused(_) | PeerError::RefusedBy(_) | PeerError::Removed(_) => {
                 tracing::error!(node, %name, %address, "cannot use a member: {text}");
             }
             PeerError::Link(_) | PeerError::Unformed => {
@@ -268,19 +348,5 @@ impl Peers {
             let (name, address) = (&member.name, member.address);
             tracing::info!(node, %name, %address, "a member answers again");
         }
-    }
-}
-
-/// For [`Peers::follow`]: the members as `engine` knows them. Does not keep the engine alive.
-pub(in crate::raft) fn members_of(
-    engine: &Engine,
-) -> impl Fn() -> BTreeMap<u64, Member> + Send + Sync + 'static {
-    let metrics = engine.server_metrics();
-    move || {
-        let metrics = metrics.borrow_watched();
-        let nodes = metrics.membership_config.nodes();
-        nodes
-            .map(|(node, member)| (*node, member.clone()))
-            .collect()
     }
 }

@@ -25,8 +25,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::applicants::Applicant;
 use super::dial::{PeerError, Peers};
 use super::hello::{Configured, Hello, Standing};
 use crate::raft::error::StoreError;
@@ -48,8 +50,9 @@ pub(in crate::raft) enum FormError {
     /// The store was used without a cluster.
     #[error(
         "this node's store belongs to no cluster and is not empty: it has the locks of a node on \
-         its own\nhint: start it without members to keep them; to make it a member, stop it when \
-         no client has a lock, and move its store away"
+         its own\nhint: `havenfs cluster init --config FILE` makes it the first node of a cluster, \
+         and its locks stay; to make it a member of another one, stop it when no client has a \
+         lock, and move its state directory away"
     )]
     NotEmpty,
     /// The configuration calls this node otherwise than its store.
@@ -70,13 +73,27 @@ pub(in crate::raft) enum FormError {
 
 /// Becomes a member of a cluster and returns what was settled: at once if it is written down in
 /// `dir` already, else when the members have found each other. The port must be served meanwhile.
-pub(in crate::raft) async fn form(peers: &Peers, dir: &Path) -> Result<Formed, FormError> {
+/// Says to `missing` what it waits for.
+pub(in crate::raft) async fn form(
+    peers: &Peers,
+    dir: &Path,
+    missing: &watch::Sender<Vec<String>>,
+) -> Result<Formed, FormError> {
     let configured = match peers.standing() {
         Standing::Formed {
             cluster_id,
+            generation,
             node,
             members,
-        } => return formed_before(peers, cluster_id, node, members),
+        } => {
+            let formed = Formed {
+                cluster_id,
+                generation,
+                node,
+                members,
+            };
+            return formed_before(peers, formed);
+        }
         Standing::Unformed { empty: false, .. } => return Err(FormError::NotEmpty),
         Standing::Unformed { configured, .. } => configured,
     };
@@ -91,11 +108,13 @@ pub(in crate::raft) async fn form(peers: &Peers, dir: &Path) -> Result<Formed, F
         let formed = match decide(&own, &ask_all(peers, &configured).await) {
             Decision::Found(members) => Formed {
                 cluster_id: random_u64(),
+                generation: 0,
                 node: FOUNDER,
                 members,
             },
             Decision::Join(formed) => formed,
             Decision::Wait(hindrances) => {
+                missing.send_replace(hindrances.iter().map(ToString::to_string).collect());
                 if reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
                     reported = Some(Instant::now());
                     for hindrance in hindrances {
@@ -124,13 +143,8 @@ pub(in crate::raft) async fn form(peers: &Peers, dir: &Path) -> Result<Formed, F
     }
 }
 
-fn formed_before(
-    peers: &Peers,
-    cluster_id: u64,
-    node: u64,
-    members: BTreeMap<u64, Member>,
-) -> Result<Formed, FormError> {
-    if let Some(own) = members.get(&node)
+fn formed_before(peers: &Peers, formed: Formed) -> Result<Formed, FormError> {
+    if let Some(own) = formed.members.get(&formed.node)
         && *own.name != *peers.name()
     {
         return Err(FormError::OtherName {
@@ -138,11 +152,7 @@ fn formed_before(
             configured: peers.name().into(),
         });
     }
-    Ok(Formed {
-        cluster_id,
-        node,
-        members,
-    })
+    Ok(formed)
 }
 
 /// Whether these can be the members of a cluster of which `own` is one.
@@ -199,6 +209,21 @@ struct Own<'a> {
     configured: &'a [Configured],
 }
 
+impl Own<'_> {
+    /// What adds it to a cluster.
+    fn command(&self) -> String {
+        let mut configured = self.configured.iter();
+        let own = configured.find(|member| *member.name == *self.name);
+        let applicant = own.map(|own| Applicant {
+            name: own.name.to_string(),
+            address: own.address,
+            witness: own.witness,
+            replaces: false,
+        });
+        applicant.map_or_else(String::new, |applicant| applicant.command())
+    }
+}
+
 /// What a round of asking comes to.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
@@ -234,8 +259,9 @@ enum Hindrance {
     )]
     OtherMachine { name: Box<str>, address: SocketAddr },
     #[error(
-        "node `{name}` belongs to no cluster and has locks of its own\nhint: start it without \
-         members to keep them, or stop it and move its store away"
+        "node `{name}` belongs to no cluster and has locks of its own\nhint: `havenfs cluster init` \
+         on it makes it the first node of this cluster; or stop it and move its state directory \
+         away"
     )]
     NotEmpty { name: Box<str> },
     #[error(
@@ -245,16 +271,20 @@ enum Hindrance {
     OtherList { name: Box<str>, difference: String },
     #[error(
         "the cluster of node `{peer}` has this node with another store, so this one's was lost or \
-         replaced\nhint: remove this node from the cluster and add it anew; until then its old \
-         self counts as down"
+         replaced\nhint: remove this node from the cluster and add it anew, on one of its members: \
+         `havenfs cluster remove {name}`, then `{command}`; until then its old self counts as down"
     )]
-    OtherStore { peer: Box<str> },
+    OtherStore {
+        peer: Box<str>,
+        name: Box<str>,
+        command: String,
+    },
     #[error(
         "node `{peer}` belongs to a cluster that does not have this node\nhint: add this node to \
-         it on one of its members; if the cluster is not the one that was meant, correct the \
-         addresses"
+         it on one of its members: `{command}`; if the cluster is not the one that was meant, \
+         correct the addresses"
     )]
-    NotAdmitted { peer: Box<str> },
+    NotAdmitted { peer: Box<str>, command: String },
     #[error(
         "nodes `{one}` and `{other}` belong to different clusters that both have this node\nhint: \
          stop the nodes of the wrong one and move their stores away"
@@ -326,29 +356,39 @@ fn decide(own: &Own<'_>, answers: &[Answer]) -> Decision {
 /// The cluster of which `hello` speaks, if this node is a member of it.
 fn cluster_of(own: &Own<'_>, hello: &Hello) -> Result<Formed, Hindrance> {
     let peer = || hello.name.clone();
+    let not_admitted = || Hindrance::NotAdmitted {
+        peer: peer(),
+        command: own.command(),
+    };
     let Standing::Formed {
         cluster_id,
+        generation,
         members,
         ..
     } = &hello.standing
     else {
-        return Err(Hindrance::NotAdmitted { peer: peer() });
+        return Err(not_admitted());
     };
     let mut named = members
         .iter()
         .filter(|(_, member)| *member.name == *own.name)
         .peekable();
     if named.peek().is_none() {
-        return Err(Hindrance::NotAdmitted { peer: peer() });
+        return Err(not_admitted());
     }
     let found = named.find(|(_, member)| member.store_id == own.store_id);
     match found {
         Some((node, _)) => Ok(Formed {
             cluster_id: *cluster_id,
+            generation: *generation,
             node: *node,
             members: members.clone(),
         }),
-        None => Err(Hindrance::OtherStore { peer: peer() }),
+        None => Err(Hindrance::OtherStore {
+            peer: peer(),
+            name: own.name.into(),
+            command: own.command(),
+        }),
     }
 }
 
@@ -383,7 +423,7 @@ fn unformed(
 }
 
 /// What the lists differ in, in words.
-fn difference(ours: &[Configured], theirs: &[Configured]) -> Option<String> {
+pub(in crate::raft) fn difference(ours: &[Configured], theirs: &[Configured]) -> Option<String> {
     let text = |member: &Configured| {
         let witness = if member.witness { ", a witness" } else { "" };
         format!("`{}` at {}{witness}", member.name, member.address)

@@ -24,13 +24,50 @@ pub(in crate::raft) struct Configured {
 
 /// What a node says first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Hello {
+pub(in crate::raft) struct Hello {
     /// The name that its configuration gives it.
     pub(super) name: Box<str>,
     /// The random number that its store was born with.
     pub(super) store_id: u64,
     /// Which cluster it belongs to.
     pub(super) standing: Standing,
+}
+
+impl Hello {
+    /// The random number that its store was born with.
+    pub(in crate::raft) const fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
+    /// Whether it belongs to no cluster and its log holds nothing.
+    pub(in crate::raft) const fn is_empty_node(&self) -> bool {
+        matches!(self.standing, Standing::Unformed { empty: true, .. })
+    }
+
+    /// The store with which the node that is to be called `name` may be added to a cluster.
+    ///
+    /// # Errors
+    /// Why it may not be.
+    pub(in crate::raft) fn may_be_added(&self, name: &str) -> Result<u64, String> {
+        if *self.name != *name {
+            let found = &self.name;
+            return Err(format!(
+                "the node there calls itself `{found}`, not `{name}`\nhint: compare the name and \
+                 the address with its configuration"
+            ));
+        }
+        match self.standing {
+            Standing::Unformed { empty: true, .. } => Ok(self.store_id),
+            Standing::Unformed { .. } => Err(format!(
+                "node `{name}` has locks of its own, from a time without a cluster\nhint: stop it, \
+                 move its state directory away, and start it"
+            )),
+            Standing::Formed { .. } => Err(format!(
+                "node `{name}` belongs to a cluster already, this one as it was or another one\n\
+                 hint: stop it, move its state directory away, and start it"
+            )),
+        }
+    }
 }
 
 /// Which cluster a node belongs to.
@@ -47,11 +84,22 @@ pub(super) enum Standing {
     Formed {
         /// The random number that the cluster was born with.
         cluster_id: u64,
+        /// How often the cluster was begun anew by a sole survivor.
+        generation: u32,
         /// The number that the node has there.
         node: u64,
         /// All members; told only to those who belong to none yet.
         members: BTreeMap<u64, Member>,
     },
+}
+
+/// What tells a cluster from all others, and from what it was before it was begun anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClusterName {
+    /// The random number that it was born with.
+    pub(super) id: u64,
+    /// How often it was begun anew by a sole survivor.
+    pub(super) generation: u32,
 }
 
 /// Why a node is not served, or not believed.
@@ -80,8 +128,8 @@ pub(in crate::raft) enum Refusal {
     /// Its disk was wiped or replaced, or a copy of its name runs elsewhere.
     #[error(
         "node `{name}` comes with another store than the one it was admitted with\nhint: if its \
-         state directory was lost, remove the node from the cluster and add it anew; if not, two \
-         machines are called `{name}`: stop the wrong one"
+         state directory was lost, say `havenfs cluster remove {name}` and then `havenfs cluster \
+         add {name}` on a member; if not, two machines are called `{name}`: stop the wrong one"
     )]
     OtherStore {
         /// Which node.
@@ -100,10 +148,38 @@ pub(in crate::raft) enum Refusal {
         /// What it is.
         admitted: Box<str>,
     },
+    /// It belongs to an earlier generation of the cluster.
+    #[error(
+        "node `{name}` has the log of generation {theirs} of the cluster, and this is generation \
+         {ours}: it was given up as lost\nhint: stop it, move its state directory away, start it, \
+         and say `havenfs cluster add {name}` on a member"
+    )]
+    EarlierGeneration {
+        /// Which node.
+        name: Box<str>,
+        /// Its generation.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// It belongs to a later generation: this node was given up.
+    #[error(
+        "node `{name}` has generation {theirs} of the cluster, and this node generation {ours}: it \
+         was given up as lost\nhint: stop this node, move its state directory away, start it, and \
+         add it anew with `havenfs cluster add` on a member"
+    )]
+    LaterGeneration {
+        /// Which node.
+        name: Box<str>,
+        /// Its generation.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
     /// It is a member no more.
     #[error(
         "node `{name}` was removed from the cluster\nhint: stop it; to have it back, move its \
-         state directory away and add it anew"
+         state directory away, start it, and say `havenfs cluster add {name}` on a member"
     )]
     Removed {
         /// Which node.
@@ -129,27 +205,37 @@ pub(in crate::raft) enum Refusal {
 /// `members` is the membership as far as this node knows it, which may be behind: a number above
 /// all known ones is that of a node that was added since, and whoever has the key and belongs to
 /// the cluster is believed about that. Numbers are never given twice, so that a lower unknown one
-/// is that of a removed node. A removed node that had the highest number is let in, and gets
-/// nothing by it: openraft counts no vote of it, and asks no leave of it.
+/// is that of a removed node; of higher ones `is_retired` knows.
 pub(super) fn admit(
-    ours: u64,
+    ours: ClusterName,
     members: &BTreeMap<u64, Member>,
+    is_retired: impl Fn(u64) -> bool,
     hello: &Hello,
 ) -> Result<u64, Refusal> {
     let name = hello.name.clone();
     let Standing::Formed {
-        cluster_id, node, ..
+        cluster_id,
+        generation,
+        node,
+        ..
     } = &hello.standing
     else {
         return Err(Refusal::Unformed { name });
     };
-    if *cluster_id != ours {
-        let theirs = *cluster_id;
+    if *cluster_id != ours.id {
+        let (theirs, ours) = (*cluster_id, ours.id);
         return Err(Refusal::OtherCluster { name, theirs, ours });
+    }
+    let (theirs, ours) = (*generation, ours.generation);
+    if theirs < ours {
+        return Err(Refusal::EarlierGeneration { name, theirs, ours });
+    }
+    if theirs > ours {
+        return Err(Refusal::LaterGeneration { name, theirs, ours });
     }
     match members.get(node) {
         Some(member) => check(*node, member, hello)?,
-        None if members.keys().next_back().is_some_and(|last| last > node) => {
+        None if is_retired(*node) || members.keys().next_back().is_some_and(|last| last > node) => {
             return Err(Refusal::Removed { name });
         }
         None => {}
@@ -159,12 +245,12 @@ pub(super) fn admit(
 
 /// Whether the node that says `hello` is the member that was to be reached.
 pub(super) fn confirm(
-    ours: u64,
+    ours: ClusterName,
     expected: u64,
     member: &Member,
     hello: &Hello,
 ) -> Result<(), Refusal> {
-    let found = admit(ours, &BTreeMap::new(), hello)?;
+    let found = admit(ours, &BTreeMap::new(), |_| false, hello)?;
     if found != expected {
         return Err(Refusal::OtherNode {
             name: hello.name.clone(),
@@ -209,10 +295,20 @@ mod tests {
             store_id: number * 100,
             standing: Standing::Formed {
                 cluster_id: 7,
+                generation: 2,
                 node: number,
                 members: BTreeMap::new(),
             },
         }
+    }
+
+    const OURS: ClusterName = ClusterName {
+        id: 7,
+        generation: 2,
+    };
+
+    fn admit_to(ours: ClusterName, hello: &Hello) -> Result<u64, Refusal> {
+        admit(ours, &members(), |node| node == 5, hello)
     }
 
     fn members() -> BTreeMap<u64, Member> {
@@ -221,15 +317,18 @@ mod tests {
 
     #[test]
     fn a_member_with_its_store_is_admitted() {
-        assert_eq!(admit(7, &members(), &hello(3)), Ok(3));
-        confirm(7, 3, &member(3), &hello(3)).unwrap();
+        assert_eq!(admit_to(OURS, &hello(3)), Ok(3));
+        confirm(OURS, 3, &member(3), &hello(3)).unwrap();
         // Added since.
-        assert_eq!(admit(7, &members(), &hello(4)), Ok(4));
+        assert_eq!(admit_to(OURS, &hello(4)), Ok(4));
+        // Added and removed since.
+        let removed = admit_to(OURS, &hello(5)).unwrap_err();
+        assert!(matches!(removed, Refusal::Removed { .. }), "{removed}");
     }
 
     #[test]
     fn others_are_refused_with_what_to_do() {
-        let refused = |hello: &Hello| admit(7, &members(), hello).unwrap_err();
+        let refused = |hello: &Hello| admit_to(OURS, hello).unwrap_err();
         let wiped = Hello {
             store_id: 5,
             ..hello(3)
@@ -239,17 +338,24 @@ mod tests {
             text.contains("node `n3` comes with another store"),
             "{text}"
         );
-        assert!(text.contains("remove the node from the cluster"), "{text}");
-        assert_eq!(confirm(7, 3, &member(3), &wiped), Err(refused(&wiped)));
+        assert!(text.contains("`havenfs cluster remove n3`"), "{text}");
+        assert_eq!(confirm(OURS, 3, &member(3), &wiped), Err(refused(&wiped)));
         let renamed = Hello {
             name: "n9".into(),
             ..hello(3)
         };
         assert!(matches!(refused(&renamed), Refusal::OtherName { .. }));
         assert!(matches!(refused(&hello(2)), Refusal::Removed { .. }));
-        let foreign = admit(8, &members(), &hello(3)).unwrap_err();
+        let foreign = admit_to(ClusterName { id: 8, ..OURS }, &hello(3)).unwrap_err();
         assert!(matches!(foreign, Refusal::OtherCluster { .. }), "{foreign}");
-        let other = confirm(7, 1, &member(1), &hello(3)).unwrap_err();
+        for generation in [1, 3] {
+            let ours = ClusterName { generation, ..OURS };
+            let refusal = admit_to(ours, &hello(3)).unwrap_err();
+            let is_later = matches!(refusal, Refusal::LaterGeneration { .. });
+            let is_earlier = matches!(refusal, Refusal::EarlierGeneration { .. });
+            assert_eq!((is_later, is_earlier), (generation < 2, generation > 2));
+        }
+        let other = confirm(OURS, 1, &member(1), &hello(3)).unwrap_err();
         assert!(matches!(other, Refusal::OtherNode { .. }), "{other}");
         let unformed = Hello {
             standing: Standing::Unformed {

@@ -30,6 +30,7 @@
 //! and is gone. How forming goes on is told in `forming`.
 
 mod alone;
+mod applicants;
 mod dial;
 mod forming;
 mod forward;
@@ -45,12 +46,14 @@ mod tests;
 mod transfer;
 mod wire;
 
+pub use self::applicants::Applicant;
+
 pub(super) use self::alone::Alone;
 pub(super) use self::{
-    dial::{Peers, members_of},
-    forming::form,
+    dial::{Membership, Peers},
+    forming::{difference, form},
     forward::Forwarder,
-    hello::Configured,
+    hello::{Configured, Refusal},
     key::ClusterKey,
     serve::{Served, serve_peers},
 };

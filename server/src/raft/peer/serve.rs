@@ -17,11 +17,12 @@ use tokio::time::timeout;
 
 use super::dial::Peers;
 use super::forward;
-use super::hello::{Hello, Standing};
+use super::hello::{Hello, Refusal, Standing};
 use super::link::{Link, LinkError};
 use super::transfer::{self, TransferError};
 use super::wire::Message;
 use crate::raft::Engine;
+use crate::raft::change::{ChangeError, Changes};
 
 /// How many connections may be without proof of the key at a time; further ones are closed. Those
 /// from members' addresses have as many to themselves, so that nobody else can keep members out.
@@ -47,12 +48,15 @@ pub(in crate::raft) struct Served {
     pub(super) dir: PathBuf,
     /// For the one snapshot that may be coming.
     pub(super) snapshots: Arc<Semaphore>,
+    /// What operators ask for; none in tests.
+    changes: Option<Changes>,
 }
 
 impl Served {
     /// The engine of the store in `dir`.
-    pub(in crate::raft) fn new(engine: Engine, dir: &Path) -> Self {
+    pub(in crate::raft) fn new(engine: Engine, dir: &Path, changes: Option<Changes>) -> Self {
         Self {
+            changes,
             engine,
             dir: dir.to_path_buf(),
             snapshots: Arc::new(Semaphore::new(1)),
@@ -154,6 +158,7 @@ impl Connection {
         let to_formed = is_formed(&hello.standing);
         let own = self.peers.hello(to_formed);
         if !to_formed || !is_formed(&own.standing) {
+            self.peers.note_applicant(&hello);
             return Ok(link.sender.send(&Message::Hello(own)).await?);
         }
         if let Err(refusal) = self.peers.admit(&hello) {
@@ -164,7 +169,14 @@ impl Connection {
                 let from = self.from;
                 tracing::error!(%from, "a node is refused: {text}");
             }
-            return Ok(link.sender.send(&Message::Refused(text)).await?);
+            let refused = match refusal {
+                // It has no business any more, with whomever.
+                Refusal::Removed { .. } | Refusal::EarlierGeneration { .. } => {
+                    Message::Removed(text)
+                }
+                _ => Message::Refused(text),
+            };
+            return Ok(link.sender.send(&refused).await?);
         }
         self.peers.counters().accepted.add(1);
         link.sender.send(&Message::Hello(own)).await?;
@@ -221,7 +233,16 @@ async fn answered(served: &Served, link: &mut Link) -> Result<bool, TransferErro
             forward::take(engine, batch, &mut link.receiver, &mut link.sender).await?;
             return Ok(false);
         }
+        Message::Change(change) => {
+            let changes = served.changes.as_ref().ok_or(TransferError::Stopped)?;
+            match changes.carry_out(&change).await {
+                Err(ChangeError::NotLeader) => Message::NotLeader,
+                result => Message::Changed(result.map_err(|error| error.to_string())),
+            }
+        }
         Message::Hello(_)
+        | Message::Removed(_)
+        | Message::Changed(_)
         | Message::Refused(_)
         | Message::Appended(_)
         | Message::Voted(_)

@@ -14,14 +14,15 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::dial::{PeerError, Peers, members_of};
+use super::dial::{Membership, PeerError, Peers};
 use super::forming::{FormError, form};
 use super::forward::{Ended, Forwarder};
-use super::hello::{Configured, Refusal};
+use super::hello::{Configured, Refusal, Standing};
 use super::key::ClusterKey;
 use super::link::LinkError;
 use super::serve::{HANDSHAKES_MAX, Served, serve_peers};
 use crate::cluster::{ClusterState, ServiceId, ServiceState};
+use crate::raft::leading::{Log, see_to};
 use crate::raft::stored::{self, Formed, Stored};
 use crate::raft::tests::{expected, proposed};
 use crate::raft::types::Member;
@@ -65,6 +66,7 @@ fn member(name: &str, store_id: u64, address: SocketAddr) -> Member {
 fn formed(name: &str, node: u64, store_id: u64, members: &BTreeMap<u64, Member>) -> Peers {
     let formed = Some(Formed {
         cluster_id: 7,
+        generation: 0,
         node,
         members: members.clone(),
     });
@@ -159,14 +161,44 @@ async fn a_node_with_another_store_is_refused_by_both_sides() {
         "{error}"
     );
     // What the engine knows counts, as soon as it knows something.
-    own.follow(move || {
-        BTreeMap::from([
-            (1, member("n1", 11, address)),
-            (3, member("n3", 3, address)),
-        ])
-    });
+    own.follow(Fixed(BTreeMap::from([
+        (1, member("n1", 11, address)),
+        (3, member("n3", 3, address)),
+    ])));
     let error = other.dial(1, &members[&1]).await.err().unwrap();
     assert!(error.to_string().contains("was removed"), "{error}");
+    assert!(other.watch_removed().borrow().is_some());
+    // What an empty node is told is what a majority has.
+    let stored = Stored {
+        store_id: 14,
+        formed: None,
+    };
+    let empty = Peers::new(key(), "n4", &stored, true, &[]);
+    let hello = empty.ask(address).await.unwrap();
+    let Standing::Formed { members, .. } = hello.standing else {
+        panic!("{hello:?}");
+    };
+    assert_eq!(members.into_keys().collect::<Vec<_>>(), [1]);
+}
+
+/// Members that never change; only the first is settled.
+struct Fixed(BTreeMap<u64, Member>);
+
+impl Membership for Fixed {
+    fn known(&self) -> BTreeMap<u64, Member> {
+        self.0.clone()
+    }
+
+    fn settled(&self) -> BTreeMap<u64, Member> {
+        let first = self.0.iter().take(1);
+        first
+            .map(|(node, member)| (*node, member.clone()))
+            .collect()
+    }
+
+    fn is_retired(&self, _node: u64) -> bool {
+        false
+    }
 }
 
 /// A whole node: store, port, engine.
@@ -198,14 +230,23 @@ impl Node {
         let peers = Peers::new(key(), name, &stored, true, members);
         let (tell, served) = watch::channel(None);
         let port = tokio::spawn(serve_peers(listener, peers.clone(), served));
-        let formed = form(&peers, &dir).await.unwrap();
+        let formed = form(&peers, &dir, &watch::Sender::default()).await.unwrap();
         let state = opened.machine.state();
+        let settled = opened.machine.watch_members();
         let config = Arc::new(config);
         let (log, machine) = (opened.log, opened.machine);
         let engine = Engine::new(formed.node, config, peers.clone(), log, machine);
         let engine = engine.await.unwrap();
-        peers.follow(members_of(&engine));
-        tell.send(Some(Served::new(engine.clone(), &dir)))
+        peers.follow(Log::new(&engine, settled.clone(), Arc::clone(&state)));
+        // Ends with the engine.
+        tokio::spawn(see_to(
+            engine.clone(),
+            peers.clone(),
+            members.to_vec(),
+            settled,
+            Arc::clone(&state),
+        ));
+        tell.send(Some(Served::new(engine.clone(), &dir, None)))
             .ok()
             .unwrap();
         if formed.is_founder() && !engine.is_initialized().await.unwrap() {
@@ -283,7 +324,19 @@ async fn configured(names: &[&str]) -> (Vec<TcpListener>, Vec<Configured>) {
 
 /// Three nodes that form a cluster from nothing.
 async fn three(parent: &TempDir, config: fn() -> Config) -> (Vec<Node>, Vec<Configured>) {
-    let (listeners, members) = configured(&["n1", "n2", "n3"]).await;
+    three_of(parent, config, None).await
+}
+
+/// The same; one of them may be a witness.
+async fn three_of(
+    parent: &TempDir,
+    config: fn() -> Config,
+    witness: Option<usize>,
+) -> (Vec<Node>, Vec<Configured>) {
+    let (listeners, mut members) = configured(&["n1", "n2", "n3"]).await;
+    if let Some(member) = witness.and_then(|witness| members.get_mut(witness)) {
+        member.witness = true;
+    }
     let starting: Vec<_> = listeners
         .into_iter()
         .zip(members.clone())
@@ -399,6 +452,33 @@ async fn three_nodes_form_replicate_and_outlive_a_leader_and_a_lost_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_that_leads_gives_the_leadership_to_a_node_with_data() {
+    let parent = tempfile::tempdir().unwrap();
+    let (nodes, _) = three_of(&parent, patient, Some(2)).await;
+    let data_node_leads = || {
+        let leads = nodes.iter().position(|node| node.engine.is_leader());
+        leads.filter(|place| *place != 2)
+    };
+    until("a node with data leads", data_node_leads).await;
+    write(&nodes, 0, 10).await;
+    for round in 0..3 {
+        let witness = &nodes[2].engine;
+        // Leave of the leader whom all hear: the witness is told to lead by it.
+        let leads = &nodes[leader(&nodes).await].engine;
+        leads.trigger().transfer_leader(3).await.unwrap();
+        until("the witness leads", || witness.is_leader().then_some(())).await;
+        let begun = Instant::now();
+        until("a node with data leads", data_node_leads).await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "round {round}");
+    }
+    write(&nodes, 10, 20).await;
+    all_have(&nodes, 20).await;
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proposals_are_forwarded_in_order_to_the_one_that_leads() {
     let parent = tempfile::tempdir().unwrap();
     let (nodes, _) = three(&parent, patient).await;
@@ -462,6 +542,7 @@ async fn a_founder_that_died_before_it_told_anybody_founds_the_same_cluster() {
     let numbered = (1..).zip(members.iter().zip(&ids));
     let settled = Formed {
         cluster_id: 99,
+        generation: 0,
         node: 1,
         members: numbered
             .map(|(node, (configured, id))| {
@@ -500,14 +581,20 @@ async fn a_store_in_use_forms_nothing_and_a_renamed_one_is_not_taken() {
     };
     let used = Peers::new(key(), "n1", &stored, false, &members);
     let dir: &Path = parent.path();
-    let error = form(&used, dir).await.unwrap_err();
+    let error = form(&used, dir, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, FormError::NotEmpty), "{error}");
     let stranger = Peers::new(key(), "n9", &stored, true, &members);
-    let error = form(&stranger, dir).await.unwrap_err();
+    let error = form(&stranger, dir, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, FormError::Members(_)), "{error}");
     let only = BTreeMap::from([(1, member("n1", 1, members[0].address))]);
     let renamed = formed("n2", 1, 1, &only);
-    let error = form(&renamed, dir).await.unwrap_err();
+    let error = form(&renamed, dir, &watch::Sender::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, FormError::OtherName { .. }), "{error}");
     assert_eq!(stored::read(dir).unwrap(), None, "nothing was written");
 }

@@ -157,6 +157,7 @@ fn problem_of(error: StoreError) -> String {
         | StoreError::Newer { problem, .. }
         | StoreError::Older { problem, .. }
         | StoreError::Stopped { problem, .. }
+        | StoreError::Removed(problem)
         | StoreError::Cluster(problem) => problem,
         StoreError::Missing { problem, .. } => problem.to_owned(),
     }

@@ -16,6 +16,7 @@ use openraft::raft::{
 use openraft::vote::RaftLeaderId;
 
 use super::hello::{Configured, Hello, Standing};
+use crate::raft::change::MemberChange;
 use crate::raft::codec::{
     self, DecodeError, Input, Record, malformed, put_bare_vote, put_entry, put_member, put_option,
     put_text, put_u64,
@@ -34,6 +35,9 @@ pub(super) const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// The longest reason of a refusal.
 pub(super) const REASON_BYTES_MAX: usize = 1024;
 
+/// The longest answer to a change of the members.
+pub(super) const ANSWER_BYTES_MAX: usize = 8192;
+
 /// The version of every message.
 const VERSION: u8 = 1;
 
@@ -51,9 +55,18 @@ const KIND_TRANSFER: u8 = 11;
 const KIND_TRANSFERRED: u8 = 12;
 const KIND_FORWARD: u8 = 13;
 const KIND_NOT_LEADER: u8 = 14;
+const KIND_REMOVED: u8 = 15;
+const KIND_CHANGE: u8 = 16;
+const KIND_CHANGED: u8 = 17;
+
+const CHANGE_TRANSFER: u8 = 0;
+const CHANGE_ADD: u8 = 1;
+const CHANGE_REMOVE: u8 = 2;
 
 const UNFORMED: u8 = 0;
 const FORMED: u8 = 1;
+/// With a generation other than 0.
+const FORMED_AGAIN: u8 = 2;
 
 const APPEND_SUCCESS: u8 = 0;
 const APPEND_PARTIAL: u8 = 1;
@@ -93,8 +106,15 @@ pub(super) enum Message {
     Transferred(TransferLeaderResponse<Types>),
     /// Proposals for the leader's log, in order; there is no answer.
     Forward(Vec<Proposed>),
-    /// One of the proposals was not taken, nor any after it; then the connection ends.
+    /// One of the proposals was not taken, nor any after it; then the connection ends. Also the
+    /// answer to a change that only the leader can make.
     NotLeader,
+    /// The receiver was removed from the cluster, or given up as lost; then the connection ends.
+    Removed(String),
+    /// An operator wants the members changed, or another leader.
+    Change(MemberChange),
+    /// What became of it, in words.
+    Changed(Result<String, String>),
 }
 
 /// What precedes a snapshot.
@@ -192,6 +212,20 @@ impl Message {
                 }
             }
             Self::NotLeader => out.push(KIND_NOT_LEADER),
+            Self::Removed(reason) => {
+                out.push(KIND_REMOVED);
+                out.extend(reason.bytes().take(REASON_BYTES_MAX));
+            }
+            Self::Change(change) => {
+                out.push(KIND_CHANGE);
+                put_change(out, change);
+            }
+            Self::Changed(result) => {
+                out.push(KIND_CHANGED);
+                let (Ok(text) | Err(text)) = result;
+                out.push(u8::from(result.is_ok()));
+                out.extend(text.bytes().take(ANSWER_BYTES_MAX));
+            }
         }
     }
 
@@ -223,6 +257,9 @@ impl Message {
             KIND_TRANSFERRED => Self::Transferred(transferred(input)?),
             KIND_FORWARD => Self::Forward(forward(input)?),
             KIND_NOT_LEADER => Self::NotLeader,
+            KIND_REMOVED => Self::Removed(reason(input)?),
+            KIND_CHANGE => Self::Change(change(input)?),
+            KIND_CHANGED => Self::Changed(changed(input)?),
             _ => return Err(malformed("message of an unknown kind")),
         };
         input.end()?;
@@ -382,6 +419,59 @@ fn reason(input: &mut Input<'_>) -> Result<String, DecodeError> {
     Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
+fn put_change(out: &mut Vec<u8>, change: &MemberChange) {
+    match change {
+        MemberChange::Transfer { to } => {
+            out.extend_from_slice(&[CHANGE_TRANSFER, u8::from(to.is_some())]);
+            put_text(out, to.as_deref().unwrap_or_default());
+        }
+        MemberChange::Add {
+            name,
+            address,
+            witness,
+        } => {
+            out.extend_from_slice(&[CHANGE_ADD, u8::from(*witness)]);
+            put_text(out, name);
+            put_text(out, &address.to_string());
+        }
+        MemberChange::Remove { name } => {
+            out.push(CHANGE_REMOVE);
+            put_text(out, name);
+        }
+    }
+}
+
+fn change(input: &mut Input<'_>) -> Result<MemberChange, DecodeError> {
+    Ok(match input.u8()? {
+        CHANGE_TRANSFER => {
+            let is_there = input.flag()?;
+            let to = input.text(NAME_BYTES_MAX)?;
+            MemberChange::Transfer {
+                to: is_there.then(|| to.into()),
+            }
+        }
+        CHANGE_ADD => MemberChange::Add {
+            witness: input.flag()?,
+            name: input.text(NAME_BYTES_MAX)?.into(),
+            address: input.address()?,
+        },
+        CHANGE_REMOVE => MemberChange::Remove {
+            name: input.text(NAME_BYTES_MAX)?.into(),
+        },
+        _ => return Err(malformed("a change of an unknown kind")),
+    })
+}
+
+fn changed(input: &mut Input<'_>) -> Result<Result<String, String>, DecodeError> {
+    let is_done = input.flag()?;
+    let bytes = std::mem::take(&mut input.0);
+    if bytes.len() > ANSWER_BYTES_MAX {
+        return Err(malformed("an answer is too long"));
+    }
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    Ok(if is_done { Ok(text) } else { Err(text) })
+}
+
 fn transfer(input: &mut Input<'_>) -> Result<TransferLeaderRequest<Types>, DecodeError> {
     let vote = input.vote()?;
     if !vote.committed {
@@ -453,10 +543,16 @@ fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
         }
         Standing::Formed {
             cluster_id,
+            generation,
             node,
             members,
         } => {
-            out.push(FORMED);
+            if *generation == 0 {
+                out.push(FORMED);
+            } else {
+                out.push(FORMED_AGAIN);
+                put_u64(out, (*generation).into());
+            }
             put_u64(out, *cluster_id);
             put_u64(out, *node);
             put_u64(out, members.len() as u64);
@@ -485,7 +581,10 @@ fn hello(input: &mut Input<'_>) -> Result<Hello, DecodeError> {
             let configured = Arc::from(configured);
             Standing::Unformed { empty, configured }
         }
-        FORMED => {
+        kind @ (FORMED | FORMED_AGAIN) => {
+            let generation = if kind == FORMED { 0 } else { input.u64()? };
+            let generation = u32::try_from(generation);
+            let generation = generation.map_err(|_| malformed("a generation beyond all"))?;
             let cluster_id = input.u64()?;
             let node = input.u64()?;
             let mut members = BTreeMap::new();
@@ -494,6 +593,7 @@ fn hello(input: &mut Input<'_>) -> Result<Hello, DecodeError> {
             }
             Standing::Formed {
                 cluster_id,
+                generation,
                 node,
                 members,
             }

@@ -63,6 +63,7 @@ fn formed(name: &str, cluster_id: u64, members: BTreeMap<u64, Member>) -> Answer
     changed(name, |hello| {
         hello.standing = Standing::Formed {
             cluster_id,
+            generation: 0,
             node: 1,
             members,
         };
@@ -162,6 +163,7 @@ fn a_founder_that_died_half_way_is_followed() {
     ];
     let expected = Formed {
         cluster_id: 9,
+        generation: 0,
         node: 3,
         members: members(),
     };

@@ -1,5 +1,7 @@
 //! What is sent comes back, and nothing else is taken for it.
 
+use std::net::SocketAddr;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -68,6 +70,7 @@ fn messages() -> Vec<Message> {
         }),
         hello(Standing::Formed {
             cluster_id: 5,
+            generation: 0,
             node: 1,
             members: BTreeMap::from([(1, Member::alone(4)), (2, member)]),
         }),
@@ -96,6 +99,19 @@ fn messages() -> Vec<Message> {
         })),
         Message::Forward(vec![proposed(1), proposed(2)]),
         Message::NotLeader,
+        Message::Removed("because".to_owned()),
+        Message::Change(MemberChange::Transfer { to: None }),
+        Message::Change(MemberChange::Transfer {
+            to: Some("n2".into()),
+        }),
+        Message::Change(MemberChange::Add {
+            name: "n4".into(),
+            address: SocketAddr::from(([192, 0, 2, 4], 7300)),
+            witness: true,
+        }),
+        Message::Change(MemberChange::Remove { name: "n4".into() }),
+        Message::Changed(Ok("done".to_owned())),
+        Message::Changed(Err("not done".to_owned())),
     ]
 }
 
@@ -119,7 +135,10 @@ fn every_message_is_read_back() {
 fn a_shortened_or_newer_message_is_refused() {
     for message in messages() {
         let mut bytes = encoded(&message);
-        let any_length = matches!(message, Message::Refused(_) | Message::Chunk(_));
+        let any_length = matches!(
+            message,
+            Message::Refused(_) | Message::Chunk(_) | Message::Removed(_) | Message::Changed(_)
+        );
         for length in 0..bytes.len() {
             let read = Message::decode(&bytes[..length]);
             assert!(read.is_err() || any_length, "{message:?} {length}");

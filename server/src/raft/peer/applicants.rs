@@ -1,0 +1,100 @@
+//! Empty nodes that ask for the cluster and are not in it: for people, who are told how to add them.
+//!
+//! They ask some times a second as long as they wait, so that what was not heard of for a while is
+//! forgotten.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::hello::{Hello, Standing};
+use crate::raft::types::Member;
+
+/// How many are told apart; only holders of the cluster's key get here.
+const APPLICANTS_MAX: usize = 32;
+/// One that has not asked for so long is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+
+/// A node that waits to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applicant {
+    /// Its name.
+    pub name: String,
+    /// Where it says that it is reached.
+    pub address: SocketAddr,
+    /// Whether it only votes.
+    pub witness: bool,
+    /// Whether there is a member of its name, which it was before its disk was lost.
+    pub replaces: bool,
+}
+
+impl Applicant {
+    /// What adds it, in one line for a shell.
+    pub fn command(&self) -> String {
+        let witness = if self.witness { " --witness" } else { "" };
+        let (name, address) = (&self.name, self.address);
+        let add = format!("havenfs cluster add {name} --address {address}{witness}");
+        if self.replaces {
+            format!("havenfs cluster remove {name} && {add}")
+        } else {
+            add
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Applicants(Mutex<Known>);
+
+/// By name and store, with when they asked last.
+type Known = BTreeMap<(Box<str>, u64), (Applicant, Instant)>;
+
+impl Applicants {
+    /// Notes one that asks a node that knows `members`.
+    pub(super) fn note(&self, members: &BTreeMap<u64, Member>, hello: &Hello) {
+        let Standing::Unformed {
+            empty: true,
+            configured,
+        } = &hello.standing
+        else {
+            return;
+        };
+        let mut known = members.values();
+        if known.any(|member| member.store_id == hello.store_id()) {
+            // It was added just now, and hears of it with this answer.
+            return;
+        }
+        let mut configured = configured.iter();
+        let Some(own) = configured.find(|one| one.name == hello.name) else {
+            return;
+        };
+        let applicant = Applicant {
+            name: own.name.to_string(),
+            address: own.address,
+            witness: own.witness,
+            replaces: members.values().any(|member| member.name == hello.name),
+        };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, (_, asked)| asked.elapsed() < FORGOTTEN_AFTER);
+        let key = (hello.name.clone(), hello.store_id);
+        if known.len() < APPLICANTS_MAX || known.contains_key(&key) {
+            let is_news = known
+                .insert(key, (applicant.clone(), Instant::now()))
+                .is_none();
+            if is_news {
+                let (name, command) = (&applicant.name, applicant.command());
+                tracing::info!(%name, "an empty node waits to be added: `{command}`");
+            }
+        }
+    }
+
+    /// Who has asked lately.
+    pub(super) fn list(&self) -> Vec<Applicant> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = known
+            .values()
+            .filter(|(_, asked)| asked.elapsed() < FORGOTTEN_AFTER);
+        lately.map(|(applicant, _)| applicant.clone()).collect()
+    }
+}
