@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::connections::Connection;
 use super::handles::HandleEntry;
 use super::numbers::Allot;
+use super::replies::KeptReply;
 use super::{NodeId, ServiceId};
 
 /// One change of the replicated state.
@@ -55,6 +56,8 @@ pub enum ClusterCommand {
     },
     /// An export or a file system gets a number.
     Allot(Allot),
+    /// A node tells whether its storage of a service works.
+    NoteStorage(StorageNote),
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,
@@ -110,6 +113,18 @@ pub struct Release {
     pub node: NodeId,
     /// Which life of its process.
     pub incarnation: u64,
+}
+
+/// What a node found when it tried the storage of a service. It stays noted until the same node says
+/// otherwise, over its death too: what was dead before is not believed to work again unseen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageNote {
+    /// Which service.
+    pub service: ServiceId,
+    /// Whose storage.
+    pub node: NodeId,
+    /// Whether it fails.
+    pub fails: bool,
 }
 
 /// How a node began to serve when there was one node.
@@ -250,6 +265,14 @@ pub enum ServiceCommand {
         /// Its epoch.
         epoch: u32,
     },
+    /// The active node hands replies over to the one that comes next: see
+    /// [`replies`](super::replies).
+    Replies {
+        /// Its epoch.
+        epoch: u32,
+        /// Some of them; further commands have more.
+        replies: Vec<KeptReply>,
+    },
 }
 
 impl ServiceCommand {
@@ -272,6 +295,7 @@ impl ServiceCommand {
             | Self::Connections { epoch, .. }
             | Self::Fenced { epoch, .. }
             | Self::NeedsFence { epoch }
+            | Self::Replies { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

@@ -55,6 +55,7 @@ use super::NodeId;
 use super::command::{Activation, LockAction, LockCall, Outcome, ServiceCommand};
 use super::connections::{self, Connection};
 use super::handles::HandleEntry;
+use super::replies::{Handed, KeptReply};
 use super::rows::{damaged, read_row, write_end, write_row};
 
 /// Whether the table has every lock that a host was ever told to have.
@@ -90,6 +91,10 @@ pub struct ServiceState {
     table: LockTable,
     handles: OrdMap<u64, HandleEntry>,
     connections: OrdSet<Connection>,
+    /// Whose storage does not work, as each says of itself.
+    failing: Vec<NodeId>,
+    /// What the last active node had answered.
+    handed: Handed,
 }
 
 /// Who serves.
@@ -227,6 +232,10 @@ impl ServiceState {
                     .retain(|node| !nodes.contains(node) || Some(*node) == active);
                 Outcome::Done
             }
+            ServiceCommand::Replies { epoch, replies } => {
+                self.handed.add(*epoch, replies);
+                Outcome::Done
+            }
             ServiceCommand::NeedsFence { .. } => {
                 // If it was released meanwhile, nothing of it is open.
                 if let Some(active) = self.service.active
@@ -251,6 +260,8 @@ impl ServiceState {
     /// are over, and whom they were with is to be woken.
     pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
         let service = &mut self.service;
+        // Only who released it was asked for its replies after its last call.
+        self.handed.begin(service.epoch, service.active.is_none());
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
         service.active = Some(active);
@@ -278,6 +289,15 @@ impl ServiceState {
     /// Notes where an operator wants it.
     pub(super) fn want(&mut self, node: NodeId) -> Outcome {
         self.service.wanted = Some(node);
+        Outcome::Done
+    }
+
+    /// Notes whether the storage of a node works.
+    pub(super) fn note_storage(&mut self, node: NodeId, fails: bool) -> Outcome {
+        self.failing.retain(|noted| *noted != node);
+        if fails {
+            self.failing.push(node);
+        }
         Outcome::Done
     }
 
@@ -354,6 +374,16 @@ impl ServiceState {
         writers.filter(move |node| Some(*node) != active)
     }
 
+    /// The nodes that have said that their storage of it does not work.
+    pub fn failing(&self) -> &[NodeId] {
+        &self.failing
+    }
+
+    /// The replies that the last active node handed over to that of an epoch.
+    pub fn handed_to(&self, epoch: u32) -> impl Iterator<Item = &KeptReply> {
+        self.handed.to(epoch)
+    }
+
     /// Where an operator wants it.
     pub const fn wanted(&self) -> Option<NodeId> {
         self.service.wanted
@@ -403,8 +433,8 @@ impl ServiceState {
     }
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
-    /// nodes may write, the rows of the lock table, those of the handle table, and the
-    /// connections, each with its length in front.
+    /// nodes may write, the rows of the lock table, those of the handle table, the connections,
+    /// whose storage fails, and the replies, each with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -417,15 +447,17 @@ impl ServiceState {
             write_row(out, &mut buffer, &row)?;
         }
         write_end(out)?;
-        connections::write(&self.connections, out, &mut buffer)
+        connections::write(&self.connections, out, &mut buffer)?;
+        write_row(out, &mut buffer, &self.failing)?;
+        self.handed.write(out, &mut buffer)
     }
 
-    /// Reads what [`ServiceState::write`] wrote, or what it wrote when nobody was fenced and no
-    /// connections were kept.
-    pub(super) fn read(input: &mut impl Read, is_current: bool) -> io::Result<Self> {
+    /// Reads what [`ServiceState::write`] wrote, or what it wrote in an earlier version, from 2:
+    /// when nobody was fenced and no connections were kept, and 3.
+    pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let writers = if is_current {
+        let writers = if version >= 3 {
             read_row(input, &mut buffer)?.ok_or_else(damaged)?
         } else {
             Vec::new()
@@ -435,10 +467,16 @@ impl ServiceState {
         while let Some((id, entry)) = read_row(input, &mut buffer)? {
             handles.insert(id, entry);
         }
-        let connections = if is_current {
+        let connections = if version >= 3 {
             connections::read(input, &mut buffer)?
         } else {
             OrdSet::new()
+        };
+        let (failing, handed) = if version >= 4 {
+            let failing = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+            (failing, Handed::read(input, &mut buffer)?)
+        } else {
+            Default::default()
         };
         Ok(Self {
             service,
@@ -446,6 +484,8 @@ impl ServiceState {
             table,
             handles,
             connections,
+            failing,
+            handed,
         })
     }
 
@@ -470,6 +510,8 @@ impl ServiceState {
             table: read_table(input, &mut buffer)?,
             handles: OrdMap::new(),
             connections: OrdSet::new(),
+            failing: Vec::new(),
+            handed: Handed::default(),
         })
     }
 }

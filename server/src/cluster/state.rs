@@ -27,7 +27,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId};
+use super::command::{
+    Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId, StorageNote,
+};
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::service::{Active, ServiceState};
@@ -116,6 +118,16 @@ impl ClusterState {
             ClusterCommand::Move { service, to } => {
                 let service = self.services.get_mut(service);
                 service.map_or(Outcome::NoSuchService, |service| service.want(*to))
+            }
+            ClusterCommand::NoteStorage(StorageNote {
+                service,
+                node,
+                fails,
+            }) => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| {
+                    service.note_storage(*node, *fails)
+                })
             }
             ClusterCommand::Name { name } => Outcome::Named(self.name(name)),
             ClusterCommand::Allot(Allot::FileSystem { service, epoch, .. })
@@ -256,7 +268,7 @@ impl ClusterState {
                     ..Self::default()
                 })
             }
-            [version @ (EARLIER_VERSION | VERSION)] => Self::read_current(input, version),
+            [version @ EARLIER_VERSION..=VERSION] => Self::read_current(input, version),
             [version] => {
                 let kind = if version > VERSION {
                     io::ErrorKind::Unsupported
@@ -277,7 +289,7 @@ impl ClusterState {
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
         while let Some(id) = read_row(input, &mut buffer)? {
-            let service = ServiceState::read(input, version > EARLIER_VERSION)?;
+            let service = ServiceState::read(input, version)?;
             state.services.insert(id, service);
         }
         Ok(state)
@@ -308,7 +320,8 @@ pub const LONE_NAME: &str = "default";
 const LONE_VERSION: u8 = 1;
 /// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
 const EARLIER_VERSION: u8 = 2;
-const VERSION: u8 = 3;
+/// Version 3 did not know whose storage fails, nor the replies that are handed over.
+pub(super) const VERSION: u8 = 4;
 
 #[cfg(test)]
 mod tests;

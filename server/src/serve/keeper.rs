@@ -198,6 +198,7 @@ impl Keeper {
             lease: self.lease(),
             is_alone: self.leases.is_alone(),
             is_reachable: *self.link.borrow(),
+            storage_works: true,
             may_be_up: self.storage.may_be_up(),
         };
         self.reconciler.poll(boot_time(), sight)
@@ -272,6 +273,7 @@ impl Keeper {
                         );
                         (Duration::ZERO, Reason::Move)
                     }
+                    Why::StorageFails => (Duration::ZERO, Reason::Failed),
                     Why::Ends => (STOP_TIME_MAX, Reason::Stop),
                 };
                 self.stop(time_max, reason).await?;

@@ -155,6 +155,7 @@ impl World {
             lease: gate.map_or(Moment::default(), |gate| gate.until.get()),
             is_alone: false,
             is_reachable: true,
+            storage_works: true,
             may_be_up: false,
         };
         let step = reconciler.poll(now, sight);
