@@ -11,6 +11,7 @@ mod keeper;
 mod leases;
 mod opening;
 mod ports;
+mod probing;
 mod ready;
 mod storage;
 
@@ -91,6 +92,9 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// The storage does not work on this node.
+    #[error("its storage does not work on this node: {0}\nhint: see the kernel's log (`dmesg`)")]
+    DeadStorage(String),
     /// The storage could not be made ready.
     #[error(
         "{0}\nhint: run the takeover_command of the service by hand to see what is wrong. It must \

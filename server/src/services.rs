@@ -4,7 +4,10 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::address::Floating;
+use crate::backend::probe::Form;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::node::Node;
@@ -36,8 +39,28 @@ pub struct Slot {
     pub id: OnceLock<ServiceId>,
     /// Its addresses, if they move along.
     pub floating: Option<Arc<Floating>>,
+    /// What is known of its storage on this node.
+    pub health: watch::Sender<Health>,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
+}
+
+/// Whether the storage of a service works on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It is not known here: it was not tried.
+    Untried,
+    /// It does; how that was found out.
+    Works(Form),
+    /// It does not; why, for people.
+    Fails(String),
+}
+
+impl Health {
+    /// Whether it is known not to work.
+    pub const fn fails(&self) -> bool {
+        matches!(self, Self::Fails(_))
+    }
 }
 
 /// How a service came to this node.
@@ -70,6 +93,7 @@ impl Slot {
             floating,
             config,
             id: OnceLock::new(),
+            health: watch::Sender::new(Health::Untried),
             serving: Mutex::default(),
             takeover: Mutex::default(),
         }

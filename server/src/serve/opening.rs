@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::connections::replicate_connections;
 use super::ports::{self, Numbers, Ports};
+use super::probing;
 use super::{ServeError, spawn_port, system, tidy};
 use crate::address::Floating;
 use crate::address::guard::Guard;
@@ -105,6 +106,11 @@ pub(super) async fn open(
     let made = made.await.map_err(std::io::Error::other);
     let (node, locks) = made.map_err(system("open the exports"))??;
     note("exports");
+    if let Some(time_max) = slot.config.storage_time_max {
+        // Nothing of a client is under way yet, so it can be left alone, also if it hangs.
+        probing::try_once(slot, &node, time_max).await?;
+        note("probe");
+    }
     locks.open().await.map_err(ServeError::Activate)?;
     note("locks");
     let mut opened = Open {

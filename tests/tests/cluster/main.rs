@@ -9,6 +9,7 @@
 
 mod config;
 mod connections;
+
 mod hooked;
 mod hooks;
 mod hooks_left;
@@ -16,6 +17,7 @@ mod late;
 mod majority;
 mod moves;
 mod pause;
+mod root_disks;
 mod scene;
 mod services;
 mod store;

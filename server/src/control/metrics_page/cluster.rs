@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::cluster::service::ServiceState;
-use crate::services::{Services, Slot};
+use crate::services::{Health, Services, Slot};
 
 /// What is so right now.
 pub(super) fn put(text: &mut String, services: &Services) {
@@ -64,6 +64,19 @@ pub(super) fn put(text: &mut String, services: &Services) {
             &[("service", name)],
             unfenced as u64,
         );
+    }
+    family(
+        text,
+        "service_storage_works",
+        "0 if the storage of a service does not work on this node; missing if it was not tried.",
+    );
+    for (slot, name, _) in &named {
+        let works = match &*slot.health.borrow() {
+            Health::Untried => continue,
+            health => !health.fails(),
+        };
+        let labels = [("service", *name)];
+        sample(text, "service_storage_works", &labels, u64::from(works));
     }
     family(
         text,
