@@ -6,6 +6,7 @@
 //! workers have is finished, the registration is taken back, the services are released.
 
 mod connections;
+mod handing;
 mod hooks;
 mod keeper;
 mod leases;

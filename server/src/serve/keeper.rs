@@ -16,8 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::ServeError;
+use super::handing::hand_over;
 use super::leases::Leases;
-use super::opening::{Open, Shared};
+use super::opening::{Open, SETTLE_DEAD_TIME_MAX, SETTLE_TIME_MAX, Shared};
 use super::probing;
 use super::storage::{Prepared, Reason, Storage};
 use crate::address::AddressError;
@@ -392,14 +393,23 @@ impl Keeper {
         if let Some(gate) = &self.gate {
             gate.close();
         }
+        let settle_time_max = if self.health.borrow().fails() {
+            SETTLE_DEAD_TIME_MAX
+        } else {
+            SETTLE_TIME_MAX
+        };
         if let Some(opened) = &self.opened {
             opened
-                .settle()
+                .settle(settle_time_max)
                 .await
                 .map_err(|problem| ServeError::Unsettled {
                     service: self.slot.config.name.clone(),
                     problem: problem.to_string(),
                 })?;
+            if !self.leases.is_alone() {
+                let proposer = &self.shared.proposer;
+                hand_over(proposer, self.id, &opened.node).await;
+            }
         }
         self.put_down(reason).await
     }

@@ -29,6 +29,7 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -276,10 +277,13 @@ impl Round {
         for (place, (path, volume, expected)) in disks.into_iter().enumerate() {
             let (tell, in_use) = (round.tell.clone(), Arc::clone(&node.storage_use));
             let group = volume.dev;
+            let probes = Arc::clone(&node.probes);
+            probes.fetch_add(1, Ordering::AcqRel);
             let work = move || {
                 let found = planted().and_then(|()| probe(volume.root(), expected));
                 // Nothing of it is open any more when somebody hears of it.
                 drop((volume, in_use));
+                probes.fetch_sub(1, Ordering::AcqRel);
                 // Whoever waited may have gone.
                 let _ = tell.try_send((place, found.map_err(|errno| (path, errno))));
                 None
@@ -311,7 +315,7 @@ impl Round {
             return Progress::Done(self.health.clone());
         }
         // Not the time in which this process was stopped.
-        let passed = self.looked.elapsed().min(look * 2);
+        let passed = self.looked.elapsed().min(look + LAG_MAX);
         self.looked = Instant::now();
         for waiting in &mut self.waiting {
             waiting.silent += passed;
@@ -383,6 +387,9 @@ const fn rank(expected: Expected) -> u8 {
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often a round that waits is looked at, at least.
 const LOOK_MAX: Duration = Duration::from_millis(250);
+/// By how much a look may come late and count all the same: a busy machine, and not one that was
+/// stopped.
+const LAG_MAX: Duration = Duration::from_secs(1);
 /// How long a node leaves the service to others after its storage failed, where only an opening can
 /// find out whether it works again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
