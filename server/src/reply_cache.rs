@@ -189,13 +189,19 @@ impl ReplyCache {
         Key::new(self.secret, origin, call)
     }
 
-    /// Replies for whoever serves next, of `bytes_max` at most: the newest ones, and those whose
-    /// calls must not be repeated before the others.
+    /// Replies for whoever serves next, of `bytes_max` at most: the newest ones. Those of WRITE and
+    /// SETATTR, of which there may be many and which matter less, get an eighth at most.
     pub fn newest(&self, bytes_max: usize) -> Vec<KeptReply> {
-        let inner = self.lock();
-        let mut room = bytes_max;
         let mut newest = Vec::new();
-        for (key, entered) in inner.ages.iter().flat_map(|ages| ages.iter().rev()) {
+        let left = self.newest_of(0, bytes_max, &mut newest);
+        self.newest_of(1, left.min(bytes_max / 8), &mut newest);
+        newest
+    }
+
+    /// Adds those of one part; returns how much room is left.
+    fn newest_of(&self, part: usize, mut room: usize, newest: &mut Vec<KeptReply>) -> usize {
+        let inner = self.lock();
+        for (key, entered) in inner.ages[part].iter().rev() {
             let age = entered.elapsed();
             let Some(Entry::Done(reply, at)) = inner.entries.get(key) else {
                 continue;
@@ -220,7 +226,7 @@ impl ReplyCache {
             room = left;
             newest.push(kept);
         }
-        newest
+        room
     }
 
     /// Takes over what another node has answered; to be called before anything is served.
@@ -437,7 +443,7 @@ mod tests {
         for xid in 0..100 {
             answer(key(xid, WRITE), &[0; 1000]);
         }
-        let room = 20_000;
+        let room = 40_000;
         let mut handed = cache.newest(room);
         assert!(handed.iter().map(KeptReply::cost).sum::<usize>() <= room);
         assert_eq!((handed[0].procedure, handed[1].xid), (REMOVE, 99));

@@ -15,6 +15,7 @@ mod ports;
 mod probing;
 mod ready;
 mod storage;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,6 +182,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         state: store.state(),
         proposer: store.proposer(),
         cluster: store.cluster(),
+        renewal_times: Arc::default(),
         starts: state.starts(),
         slots: slots.collect(),
     });
@@ -245,13 +247,15 @@ async fn serve(shared: &Arc<Shared>, store: &Store) -> Result<(), ServeError> {
         (own.node, own.incarnation),
         lease_ms,
         services.config.cluster.is_none(),
+        Arc::clone(&services.renewal_times),
     ));
     // A witness has no lease: nothing is ever assigned to it.
-    let renewing = if services.config.is_witness() {
-        Ok(None)
-    } else {
-        leases.start()
-    };
+    let is_witness = services.config.is_witness();
+    let renewing = if is_witness { Ok(None) } else { leases.start() };
+    let _watchdog = watchdog::start({
+        let leases = Arc::clone(&leases);
+        move || is_witness || leases.is_beating()
+    });
     let _renewing = renewing.map_err(system("start the thread of the lease"))?;
     let (events, mut heard) = mpsc::channel(EVENTS_MAX);
     let mut keepers = JoinSet::new();

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::address::Floating;
 use crate::backend::probe::Form;
+use crate::cluster::renewal_times::RenewalTimes;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::node::Node;
@@ -24,6 +25,8 @@ pub struct Services {
     pub proposer: Proposer,
     /// Who is in the cluster.
     pub cluster: Cluster,
+    /// How long renewals of this node's lease take.
+    pub renewal_times: Arc<Mutex<RenewalTimes>>,
     /// How often a server was started on the state directory, this time included.
     pub starts: u64,
     /// The services, in the order of the configuration.

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod numbers;
 pub mod placement;
 pub mod reconcile;
+pub mod renewal_times;
 pub mod replies;
 mod rows;
 pub mod service;

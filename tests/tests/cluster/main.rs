@@ -3,13 +3,12 @@
 //!
 //! Every test judges by what clients were told, and prints its times. Addresses are fixed ones of
 //! 127.A.B.x that all nodes have, so a test can't show that an address moves; the lab can. Nothing
-//! needs root or a port below 1024.
+//! needs root or a port below 1024, but `root_disks`, which mounts.
 
 #![expect(clippy::print_stdout, reason = "times are for who reads the output")]
 
 mod config;
 mod connections;
-
 mod hooked;
 mod hooks;
 mod hooks_left;
@@ -22,3 +21,4 @@ mod scene;
 mod services;
 mod store;
 mod takeover;
+mod watchdog;
