@@ -25,6 +25,10 @@ pub enum Fault {
     ForgetEachGrant,
     /// `lease`: the node answers although its lease is over.
     NoLease,
+    /// `dead-storage`: whoever asks the exported storage whether it works hears an error.
+    DeadStorage,
+    /// `control-hangs`: some seconds after the start the control runtime does nothing any more.
+    ControlHangs,
     /// `fsync`: writes are answered a second before they are carried out.
     LateWrites,
 }
@@ -40,6 +44,8 @@ impl Fault {
             "release-on-lost-granted-res" => Self::ReleaseOnLostGrantedRes,
             "grant" => Self::ForgetEachGrant,
             "lease" => Self::NoLease,
+            "dead-storage" => Self::DeadStorage,
+            "control-hangs" => Self::ControlHangs,
             "fsync" => Self::LateWrites,
             _ => return None,
         })

@@ -2,6 +2,7 @@
 //! this node serves. Nothing of an earlier epoch is left in it: not the write verifier, not an open
 //! file, not a reply.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -58,6 +59,8 @@ pub struct Node {
     pub reply_cache: ReplyCache,
     /// The worker threads.
     pub pool: Pool,
+    /// How many of their jobs ask the storage whether it works.
+    pub probes: Arc<AtomicUsize>,
     /// The counters.
     pub metrics: Metrics,
     /// The bytes that all connections hold.
@@ -132,6 +135,7 @@ impl Node {
         let names = Names::new(Resolver::system());
         let groups = Groups::new(|uid| sys::groups_of_user(uid).map_err(|_| NoAnswer));
         volumes::prepare(&names, &groups, &exports)?;
+        let reply_cache = ReplyCache::new(&handle_keys);
         let signer = Signer::new(handle_keys);
         // A file may have three descriptors; a part is left for connections and everything else.
         let file_systems = numbers.file_systems();
@@ -151,8 +155,9 @@ impl Node {
             portmapper: OnceLock::new(),
             numbering: Mutex::default(),
             locks: OnceLock::new(),
-            reply_cache: ReplyCache::default(),
+            reply_cache,
             pool: Pool::start(WORKERS).map_err(NodeError::Workers)?,
+            probes: Arc::default(),
             metrics: Metrics::default(),
             budget: Arc::new(Budget::default()),
             connections: Arc::new(ConnectionCounts::new(CONNECTIONS_MAX.min(descriptors / 3))),

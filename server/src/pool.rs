@@ -22,6 +22,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -202,7 +203,7 @@ impl Shared {
 /// A fixed set of worker threads.
 pub struct Pool {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
 }
 
@@ -300,23 +301,22 @@ impl Pool {
         }
     }
 
-    /// Lets the workers finish what is queued and waits for them; false if some are still at it
-    /// after `time_max`.
-    pub fn finish(&self, time_max: Duration) -> bool {
+    /// Lets the workers finish what is queued and waits for them; returns how many jobs are still
+    /// not done after `time_max`.
+    pub fn finish(&self, time_max: Duration) -> usize {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
         let deadline = Instant::now() + time_max;
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            while !thread.is_finished() {
-                if Instant::now() >= deadline {
-                    return false;
-                }
-                std::thread::sleep(FINISH_CHECK);
+        while !threads.iter().all(JoinHandle::is_finished) {
+            if Instant::now() >= deadline {
+                let queue = self.shared.lock();
+                return queue.len + queue.running.values().sum::<usize>();
             }
+            std::thread::sleep(FINISH_CHECK);
         }
-        true
+        0
     }
 }
 
@@ -421,7 +421,7 @@ mod tests {
                 })],
             );
         }
-        assert!(pool.finish(Duration::from_mins(1)));
+        assert_eq!(pool.finish(Duration::from_mins(1)), 0);
         assert_eq!(done.load(Ordering::Relaxed), 1000);
         assert_eq!(pool.queued(), 0);
     }
@@ -452,7 +452,7 @@ mod tests {
         finished.recv_timeout(Duration::from_mins(1)).unwrap();
         assert!(pool.queued() >= 8, "two of the ten are under way");
         drop(free);
-        assert!(pool.finish(Duration::from_mins(1)));
+        assert_eq!(pool.finish(Duration::from_mins(1)), 0);
     }
 
     #[test]
@@ -523,7 +523,7 @@ mod tests {
             () = pool.unstick() => {}
         }
         drop(free);
-        assert!(pool.finish(Duration::from_mins(1)));
+        assert_eq!(pool.finish(Duration::from_mins(1)), 0);
     }
 
     #[tokio::test]
@@ -552,6 +552,6 @@ mod tests {
             () = pool.unstick() => {}
         }
         drop(free);
-        assert!(pool.finish(Duration::from_mins(1)));
+        assert_eq!(pool.finish(Duration::from_mins(1)), 0);
     }
 }

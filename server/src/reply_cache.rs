@@ -14,22 +14,26 @@
 //! out the answer of a RENAME. Running calls are never pushed out.
 //!
 //! The cache is per node and in memory: a crash loses it, and a client that repeats a REMOVE
-//! across a crash sees NOENT.
+//! across a crash sees NOENT. Who gives a service away hands the newest replies over
+//! ([`ReplyCache::newest`], [`ReplyCache::adopt`]; `cluster::replies` is how). For that a key means
+//! the same on all nodes: its checksum is made with a secret that follows from the one that signs
+//! handles, which all nodes of a cluster have, and nobody else.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use havenfs_rpc::message::Call;
 use havenfs_rpc::program;
-use siphasher::sip::SipHasher13;
+use siphasher::sip::{SipHasher13, SipHasher24};
 
+use crate::backend::handle::HandleKey;
 use crate::call::Origin;
+use crate::cluster::replies::KeptReply;
 use crate::net::mailbox::Sink;
 use crate::pool::Tell;
-use crate::random::random_u64;
 
 /// Bytes of replies kept for calls that must not be repeated.
 const BYTES_MAX: usize = 12 * 1024 * 1024;
@@ -62,20 +66,17 @@ impl std::hash::Hash for Key {
     }
 }
 
-/// The secret of the checksums of this process.
-fn secret() -> (u64, u64) {
-    static SECRET: LazyLock<(u64, u64)> = LazyLock::new(|| (random_u64(), random_u64()));
-    *SECRET
+/// Whether the reply to a call of this procedure is kept.
+const fn is_kept(procedure: u32) -> bool {
+    matches!(procedure, 2 | 7..=15)
 }
 
 impl Key {
-    /// The key of a call, if its reply is to be kept.
-    pub fn new(origin: &Origin, call: &Call<'_>) -> Option<Self> {
+    fn new((first, second): (u64, u64), origin: &Origin, call: &Call<'_>) -> Option<Self> {
         let kept = call.program == program::NFS
             && call.version == program::NFS_VERSION
-            && matches!(call.procedure, 2 | 7..=15);
+            && is_kept(call.procedure);
         kept.then(|| {
-            let (first, second) = secret();
             let mut hasher = SipHasher13::new_with_keys(first, second);
             hasher.write_u32(call.cred.flavor);
             hasher.write(call.cred.body);
@@ -136,15 +137,122 @@ impl Inner {
             self.bytes[usize::from(key.repeatable())] -= reply.len() + ENTRY_BYTES;
         }
     }
+
+    /// Keeps an answer, and drops older ones for it.
+    fn keep(&mut self, key: Key, reply: Arc<[u8]>, at: Instant) {
+        self.forget(&key);
+        let part = usize::from(key.repeatable());
+        self.bytes[part] += reply.len() + ENTRY_BYTES;
+        self.entries.insert(key, Entry::Done(reply, at));
+        self.ages[part].push_back((key, at));
+        let max = [BYTES_MAX, REPEATABLE_BYTES_MAX][part];
+        while let Some((oldest, at)) = self.ages[part].front().copied()
+            && (self.bytes[part] > max || at.elapsed() > TIME_MAX)
+        {
+            self.ages[part].pop_front();
+            // An entry that was replaced meanwhile is younger, and stands further behind.
+            if matches!(self.entries.get(&oldest), Some(Entry::Done(_, entered)) if *entered == at)
+            {
+                self.forget(&oldest);
+            }
+        }
+    }
 }
 
 /// The replies that may be asked for again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ReplyCache {
+    /// Of the checksums.
+    secret: (u64, u64),
     inner: Mutex<Inner>,
 }
 
 impl ReplyCache {
+    /// An empty one. `keys` are those that sign handles; the first one counts.
+    pub fn new(keys: &[HandleKey]) -> Self {
+        let secret = keys.first().map_or([0; 16], |key| key.secret);
+        // Not the secret itself, which makes handles.
+        let half = |which: u8| {
+            let mut hasher = SipHasher24::new_with_key(&secret);
+            hasher.write(b"reply cache");
+            hasher.write_u8(which);
+            hasher.finish()
+        };
+        Self {
+            secret: (half(0), half(1)),
+            inner: Mutex::default(),
+        }
+    }
+
+    /// The key of a call, if its reply is to be kept.
+    pub fn key(&self, origin: &Origin, call: &Call<'_>) -> Option<Key> {
+        Key::new(self.secret, origin, call)
+    }
+
+    /// Replies for whoever serves next, of `bytes_max` at most: the newest ones. Those of WRITE and
+    /// SETATTR, of which there may be many and which matter less, get an eighth at most.
+    pub fn newest(&self, bytes_max: usize) -> Vec<KeptReply> {
+        let mut newest = Vec::new();
+        let left = self.newest_of(0, bytes_max, &mut newest);
+        self.newest_of(1, left.min(bytes_max / 8), &mut newest);
+        newest
+    }
+
+    /// Adds those of one part; returns how much room is left.
+    fn newest_of(&self, part: usize, mut room: usize, newest: &mut Vec<KeptReply>) -> usize {
+        let inner = self.lock();
+        for (key, entered) in inner.ages[part].iter().rev() {
+            let age = entered.elapsed();
+            let Some(Entry::Done(reply, at)) = inner.entries.get(key) else {
+                continue;
+            };
+            // An entry that was replaced stands further ahead, and was taken there.
+            if at != entered || age > TIME_MAX {
+                continue;
+            }
+            let kept = KeptReply {
+                peer: key.peer,
+                local: key.local,
+                xid: key.xid,
+                procedure: key.procedure,
+                args_bytes: u32::try_from(key.len).unwrap_or(u32::MAX),
+                checksum: key.checksum,
+                age_ms: u32::try_from(age.as_millis()).unwrap_or(u32::MAX),
+                reply: (&**reply).into(),
+            };
+            let Some(left) = room.checked_sub(kept.cost()) else {
+                break;
+            };
+            room = left;
+            newest.push(kept);
+        }
+        room
+    }
+
+    /// Takes over what another node has answered; to be called before anything is served.
+    pub fn adopt<'a>(&self, replies: impl Iterator<Item = &'a KeptReply>) {
+        let mut replies: Vec<_> = replies.filter(|kept| is_kept(kept.procedure)).collect();
+        // Oldest first, as they are kept.
+        replies.sort_by_key(|kept| std::cmp::Reverse(kept.age_ms));
+        let now = Instant::now();
+        let mut inner = self.lock();
+        for kept in replies {
+            let age = Duration::from_millis(kept.age_ms.into());
+            let Some(at) = now.checked_sub(age).filter(|_| age < TIME_MAX) else {
+                continue;
+            };
+            let key = Key {
+                peer: kept.peer,
+                local: kept.local,
+                xid: kept.xid,
+                procedure: kept.procedure,
+                len: kept.args_bytes as usize,
+                checksum: kept.checksum,
+            };
+            inner.keep(key, Arc::from(&*kept.reply), at);
+        }
+    }
+
     /// Looks a call up; a new one is entered as running, and its reply belongs to `sink`.
     pub fn begin(&self, key: Key, sink: Sink) -> Begin {
         let mut inner = self.lock();
@@ -174,23 +282,7 @@ impl ReplyCache {
             return None;
         };
         let reply = reply?;
-        let part = usize::from(key.repeatable());
-        let now = Instant::now();
-        let done = Entry::Done(Arc::from(reply.as_slice()), now);
-        inner.entries.insert(key, done);
-        inner.ages[part].push_back((key, now));
-        inner.bytes[part] += reply.len() + ENTRY_BYTES;
-        let max = [BYTES_MAX, REPEATABLE_BYTES_MAX][part];
-        while let Some((oldest, at)) = inner.ages[part].front().copied()
-            && (inner.bytes[part] > max || at.elapsed() > TIME_MAX)
-        {
-            inner.ages[part].pop_front();
-            // An entry that was replaced meanwhile is younger, and stands further behind.
-            if matches!(inner.entries.get(&oldest), Some(Entry::Done(_, entered)) if *entered == at)
-            {
-                inner.forget(&oldest);
-            }
-        }
+        inner.keep(key, Arc::from(reply.as_slice()), Instant::now());
         drop(inner);
         sink.send(reply)
     }
@@ -219,10 +311,17 @@ mod tests {
     use crate::net::limits::Share;
     use crate::net::mailbox::Mailbox;
 
+    fn cache() -> ReplyCache {
+        let secret = [7; 16];
+        ReplyCache::new(&[HandleKey { id: 1, secret }])
+    }
+
     fn key(xid: u32, procedure: u32) -> Key {
         let address = ([127, 0, 0, 1], 700).into();
         let origin = Origin::new(address, address, Transport::Tcp);
-        Key::new(&origin, &call(xid, procedure, b"args")).expect("a kept procedure")
+        cache()
+            .key(&origin, &call(xid, procedure, b"args"))
+            .expect("a kept procedure")
     }
 
     fn call(xid: u32, procedure: u32, args: &'static [u8]) -> Call<'static> {
@@ -251,7 +350,7 @@ mod tests {
         let address = ([127, 0, 0, 1], 700).into();
         let origin = Origin::new(address, address, Transport::Tcp);
         for procedure in [1, 3, 4, 5, 6, 16, 17, 18, 19, 20, 21] {
-            assert_eq!(Key::new(&origin, &call(1, procedure, b"")), None);
+            assert_eq!(cache().key(&origin, &call(1, procedure, b"")), None);
         }
     }
 
@@ -261,15 +360,15 @@ mod tests {
             let local = ([127, 0, 0, 2], 2049).into();
             Origin::new(([127, 0, 0, 1], port).into(), local, Transport::Tcp)
         };
-        let first = Key::new(&origin(700), &call(1, REMOVE, b"aaaa"));
-        assert_eq!(first, Key::new(&origin(701), &call(1, REMOVE, b"aaaa")));
-        assert_ne!(first, Key::new(&origin(700), &call(1, REMOVE, b"aaab")));
-        assert_ne!(first, Key::new(&origin(700), &call(2, REMOVE, b"aaaa")));
+        let first = cache().key(&origin(700), &call(1, REMOVE, b"aaaa"));
+        assert_eq!(first, cache().key(&origin(701), &call(1, REMOVE, b"aaaa")));
+        assert_ne!(first, cache().key(&origin(700), &call(1, REMOVE, b"aaab")));
+        assert_ne!(first, cache().key(&origin(700), &call(2, REMOVE, b"aaaa")));
     }
 
     #[test]
     fn a_repeat_of_a_running_call_moves_its_answer_to_the_newest_connection() {
-        let cache = ReplyCache::default();
+        let cache = cache();
         let (old, new) = (Arc::new(Mailbox::default()), Arc::new(Mailbox::default()));
         assert!(matches!(
             cache.begin(key(1, REMOVE), sink(&old)),
@@ -295,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_call_without_a_reply_is_forgotten() {
-        let cache = ReplyCache::default();
+        let cache = cache();
         let mailbox = Arc::new(Mailbox::default());
         assert!(matches!(
             cache.begin(key(1, REMOVE), sink(&mailbox)),
@@ -311,7 +410,7 @@ mod tests {
 
     #[test]
     fn writes_do_not_push_out_a_remove() {
-        let cache = ReplyCache::default();
+        let cache = cache();
         let mailbox = Arc::new(Mailbox::default());
         let answer = |key| {
             assert!(matches!(cache.begin(key, sink(&mailbox)), Begin::New));
@@ -330,5 +429,39 @@ mod tests {
             Begin::New
         ));
         assert!(cache.len() < 5000, "bounded by bytes");
+    }
+
+    #[test]
+    fn another_node_gives_the_first_answer_for_as_long_as_this_one_would_have() {
+        let (cache, other) = (cache(), self::cache());
+        let mailbox = Arc::new(Mailbox::default());
+        let answer = |key, reply: &[u8]| {
+            assert!(matches!(cache.begin(key, sink(&mailbox)), Begin::New));
+            assert!(cache.finish(key, Some(reply.to_vec())).is_some());
+        };
+        answer(key(1, REMOVE), b"removed");
+        for xid in 0..100 {
+            answer(key(xid, WRITE), &[0; 1000]);
+        }
+        let room = 40_000;
+        let mut handed = cache.newest(room);
+        assert!(handed.iter().map(KeptReply::cost).sum::<usize>() <= room);
+        assert_eq!((handed[0].procedure, handed[1].xid), (REMOVE, 99));
+        let old = KeptReply {
+            xid: 2,
+            age_ms: 120_000,
+            ..handed[0].clone()
+        };
+        handed.push(old);
+        other.adopt(handed.iter());
+        assert!(matches!(
+            other.begin(key(1, REMOVE), sink(&mailbox)),
+            Begin::Done(reply) if *reply == *b"removed"
+        ));
+        let known = |xid, procedure| {
+            let begun = other.begin(key(xid, procedure), sink(&mailbox));
+            matches!(begun, Begin::Done(_))
+        };
+        assert!(known(99, WRITE) && !known(0, WRITE) && !known(2, REMOVE));
     }
 }

@@ -7,6 +7,7 @@
 
 mod connections;
 mod defining;
+mod handing;
 mod hooks;
 mod keeper;
 mod leases;
@@ -14,8 +15,10 @@ mod mounts;
 pub mod offline;
 mod opening;
 mod ports;
+mod probing;
 mod ready;
 mod storage;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,6 +100,9 @@ pub enum ServeError {
         /// Why.
         problem: String,
     },
+    /// The storage does not work on this node.
+    #[error("its storage does not work on this node: {0}\nhint: see the kernel's log (`dmesg`)")]
+    DeadStorage(String),
     /// The storage could not be made ready.
     #[error(
         "{0}\nhint: run the takeover_command of the service by hand to see what is wrong. It must \
@@ -190,6 +196,7 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
         proposer: store.proposer(),
         cluster: store.cluster(),
         changes: store.changes(),
+        renewal_times: Arc::default(),
         starts: state.starts(),
         slots: slots.collect(),
     });
@@ -296,13 +303,15 @@ async fn serve(
         services.cluster.clone(),
         lease_ms,
         services.config.cluster.is_none(),
+        Arc::clone(&services.renewal_times),
     ));
     // A witness has no lease: nothing is ever assigned to it.
-    let renewing = if services.config.is_witness() {
-        Ok(None)
-    } else {
-        leases.start()
-    };
+    let is_witness = services.config.is_witness();
+    let renewing = if is_witness { Ok(None) } else { leases.start() };
+    let _watchdog = watchdog::start({
+        let leases = Arc::clone(&leases);
+        move || is_witness || leases.is_beating()
+    });
     let _renewing = renewing.map_err(system("start the thread of the lease"))?;
     let (events, mut heard) = mpsc::channel(EVENTS_MAX);
     let mut keepers = JoinSet::new();

@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::address::Floating;
+use crate::backend::probe::Form;
 use crate::cluster::definition::Definition;
+use crate::cluster::renewal_times::RenewalTimes;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::definitions;
@@ -27,6 +29,8 @@ pub struct Services {
     pub cluster: Cluster,
     /// Changes of the state are told here.
     pub changes: watch::Receiver<u64>,
+    /// How long renewals of this node's lease take.
+    pub renewal_times: Arc<Mutex<RenewalTimes>>,
     /// How often a server was started on the state directory, this time included.
     pub starts: u64,
     /// The services, in the order of the configuration.
@@ -42,11 +46,31 @@ pub struct Slot {
     pub id: OnceLock<ServiceId>,
     /// Its addresses, if they move along.
     pub floating: Option<Arc<Floating>>,
+    /// What is known of its storage on this node.
+    pub health: watch::Sender<Health>,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
     files: Mutex<Option<Arc<Definition>>>,
     /// The version of the definition that this node has a copy of; held while it is written.
     pub copied: Mutex<u64>,
+}
+
+/// Whether the storage of a service works on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It is not known here: it was not tried.
+    Untried,
+    /// It does; how that was found out.
+    Works(Form),
+    /// It does not; why, for people.
+    Fails(String),
+}
+
+impl Health {
+    /// Whether it is known not to work.
+    pub const fn fails(&self) -> bool {
+        matches!(self, Self::Fails(_))
+    }
 }
 
 /// How a service came to this node.
@@ -79,6 +103,7 @@ impl Slot {
             floating,
             config,
             id: OnceLock::new(),
+            health: watch::Sender::new(Health::Untried),
             serving: Mutex::default(),
             takeover: Mutex::default(),
             files: Mutex::default(),

@@ -48,6 +48,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// What the nodes that start from now on are told to break.
     pub plant: Option<&'static str>,
+    /// What stands before the command that starts a node, and takes it as its last arguments.
+    pub within: Option<fn(&Site, &str) -> Vec<String>>,
     /// Where they live; removed after they have ended.
     pub site: Site,
 }
@@ -73,6 +75,7 @@ impl Cluster {
         Ok(Self {
             nodes: NODES.map(node).into(),
             plant: None,
+            within: None,
             site: Site::new(services)?,
         })
     }
@@ -108,7 +111,13 @@ impl Cluster {
         let mut log = File::options();
         let log = log.create(true).append(true).open(site.log(name))?;
         let log_from = log.metadata()?.len() as usize;
-        let child = Command::new(havenfs_binary()?)
+        let mut words = self
+            .within
+            .map_or_else(Vec::new, |within| within(site, name));
+        words.push(havenfs_binary()?.to_string_lossy().into_owned());
+        let (program, before) = words.split_first().context("there is a command")?;
+        let child = Command::new(program)
+            .args(before)
             .args(["serve", "--with-parent", "--config"])
             .arg(site.config(name))
             .args(self.plant.iter().flat_map(|fault| ["--plant", fault]))

@@ -427,6 +427,10 @@ impl File {
             return Err(errno);
         }
         self.synced.store(written, Ordering::Release);
+        // The sync of a file that was just opened may have found nothing to do.
+        if written > WRITTEN_UNKNOWN {
+            self.volume.note_synced();
+        }
         Ok(())
     }
 

@@ -188,6 +188,12 @@ impl Files {
         volumes.get(&(export_id, fs_id)).cloned()
     }
 
+    /// All volumes that are in service.
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.values().map(Arc::clone).collect()
+    }
+
     /// The volumes that can show the same files as `volume`, besides itself.
     pub fn twins_of(&self, volume: &Volume) -> Vec<Arc<Volume>> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);

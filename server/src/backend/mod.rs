@@ -4,6 +4,7 @@
 //! - [`volume`]: one file system of an export; [`file`]: one opened file and its caches.
 //! - [`files`]: from handle to opened file, from directory and name to handle.
 //! - [`data`]: READ, WRITE, COMMIT; [`namespace`]: names; [`directory`]: listing.
+//! - [`probe`]: whether a file system still takes a write.
 //! - [`credential`]: the caller's identity on a thread; [`sys`]: raw system calls.
 //!
 //! Every operation is told its [`Mode`]: with [`Mode::Inline`] it must not wait for a disk and
@@ -17,6 +18,7 @@ pub mod file;
 pub mod files;
 pub mod handle;
 pub mod namespace;
+pub mod probe;
 pub mod setattr;
 pub mod space;
 pub mod sys;

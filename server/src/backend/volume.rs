@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, fstat, fstatfs, openat};
 use rustix::io::Errno;
@@ -37,6 +38,8 @@ pub struct Volume {
     pub in_memory: bool,
     /// The mount, as the kernel numbers it until the next boot.
     pub mount_id: i32,
+    /// How often something that was written was brought to disk.
+    syncs: AtomicU64,
     root: OwnedFd,
     /// The directory through the mount that everybody sees: as long as it is open, the file system
     /// can't be unmounted and given to another node while this one still writes to it.
@@ -88,6 +91,7 @@ impl Volume {
             always_waits: ANSWERED_ELSEWHERE.contains(&magic),
             in_memory: magic == TMPFS,
             mount_id,
+            syncs: AtomicU64::new(0),
             root,
             _pin: pin,
         })
@@ -101,6 +105,16 @@ impl Volume {
     /// The root directory, opened for reading.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Notes that something that was written is on disk: it answers.
+    pub fn note_synced(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 
     /// Brings all that is written to the file system to disk, by whomever. Waits for the disk.

@@ -23,6 +23,7 @@ use super::handles::HandleEntry;
 use super::members::MemberCommand;
 use super::mounts::Mount;
 use super::numbers::Allot;
+use super::replies::KeptReply;
 use super::{NodeId, ServiceId};
 
 /// One change of the replicated state.
@@ -69,6 +70,8 @@ pub enum ClusterCommand {
     },
     /// The members change.
     Members(MemberCommand),
+    /// A node tells whether its storage of a service works.
+    NoteStorage(StorageNote),
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,
@@ -124,6 +127,18 @@ pub struct Release {
     pub node: NodeId,
     /// Which life of its process.
     pub incarnation: u64,
+}
+
+/// What a node found when it tried the storage of a service. It stays noted until the same node says
+/// otherwise, over its death too: what was dead before is not believed to work again unseen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageNote {
+    /// Which service.
+    pub service: ServiceId,
+    /// Whose storage.
+    pub node: NodeId,
+    /// Whether it fails.
+    pub fails: bool,
 }
 
 /// How a node began to serve when there was one node.
@@ -287,6 +302,14 @@ pub enum ServiceCommand {
         /// Which one, and what became of it.
         in_force: InForce,
     },
+    /// The active node hands replies over to the one that comes next: see
+    /// [`replies`](super::replies).
+    Replies {
+        /// Its epoch.
+        epoch: u32,
+        /// Some of them; further commands have more.
+        replies: Vec<KeptReply>,
+    },
 }
 
 impl ServiceCommand {
@@ -312,6 +335,7 @@ impl ServiceCommand {
             | Self::SetReclaims { epoch, .. }
             | Self::Mounts { epoch, .. }
             | Self::InForce { epoch, .. }
+            | Self::Replies { epoch, .. }
             | Self::EndGrace { epoch, .. } => Some(*epoch),
         }
     }

@@ -97,15 +97,17 @@ impl Lease {
         })
     }
 
-    /// A renewal is in the log, where these services are assigned to this life in these epochs.
-    pub fn renewed(&mut self, seq: u64, services: &[(ServiceId, u32)]) {
-        let Some(asked) = self.take(seq) else { return };
+    /// A renewal is in the log, where these services are assigned to this life in these epochs;
+    /// returns the moment before it was proposed, if it is not too late to count.
+    pub fn renewed(&mut self, seq: u64, services: &[(ServiceId, u32)]) -> Option<Moment> {
+        let asked = self.take(seq)?;
         let end = asked + Duration::from_millis(self.time_ms.into());
         for (service, epoch) in services {
             let until = self.until.entry(*service).or_default();
             // Answers may come in another order than the log has.
             *until = (*until).max((*epoch, end));
         }
+        Some(asked)
     }
 
     /// It will never be known what became of a renewal, or nothing became of it.

@@ -16,6 +16,8 @@ pub mod mounts;
 pub mod numbers;
 pub mod placement;
 pub mod reconcile;
+pub mod renewal_times;
+pub mod replies;
 mod rows;
 pub mod service;
 pub mod state;

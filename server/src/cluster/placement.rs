@@ -122,9 +122,15 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
         }
     }
 
-    /// Whether a node lives and has the data.
+    /// Whether a node lives and has the data, on storage that works as far as it has said.
     pub(super) fn is_able(&self, node: NodeId, now: Moment) -> bool {
-        self.candidates.contains(&node) && (node == self.me || self.over(node, now) > now)
+        let lives = || self.over(node, now) > now && !self.fails_on(node);
+        self.candidates.contains(&node) && (node == self.me || lives())
+    }
+
+    fn fails_on(&self, node: NodeId) -> bool {
+        let service = self.state.service(self.service);
+        service.is_some_and(|service| service.failing().contains(&node))
     }
 
     /// When the lease of a node is over for sure.

@@ -81,6 +81,8 @@ pub enum Why {
     Moved(NodeId),
     /// Clients can't reach this node: its cable is out.
     Unreachable,
+    /// Its storage does not work on this node.
+    StorageFails,
     /// The process ends.
     Ends,
 }
@@ -103,6 +105,8 @@ pub struct Reconciler {
     /// It is not taken before this, since it failed here.
     not_before: Moment,
     failures: u32,
+    /// Since when it was served without a failure, or is.
+    well_since: Moment,
     ends: bool,
     /// The epoch whose release was proposed last.
     given_back: u32,
@@ -121,6 +125,8 @@ pub struct Sight<'a, S> {
     pub is_alone: bool,
     /// Whether clients can reach this node, as far as it can know.
     pub is_reachable: bool,
+    /// Whether the storage works on this node, as far as it can know.
+    pub storage_works: bool,
     /// Whether the storage may be up on this node.
     pub may_be_up: bool,
 }
@@ -132,6 +138,7 @@ impl Default for Reconciler {
             free_since: None,
             not_before: Moment::default(),
             failures: 0,
+            well_since: Moment::default(),
             ends: false,
             given_back: 0,
         }
@@ -158,15 +165,25 @@ impl Reconciler {
             return;
         };
         if is_open {
-            self.failures = 0;
+            self.well_since = now;
             let speaks = true;
             self.phase = Phase::Serving { epoch, speaks };
         } else {
-            let pause = FAILED_PAUSE.saturating_mul(1 << self.failures.min(FAILED_MAX));
-            self.failures += 1;
-            self.not_before = now + pause;
+            self.well_since = now;
+            self.failed(now);
             self.phase = Phase::Stopped { epoch };
         }
+    }
+
+    /// It is left to others for longer than the last time, unless it went well for long since: so
+    /// that two nodes on which it fails soon after it was opened don't pass it to and fro.
+    fn failed(&mut self, now: Moment) {
+        if now.since(self.well_since) >= WELL_TIME {
+            self.failures = 0;
+        }
+        let pause = FAILED_PAUSE.saturating_mul(1 << self.failures.min(FAILED_MAX));
+        self.failures += 1;
+        self.not_before = now + pause;
     }
 
     /// What came of [`Step::Silence`] and [`Step::Speak`].
@@ -209,6 +226,14 @@ impl Reconciler {
             // Whatever was half open is closed, and nothing of it has answered.
             self.phase = Phase::Stopped { epoch };
         }
+        let step = self.next(now, sight);
+        if step == Step::Stop(Why::StorageFails) {
+            self.failed(now);
+        }
+        step
+    }
+
+    fn next<S: Fn(NodeId) -> Option<Seen>>(&mut self, now: Moment, sight: Sight<'_, S>) -> Step {
         match self.phase {
             // It was assigned to this life, which has not heard of it yet.
             Phase::StandBy if self.ends && !sight.is_alone && sight.is_own() => {
@@ -227,9 +252,7 @@ impl Reconciler {
                 Step::Stop(Why::Moved(to))
             }
             // Before anybody is fenced for it: another one may be reached.
-            Phase::Assigned { .. } if !sight.is_reachable && sight.is_another_able(now) => {
-                Step::Stop(Why::Unreachable)
-            }
+            Phase::Assigned { .. } if let Some(why) = sight.is_better_off(now) => Step::Stop(why),
             // Another node may have it, which is not known here yet: to listen and to announce the
             // address now would take its hosts away from it.
             Phase::Assigned { .. } if sight.lease <= now || sight.is_stranded(now) => {
@@ -276,7 +299,7 @@ impl Reconciler {
         }
         // It would be given back at once. But what it has already only this node can give back: its
         // lease is not over, since this life of it renews that.
-        if !sight.is_reachable && !sight.is_alone && !is_mine {
+        if !(sight.is_reachable && sight.storage_works) && !sight.is_alone && !is_mine {
             return Step::Wait(now + LOOK_AGAIN);
         }
         let view = View {
@@ -331,6 +354,16 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
         !self.is_reachable && !self.is_another_able(now)
     }
 
+    /// Why another node that is able should have it.
+    fn is_better_off(&self, now: Moment) -> Option<Why> {
+        let why = match (self.is_reachable, self.storage_works) {
+            (true, true) => return None,
+            (false, _) => Why::Unreachable,
+            (true, false) => Why::StorageFails,
+        };
+        self.is_another_able(now).then_some(why)
+    }
+
     fn is_another_able(&self, now: Moment) -> bool {
         let mut candidates = self.view.candidates.iter();
         candidates.any(|node| *node != self.view.me && self.view.is_able(*node, now))
@@ -338,11 +371,12 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
 
     fn serve(&self, now: Moment, speaks: bool) -> Step {
         let holds = now < self.lease && self.is_reachable;
-        match self.moves_to(now) {
-            Some(to) => Step::Stop(Why::Moved(to)),
-            // The others may be reached, and find it released without a wait. If there is nobody to
-            // give it to, it stays, in silence.
-            _ if !self.is_reachable && self.is_another_able(now) => Step::Stop(Why::Unreachable),
+        match (self.moves_to(now), self.is_better_off(now)) {
+            (Some(to), _) => Step::Stop(Why::Moved(to)),
+            // The others may be reached, or their storage may work, and they find it released
+            // without a wait. If there is nobody to give it to, it stays: without a cable in
+            // silence, and where its storage hangs those who don't need that are answered.
+            (None, Some(why)) => Step::Stop(why),
             _ if holds && !speaks => Step::Speak,
             _ if !holds && speaks => Step::Silence,
             _ if holds => Step::Wait(self.lease.min(now + LOOK_AGAIN)),
@@ -357,9 +391,11 @@ const JOIN_AGAIN: Duration = Duration::from_millis(20);
 const LEASE_LOOK: Duration = Duration::from_millis(20);
 /// However quiet it is.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a node that failed to open a service leaves it to others, doubled each time.
+/// How long a node on which a service failed leaves it to others, doubled each time.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 const FAILED_MAX: u32 = 5;
+/// After so long without a failure the doubling begins anew.
+const WELL_TIME: Duration = Duration::from_mins(1);
 
 #[cfg(test)]
 mod tests;

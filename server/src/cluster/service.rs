@@ -58,6 +58,7 @@ use super::connections::{self, Connection};
 use super::definition::{Defined, Definition, Definitions, InForce};
 use super::handles::HandleEntry;
 use super::mounts::{self, Mount};
+use super::replies::{Handed, KeptReply};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::state::FIXED_VERSION;
 
@@ -96,6 +97,10 @@ pub struct ServiceState {
     connections: OrdSet<Connection>,
     definitions: Definitions,
     mounts: OrdSet<Mount>,
+    /// Whose storage does not work, as each says of itself.
+    failing: Vec<NodeId>,
+    /// What the last active node had answered.
+    handed: Handed,
 }
 
 /// Who serves.
@@ -233,6 +238,10 @@ impl ServiceState {
                     .retain(|node| !nodes.contains(node) || Some(*node) == active);
                 Outcome::Done
             }
+            ServiceCommand::Replies { epoch, replies } => {
+                self.handed.add(*epoch, replies);
+                Outcome::Done
+            }
             ServiceCommand::NeedsFence { .. } => {
                 // If it was released meanwhile, nothing of it is open.
                 if let Some(active) = self.service.active
@@ -269,6 +278,8 @@ impl ServiceState {
     /// are over, and whom they were with is to be woken.
     pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
         let service = &mut self.service;
+        // Only who released it was asked for its replies after its last call.
+        self.handed.begin(service.epoch, service.active.is_none());
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
         service.active = Some(active);
@@ -329,6 +340,15 @@ impl ServiceState {
     /// Gives it another name.
     pub(super) fn rename(&mut self, name: &str) {
         self.service.name = name.into();
+    }
+
+    /// Notes whether the storage of a node works.
+    pub(super) fn note_storage(&mut self, node: NodeId, fails: bool) -> Outcome {
+        self.failing.retain(|noted| *noted != node);
+        if fails {
+            self.failing.push(node);
+        }
+        Outcome::Done
     }
 
     /// What a log has from the time when there was one node.
@@ -404,6 +424,16 @@ impl ServiceState {
         writers.filter(move |node| Some(*node) != active)
     }
 
+    /// The nodes that have said that their storage of it does not work.
+    pub fn failing(&self) -> &[NodeId] {
+        &self.failing
+    }
+
+    /// The replies that the last active node handed over to that of an epoch.
+    pub fn handed_to(&self, epoch: u32) -> impl Iterator<Item = &KeptReply> {
+        self.handed.to(epoch)
+    }
+
     /// Where an operator wants it.
     pub const fn wanted(&self) -> Option<NodeId> {
         self.service.wanted
@@ -474,7 +504,8 @@ impl ServiceState {
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
     /// nodes may write, the rows of the lock table, those of the handle table, the connections,
-    /// the definition with what became of it, and the mounts, each with its length in front.
+    /// the definition with what became of it, the mounts, whose storage fails, and the replies, each
+    /// with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -490,16 +521,17 @@ impl ServiceState {
         connections::write(&self.connections, out, &mut buffer)?;
         let Definitions { defined, in_force } = &self.definitions;
         write_row(out, &mut buffer, &(defined.as_deref(), &**in_force))?;
-        mounts::write(&self.mounts, out, &mut buffer)
+        mounts::write(&self.mounts, out, &mut buffer)?;
+        write_row(out, &mut buffer, &self.failing)?;
+        self.handed.write(out, &mut buffer)
     }
 
     /// Reads what [`ServiceState::write`] wrote in a version: 2, when nobody was fenced and no
     /// connections were kept, or later.
     pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
-        let is_current = version >= FIXED_VERSION;
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let writers = if is_current {
+        let writers = if version >= FIXED_VERSION {
             read_row(input, &mut buffer)?.ok_or_else(damaged)?
         } else {
             Vec::new()
@@ -509,17 +541,20 @@ impl ServiceState {
         while let Some((id, entry)) = read_row(input, &mut buffer)? {
             handles.insert(id, entry);
         }
-        let connections = if is_current {
+        let connections = if version >= FIXED_VERSION {
             connections::read(input, &mut buffer)?
         } else {
             OrdSet::new()
         };
         let (mut definitions, mut mounts) = (Definitions::default(), OrdSet::new());
+        let (mut failing, mut handed) = (Vec::new(), Handed::default());
         if version > FIXED_VERSION {
             let row: (Option<Defined>, InForce) =
                 read_row(input, &mut buffer)?.ok_or_else(damaged)?;
             definitions = Definitions::restored(row.0, row.1).ok_or_else(damaged)?;
             mounts = mounts::read(input, &mut buffer)?;
+            failing = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+            handed = Handed::read(input, &mut buffer)?;
         }
         Ok(Self {
             service,
@@ -529,6 +564,8 @@ impl ServiceState {
             connections,
             definitions,
             mounts,
+            failing,
+            handed,
         })
     }
 
@@ -555,6 +592,8 @@ impl ServiceState {
             connections: OrdSet::new(),
             definitions: Definitions::default(),
             mounts: OrdSet::new(),
+            failing: Vec::new(),
+            handed: Handed::default(),
         })
     }
 }

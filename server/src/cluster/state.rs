@@ -27,7 +27,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId};
+use super::command::{
+    Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId, StorageNote,
+};
 use super::definition::{Definition, Undefined};
 use super::members::{MemberCommand, Members};
 use super::numbers::{Allot, Numbers};
@@ -119,6 +121,16 @@ impl ClusterState {
             ClusterCommand::Move { service, to } => {
                 let service = self.services.get_mut(service);
                 service.map_or(Outcome::NoSuchService, |service| service.want(*to))
+            }
+            ClusterCommand::NoteStorage(StorageNote {
+                service,
+                node,
+                fails,
+            }) => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| {
+                    service.note_storage(*node, *fails)
+                })
             }
             ClusterCommand::Name { name } => Outcome::Named(self.name(name)),
             ClusterCommand::Allot(Allot::FileSystem { service, epoch, .. })
@@ -399,7 +411,8 @@ pub const LONE_NAME: &str = "default";
 const LONE_VERSION: u8 = 1;
 /// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
 const EARLIER_VERSION: u8 = 2;
-/// Version 3 had the same members for good, and of services neither definitions nor mounts.
+/// Version 3 had the same members for good, and of services neither definitions nor mounts, nor whose
+/// storage fails, nor replies that are handed over.
 pub(super) const FIXED_VERSION: u8 = 3;
 pub(super) const VERSION: u8 = 4;
 

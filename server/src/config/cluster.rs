@@ -133,6 +133,8 @@ pub struct ServiceConfig {
     pub preferred: Option<String>,
     /// The commands that are run for its storage.
     pub hooks: Hooks,
+    /// How long its storage may take to answer; none if nobody asks it.
+    pub storage_time_max: Option<Duration>,
 }
 
 /// `[cluster]`.
@@ -168,6 +170,7 @@ pub struct ServiceFile {
     takeover_command: Option<Vec<String>>,
     release_command: Option<Vec<String>>,
     hook_seconds: Option<u64>,
+    storage_seconds: Option<u64>,
 }
 
 /// How the addresses of a service come to its active node.
@@ -232,6 +235,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
             settings: settings.clone(),
             preferred: None,
             hooks: Hooks::default(),
+            storage_time_max: None,
         };
         return Ok(NodeConfig {
             settings,
@@ -335,6 +339,7 @@ fn check_service(
         takeover_command,
         release_command,
         hook_seconds,
+        storage_seconds,
     } = service;
     check_name("service.name", &name)?;
     for other in &names {
@@ -387,6 +392,22 @@ fn check_service(
         let problem = format!("has a grace_seconds of more than {GRACE_SECONDS_MAX}");
         return Err(wrong("service", &name, &problem));
     }
+    let storage_time_max = match (cluster, storage_seconds) {
+        // There is no other node that it could be given to.
+        (None, None) | (_, Some(0)) => None,
+        (None, Some(_)) => {
+            let problem = "has storage_seconds, but without [cluster] there is no other node to \
+                           give it to: remove it";
+            return Err(wrong("service", &name, problem));
+        }
+        (Some(_), seconds) => Some(seconds.unwrap_or(STORAGE_SECONDS_DEFAULT)),
+    };
+    if storage_time_max.is_some_and(|seconds| seconds > STORAGE_SECONDS_MAX) {
+        let problem = format!(
+            "has a storage_seconds of more than {STORAGE_SECONDS_MAX} (0: its storage is not asked)"
+        );
+        return Err(wrong("service", &name, &problem));
+    }
     let sources = Sources {
         arguments: exports.into_iter().map(String::into_bytes).collect(),
         file: exports_file,
@@ -411,6 +432,7 @@ fn check_service(
         settings,
         preferred,
         hooks,
+        storage_time_max: storage_time_max.map(Duration::from_secs),
     })
 }
 
@@ -511,6 +533,9 @@ pub const LEASE_MS_DEFAULT: u32 = 1200;
 /// Below this an election of a leader, which takes up to 0.7 s, could end the leases of all.
 const LEASE_MS_MIN: u32 = 1000;
 const LEASE_MS_MAX: u32 = 60_000;
+/// Longer than a disk that works lets anybody wait, also a busy one.
+const STORAGE_SECONDS_DEFAULT: u64 = 10;
+const STORAGE_SECONDS_MAX: u64 = 600;
 const NAME_BYTES_MAX: usize = 64;
 /// What the kernel allows.
 const INTERFACE_BYTES_MAX: usize = 15;

@@ -10,7 +10,7 @@ use crate::cluster::definition::Defined;
 use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, ServiceCommand, ServiceState};
 use crate::definitions;
 use crate::raft::MemberChange;
-use crate::services::{Services, Slot, Takeover};
+use crate::services::{Health, Services, Slot, Takeover};
 
 /// What is so of the cluster and all services.
 pub(super) fn status(services: &Services) -> Value {
@@ -83,6 +83,11 @@ fn one(
     let serving = slot.and_then(|slot| slot.serving());
     let takeover = slot.and_then(|slot| slot.takeover());
     let is_kept = services.config.cluster.is_some();
+    let failing = service.map(|service| {
+        let nodes = service.failing().iter();
+        let names = nodes.map(|node| services.cluster.name_of(*node));
+        names.collect::<Vec<_>>()
+    });
     let needs_fence = slot.is_some_and(|slot| slot.config.hooks.fence.is_some());
     // Where nothing is fenced it is of no concern.
     let unfenced = service.filter(|_| needs_fence).map(|service| {
@@ -110,6 +115,8 @@ fn one(
         "active": active.map(|active| services.cluster.name_of(active.node)),
         "serving": serving.is_some_and(|node| node.gate.is_open()),
         "unfenced": unfenced.unwrap_or_default(),
+        "storage": slot.filter(|slot| slot.config.storage_time_max.is_some()).map(health),
+        "storage_fails_on": failing.unwrap_or_default(),
         "epoch": service.map(ServiceState::epoch),
         "nsm_state": service.map(|service| service.nsm_state().0),
         "complete": service.map(|service| !service.in_grace()),
@@ -143,6 +150,15 @@ fn definition(defined: &Defined, service: &ServiceState, slot: Option<&Arc<Slot>
             "problem": in_force.said,
         })),
     })
+}
+
+/// What this node knows of its storage.
+fn health(slot: &Arc<Slot>) -> Value {
+    match &*slot.health.borrow() {
+        Health::Untried => json!({ "works": null }),
+        Health::Works(form) => json!({ "works": true, "probe": form.as_str() }),
+        Health::Fails(problem) => json!({ "works": false, "problem": problem }),
+    }
 }
 
 fn told(services: &Services, takeover: &Takeover) -> Value {
@@ -246,6 +262,17 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
     if !services.cluster.lives(node, &services.state()) {
         return Err(error(format!(
             "node {to} has not renewed its lease lately, so it can't take service `{name}`"
+        )));
+    }
+    let fails = {
+        let state = services.state();
+        let service = state.service(service);
+        service.is_some_and(|service| service.failing().contains(&node))
+    };
+    if fails {
+        return Err(error(format!(
+            "the storage of service `{name}` does not work on node {to}, as that node says: see \
+             `havenfs service list` there"
         )));
     }
     let command = Command::Cluster(ClusterCommand::Move { service, to: node });

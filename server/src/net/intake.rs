@@ -19,7 +19,7 @@ use crate::export::{Export, Verdict};
 use crate::node::Node;
 use crate::pool::{Job, KINDS, Tell};
 use crate::programs::nfs3::TRANSFER_BYTES_MAX;
-use crate::reply_cache::{Begin, Key};
+use crate::reply_cache::Begin;
 
 /// What a reply without data or entries holds at most.
 const SMALL_REPLY_BYTES: usize = 512;
@@ -76,7 +76,8 @@ impl Intake<'_> {
         };
         let reserved = message.len() + reply_bytes_max(&call);
         let kind = (call.procedure as usize % KINDS, disk_of(self.node, &call));
-        let Some(key) = Key::new(origin, &call).filter(|_| self.port == Port::Nfs) else {
+        let key = self.node.reply_cache.key(origin, &call);
+        let Some(key) = key.filter(|_| self.port == Port::Nfs) else {
             let start = begin_record(out);
             let served = dispatch::serve(
                 self.node,

@@ -9,18 +9,22 @@ mod defined;
 mod taking;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::ServeError;
+use super::handing::hand_over;
 use super::leases::Leases;
-use super::opening::{Open, Shared};
+use super::opening::{Open, SETTLE_DEAD_TIME_MAX, SETTLE_TIME_MAX, Shared};
+use super::probing;
 use super::storage::{Prepared, Reason, Storage};
 use crate::address::AddressError;
 use crate::clock::boot_time;
-use crate::cluster::command::Release;
+use crate::cluster::command::{Release, StorageNote};
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
@@ -28,7 +32,7 @@ use crate::cluster::service::{Active, ServiceState};
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
-use crate::services::{Slot, Takeover};
+use crate::services::{Health, Slot, Takeover};
 
 /// What `serve` hears of a service.
 #[derive(Debug)]
@@ -45,6 +49,10 @@ pub(super) struct Keeper {
     changes: watch::Receiver<u64>,
     /// Whether clients can reach this node.
     link: watch::Receiver<bool>,
+    /// Whether the storage works on this node.
+    health: watch::Receiver<Health>,
+    /// A note of that is on its way into the log.
+    noting: Arc<AtomicBool>,
     events: mpsc::Sender<Event>,
     reconciler: Reconciler,
     id: ServiceId,
@@ -75,6 +83,8 @@ impl Keeper {
         let storage = Storage::new(&slot.config, shared.services.config.cluster.as_ref());
         Self {
             link,
+            health: slot.health.subscribe(),
+            noting: Arc::default(),
             shared,
             leases,
             slot,
@@ -107,6 +117,7 @@ impl Keeper {
             () = defining => {}
             () = stopped(&mut stopping) => return Ok(()),
         }
+        let _probing = self.start_probing();
         loop {
             if *stopping.borrow() {
                 self.reconciler.end();
@@ -114,6 +125,9 @@ impl Keeper {
             self.changes.borrow_and_update();
             self.link.borrow_and_update();
             self.look_at_definition();
+            self.health.borrow_and_update();
+            // Before the step: who is given the service knows that it is not to be given back.
+            self.note_health();
             let wake = match self.step() {
                 Step::End => {
                     self.put_down_or_tell(Reason::Stop).await;
@@ -162,6 +176,8 @@ impl Keeper {
                 Ok(()) = self.changes.changed() => {}
                 // The same.
                 Ok(()) = self.link.changed() => {}
+                // The same.
+                Ok(()) = self.health.changed() => {}
                 Ok(()) = stopping.changed() => {}
             }
         }
@@ -181,6 +197,44 @@ impl Keeper {
             // The store is busy, or ends, and then the process does.
             sleep(TAKE_AGAIN).await;
         }
+    }
+
+    /// Begins to ask the storage whether it works. If it did not in an earlier life of this node,
+    /// it is not believed to before it was seen to.
+    fn start_probing(&self) -> Option<JoinSet<()>> {
+        let time_max = self.slot.config.storage_time_max?;
+        if self.is_noted_failing() {
+            let problem = "it did not when this was noted last".to_owned();
+            self.slot.health.send_replace(Health::Fails(problem));
+        }
+        let mut probing = JoinSet::new();
+        probing.spawn(probing::watch(Arc::clone(&self.slot), time_max));
+        Some(probing)
+    }
+
+    fn is_noted_failing(&self) -> bool {
+        let own = self.shared.services.cluster.own().node;
+        let state = self.shared.services.state();
+        let service = state.service(self.id);
+        service.is_some_and(|service| service.failing().contains(&own))
+    }
+
+    /// Has the log say of this node's storage what is so; if that gets lost, again later.
+    fn note_health(&self) {
+        let fails = self.health.borrow().fails();
+        if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let note = Command::Cluster(ClusterCommand::NoteStorage(StorageNote {
+            service: self.id,
+            node: self.shared.services.cluster.own().node,
+            fails,
+        }));
+        let noting = Arc::clone(&self.noting);
+        let proposer = &self.shared.proposer;
+        proposer.propose_in(Queue::Leases, note, move |_| {
+            noting.store(false, Ordering::Release);
+        });
     }
 
     /// What is to be done now.
@@ -210,6 +264,7 @@ impl Keeper {
             lease: self.lease(),
             is_alone: self.leases.is_alone(),
             is_reachable: *self.link.borrow(),
+            storage_works: !self.health.borrow().fails(),
             may_be_up: self.storage.may_be_up(),
         };
         self.reconciler.poll(boot_time(), sight)
@@ -284,6 +339,13 @@ impl Keeper {
                         );
                         (Duration::ZERO, Reason::Move)
                     }
+                    Why::StorageFails => {
+                        tracing::warn!(
+                            service = name,
+                            "its storage does not work on this node: giving it to another one"
+                        );
+                        (Duration::ZERO, Reason::Failed)
+                    }
                     Why::Ends => (STOP_TIME_MAX, Reason::Stop),
                 };
                 self.stop(time_max, reason).await?;
@@ -343,14 +405,23 @@ impl Keeper {
         if let Some(gate) = &self.gate {
             gate.close();
         }
+        let settle_time_max = if self.health.borrow().fails() {
+            SETTLE_DEAD_TIME_MAX
+        } else {
+            SETTLE_TIME_MAX
+        };
         if let Some(opened) = &self.opened {
             opened
-                .settle()
+                .settle(settle_time_max)
                 .await
                 .map_err(|problem| ServeError::Unsettled {
                     service: self.slot.config.name.clone(),
                     problem: problem.to_string(),
                 })?;
+            if !self.leases.is_alone() {
+                let proposer = &self.shared.proposer;
+                hand_over(proposer, self.id, &opened.node).await;
+            }
         }
         self.put_down(reason).await
     }

@@ -1,11 +1,13 @@
 //! Renews this node's lease, and opens the gates of the services that it holds for as long.
 //!
 //! Runs on a thread of its own: a renewal that comes late takes all services of the node away, so
-//! nothing else may be in its way. What the lease is worth is decided in
+//! nothing else may be in its way. How long renewals take is kept for people, and told to the log
+//! when it comes near the lease. What the lease is worth is decided in
 //! [`cluster::lease`](crate::cluster::lease); here are the clock, the proposals and the gates.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 use crate::clock::boot_time;
 use crate::cluster::command::Renewal;
 use crate::cluster::lease::{Lease, Moment};
+use crate::cluster::renewal_times::RenewalTimes;
 use crate::cluster::service::Active;
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
 use crate::gate::Gate;
@@ -29,6 +32,10 @@ pub(super) struct Leases {
     /// How often the lease is renewed; never without a cluster.
     every: Option<Duration>,
     cluster: Cluster,
+    lease: Duration,
+    times: Arc<Mutex<RenewalTimes>>,
+    /// When the thread last began a renewal, or would have.
+    beat: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -37,11 +44,20 @@ struct Inner {
     gates: BTreeMap<ServiceId, Arc<Gate>>,
     /// When the first renewal was committed.
     joined: Option<Moment>,
+    /// When it was last told that renewals are slow.
+    warned: Option<Moment>,
 }
 
 impl Leases {
     /// The lease of this life of a node; `alone`: there is no cluster, and no lease to renew.
-    pub(super) fn new(proposer: Proposer, cluster: Cluster, lease_ms: u32, alone: bool) -> Self {
+    /// `times`: where it is noted how long renewals take.
+    pub(super) fn new(
+        proposer: Proposer,
+        cluster: Cluster,
+        lease_ms: u32,
+        alone: bool,
+        times: Arc<Mutex<RenewalTimes>>,
+    ) -> Self {
         let Active { node, incarnation } = cluster.own();
         let every = Duration::from_millis(u64::from(lease_ms / RENEWALS_PER_LEASE));
         Self {
@@ -50,9 +66,13 @@ impl Leases {
                 lease: Lease::new(node, incarnation, lease_ms),
                 gates: BTreeMap::new(),
                 joined: alone.then(boot_time),
+                warned: None,
             }),
             every: (!alone).then_some(every),
             cluster,
+            lease: Duration::from_millis(u64::from(lease_ms)),
+            times,
+            beat: AtomicU64::new(boot_time().0),
         }
     }
 
@@ -87,6 +107,7 @@ impl Leases {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.beat.store(boot_time().0, Ordering::Release);
             // Whoever is going to be a voter is a member before: the lease begins in time.
             if self.cluster.needs_no_lease() {
                 self.lock().joined.get_or_insert_with(boot_time);
@@ -114,11 +135,40 @@ impl Leases {
 
     fn renewed(&self, seq: u64, services: &[(ServiceId, u32)]) {
         let mut inner = self.lock();
-        inner.lease.renewed(seq, services);
+        if let Some(asked) = inner.lease.renewed(seq, services) {
+            self.note_time(&mut inner, asked);
+        }
         inner.joined.get_or_insert_with(boot_time);
         for (service, epoch) in services {
             inner.open(*service, *epoch);
         }
+    }
+
+    fn note_time(&self, inner: &mut Inner, asked: Moment) {
+        let now = boot_time();
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.note(now.since(asked));
+        let is_news = inner
+            .warned
+            .is_none_or(|warned| now.since(warned) >= WARN_AGAIN_AFTER);
+        if is_news && times.are_slow(self.lease) {
+            inner.warned = Some(now);
+            tracing::warn!(
+                p99 = ?times.p99(),
+                lease = ?self.lease,
+                "renewals of the lease are slow: if they take longer than the lease, services stop\n\
+                 hint: see the disks of the state directories and the network between the nodes, or \
+                 raise lease_ms on all nodes"
+            );
+        }
+    }
+
+    /// Whether the thread that renews the lease lives, and gets its turn.
+    pub(super) fn is_beating(&self) -> bool {
+        let beat = Moment(self.beat.load(Ordering::Acquire));
+        let silent = boot_time().since(beat);
+        self.every
+            .is_none_or(|every| silent < every.max(BEAT_MIN) * BEATS_MISSED_MAX)
     }
 
     /// A service is assigned to this node by a command with this renewal in it; returns its gate.
@@ -182,5 +232,11 @@ pub(super) struct Renewing {
     _thread: JoinHandle<()>,
 }
 
+/// How often it is told that renewals are slow.
+const WARN_AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// The thread of the lease is taken for dead after so many beats that did not come, each of
+/// `BEAT_MIN` at least.
+const BEATS_MISSED_MAX: u32 = 5;
+const BEAT_MIN: Duration = Duration::from_millis(200);
 /// A lease outlives some renewals that come late or not at all.
 const RENEWALS_PER_LEASE: u32 = 6;

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use imbl::OrdSet;
@@ -16,8 +17,10 @@ use tokio::task::AbortHandle;
 
 use super::connections::replicate_connections;
 use super::defining::Following;
+use super::handing::take_over;
 use super::mounts::{replicate_mounts, replicated_list, tell_last};
 use super::ports::{self, Numbers, Ports};
+use super::probing;
 use super::{ServeError, spawn_port, system, tidy};
 use crate::address::Floating;
 use crate::address::guard::Guard;
@@ -126,7 +129,13 @@ pub(super) async fn open(
     let made = made.await.map_err(std::io::Error::other);
     let (node, locks) = made.map_err(system("open the exports"))??;
     note("exports");
+    if let Some(time_max) = slot.config.storage_time_max {
+        // Nothing of a client is under way yet, so it can be left alone, also if it hangs.
+        probing::try_once(slot, &node, time_max).await?;
+        note("probe");
+    }
     locks.open().await.map_err(ServeError::Activate)?;
+    take_over(&shared.services.state(), service, &node);
     note("locks");
     let mut opened = Open {
         choice: Arc::new(Choice::Off(register::OffReason::Asked)),
@@ -512,10 +521,12 @@ impl Open {
     /// # Errors
     /// If a call is stuck in the kernel, or what was written can't be brought to disk in time: then
     /// nobody may be told that this node has stopped.
-    pub(super) async fn settle(&self) -> Result<(), Unsettled> {
+    pub(super) async fn settle(&self, time_max: Duration) -> Result<(), Unsettled> {
         let node = Arc::clone(&self.node);
         let settle = move || {
-            if !node.pool.finish(SETTLE_TIME_MAX) {
+            let stuck = node.pool.finish(time_max);
+            // What is written to ask the storage whether it works is nobody's.
+            if stuck > node.probes.load(Ordering::Acquire) {
                 return Err(Unsettled::Stuck);
             }
             let exports = node.exports.load();
@@ -527,7 +538,7 @@ impl Open {
             synced.then_some(()).ok_or(Unsettled::NotOnDisk)
         };
         let settling = tokio::task::spawn_blocking(settle);
-        match tokio::time::timeout(SETTLE_TIME_MAX + SETTLE_TIME_MAX, settling).await {
+        match tokio::time::timeout(time_max + time_max, settling).await {
             Ok(Ok(settled)) => settled,
             // A panic has ended the process already.
             Ok(Err(_)) | Err(_) => Err(Unsettled::NotOnDisk),
@@ -594,4 +605,6 @@ const WAKE_PAUSES: [Duration; 3] = [
 ];
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long the workers, and then the disk, may take at the end.
-const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
+/// The same where it is known that the disk does not answer.
+pub(super) const SETTLE_DEAD_TIME_MAX: Duration = Duration::from_secs(1);

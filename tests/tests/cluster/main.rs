@@ -3,7 +3,7 @@
 //!
 //! Every test judges by what clients were told, and prints its times. Addresses are fixed ones of
 //! 127.A.B.x that all nodes have, so a test can't show that an address moves; the lab can. Nothing
-//! needs root or a port below 1024.
+//! needs root or a port below 1024, but `root_disks`, which mounts.
 
 #![expect(clippy::print_stdout, reason = "times are for who reads the output")]
 
@@ -19,7 +19,9 @@ mod members;
 mod moves;
 mod pause;
 mod repairs;
+mod root_disks;
 mod scene;
 mod services;
 mod store;
 mod takeover;
+mod watchdog;

@@ -1,9 +1,16 @@
 //! Planned moves, to and fro, under load.
 
+use std::fs;
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use havenfs_rpc::program;
+use havenfs_tests::client::Peer;
+use havenfs_tests::client::nfs::{args, dirop, procedure};
+use havenfs_tests::client::peer::Transport;
+use havenfs_tests::client::rpc::{Cred, Header, next_xid};
 use havenfs_tests::cluster::{Cluster, POLL};
 
 use crate::scene::{ALPHA, Locked, ONE, Scene, ms, rises_by_one};
@@ -148,4 +155,46 @@ fn a_move_whose_old_node_dies_loses_nothing() -> Result<()> {
 #[test]
 fn a_move_whose_new_node_dies_loses_nothing() -> Result<()> {
     a_move_is_cut_short(Dies::New)
+}
+
+/// Removes a file, and sends the same call again over a new connection each time the service is
+/// somewhere else.
+#[test]
+fn a_call_that_is_sent_again_after_a_move_gets_its_first_answer() -> Result<()> {
+    Cluster::run(&ONE, |cluster| {
+        let mut scene = Scene::new(cluster)?;
+        let export = cluster.site.export(ALPHA);
+        fs::write(export.join("gone"), "")?;
+        let root = scene.c.mount(&export.to_string_lossy())?;
+        let root = root.map_err(|status| anyhow!("MNT: status {status}"))?;
+        let args = args(|w| dirop(w, &root, b"gone"));
+        let header = Header::new(program::NFS, 3, procedure::REMOVE, &Cred::root());
+        let message = header.message(next_xid(), &args);
+        let (own, at) = (scene.c.address, scene.c.service);
+        let nfs = SocketAddr::new(at, cluster.site.ports.nfs);
+        let send = || {
+            let mut peer = Peer::connect_from(Transport::Tcp, SocketAddr::new(own, 0), nfs)?;
+            peer.send(&message)?;
+            peer.receive()
+        };
+        let first = send()?;
+        // NFS3_OK behind the header of the reply.
+        ensure!(first.get(24..28) == Some(&[0; 4]), "{first:02x?}");
+        for to in ["n2", "n3", "n1"] {
+            cluster.move_to(ALPHA, to)?;
+            let again = send()?;
+            ensure!(again == first, "on {to}: {again:02x?}, not {first:02x?}");
+        }
+        // A node that ends gives it away as well.
+        cluster.stop("n1")?;
+        let serving = cluster.wait_serving(ALPHA, |_| true)?;
+        ensure!(send()? == first, "after the end of a node");
+        // Who dies hands nothing over.
+        cluster.restart("n1")?;
+        cluster.kill(serving.node)?;
+        cluster.wait_serving(ALPHA, |now| now.node != serving.node)?;
+        let again = send()?;
+        ensure!(again.get(24..28) == Some(&[0, 0, 0, 2]), "{again:02x?}");
+        scene.lock_and_wait()
+    })
 }

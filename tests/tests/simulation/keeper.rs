@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use havenfs::cluster::command::{Assign, Release, RenewalId};
+use havenfs::cluster::command::{Assign, Release, RenewalId, StorageNote};
 use havenfs::cluster::lease::{Moment, wait};
 use havenfs::cluster::placement::{Seen, View};
-use havenfs::cluster::reconcile::{Reconciler, Sight, Step};
+use havenfs::cluster::reconcile::{Reconciler, Sight, Step, Why};
 use havenfs::cluster::{
     ClusterCommand, Command, NodeId, Outcome, Queue, ServiceCommand, ServiceId,
 };
@@ -61,6 +61,10 @@ pub(crate) struct Keeper {
     wake: u64,
     /// When the storage last answered a probe.
     probed: u64,
+    /// It did not, for too long; or an opening found out.
+    fails: bool,
+    /// When the log was last asked to note that, or that it works again.
+    noted: u64,
 }
 
 impl World {
@@ -89,7 +93,12 @@ impl World {
 
     pub(crate) fn named(&mut self, n: usize, s: usize) {
         let id = self.nodes[n].state.service_named(&format!("s{s}"));
-        self.nodes[n].keepers[s].id = id;
+        let own = node_id(n);
+        let state = id.and_then(|id| self.nodes[n].state.service(id));
+        let fails = state.is_some_and(|service| service.failing().contains(&own));
+        let keeper = &mut self.nodes[n].keepers[s];
+        (keeper.id, keeper.probed, keeper.fails) = (id, self.now, fails);
+        self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s));
         self.poll_keeper(n, s);
     }
 
@@ -125,6 +134,7 @@ impl World {
         let sabotage = self.sabotage;
         let node = &mut self.nodes[n];
         let mut reconciler = std::mem::take(&mut node.keepers[s].reconciler);
+        let fails = node.keepers[s].fails;
         let (state, own_ms) = (&node.state, node.lease_ms);
         let seen_by_node = &node.seen;
         let seen = |of: NodeId| {
@@ -156,6 +166,7 @@ impl World {
             lease: gate.map_or(Moment::default(), |gate| gate.until.get()),
             is_alone: false,
             is_reachable: true,
+            storage_works: !fails,
             may_be_up: false,
         };
         let step = reconciler.poll(now, sight);
@@ -204,8 +215,12 @@ impl World {
                 let took = self.short_time();
                 self.done_after(n, s, took, Deed::Dropped);
             }
-            Step::Stop(_) => {
-                self.count("services moved away");
+            Step::Stop(why) => {
+                self.count(if why == Why::StorageFails {
+                    "services given up for their storage"
+                } else {
+                    "services moved away"
+                });
                 self.hush(n, s);
                 let took = self.between(1, 100) * MS;
                 self.done_after(n, s, took, Deed::Stopped);
@@ -367,9 +382,12 @@ impl World {
         let is_open = !hangs && self.now >= node.open_fails_until;
         let keeper = &mut node.keepers[s];
         keeper.reconciler.opened(now, is_open);
+        // A probe is a part of the opening.
+        keeper.fails |= hangs;
         let Some(gate) = keeper.gate.clone().filter(|_| is_open) else {
             self.count("services not opened");
             self.let_go(n, s);
+            self.note_storage(n, s);
             return;
         };
         let epoch = gate.epoch;
@@ -385,7 +403,6 @@ impl World {
         keeper.probed = self.now;
         self.announce(n, s);
         self.count("services opened");
-        self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s, epoch));
         self.notify_hosts(n, s);
         self.look_for_grants(n);
     }
@@ -486,29 +503,46 @@ impl World {
         keeper.serving = None;
     }
 
-    /// Asks the storage whether it still answers: a renewal vouches for the data path too.
-    pub(crate) fn probe(&mut self, n: usize, s: usize, epoch: u32) {
+    /// Asks the storage whether it still answers, also while another node serves it.
+    pub(crate) fn probe(&mut self, n: usize, s: usize) {
         let node = &mut self.nodes[n];
         let hangs = self.now < node.storage_hangs_until;
         let keeper = &mut node.keepers[s];
-        let serves = keeper.serving.as_ref().map(|serving| serving.gate.epoch);
-        if serves != Some(epoch) {
-            return;
-        }
+        let failed = keeper.fails;
         if !hangs {
             keeper.probed = self.now;
-        } else if self.now - keeper.probed > PROBE_MAX
-            && !keeper.is_busy
-            && self.sabotage != Some(Sabotage::NoProbe)
-        {
-            self.count("services given up for their storage");
-            self.say(|_| format!("n{n} s{s}: the storage hangs"));
-            self.let_go(n, s);
-            self.nodes[n].keepers[s].reconciler.stopped();
-            self.idle(n, s);
+            keeper.fails = false;
+        } else if self.now - keeper.probed > PROBE_MAX && self.sabotage != Some(Sabotage::NoProbe) {
+            keeper.fails = true;
+        }
+        let fails = keeper.fails;
+        self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s));
+        self.note_storage(n, s);
+        if fails != failed {
+            self.say(|_| format!("n{n} s{s}: the storage fails: {fails}"));
+            self.poll_keeper(n, s);
+        }
+    }
+
+    /// Has the log note whether the storage works, if it says otherwise.
+    fn note_storage(&mut self, n: usize, s: usize) {
+        let (own, now) = (node_id(n), self.now);
+        let node = &mut self.nodes[n];
+        let keeper = &mut node.keepers[s];
+        let Some(service) = keeper.id else { return };
+        let state = node.state.service(service);
+        let is_noted = state.is_some_and(|state| state.failing().contains(&own));
+        if keeper.fails == is_noted || now - keeper.noted < NOTE_AGAIN {
             return;
         }
-        self.node_after(n, PROBE_EVERY, NodeEvent::Probe(s, epoch));
+        keeper.noted = now;
+        let fails = keeper.fails;
+        let note = Command::Cluster(ClusterCommand::NoteStorage(StorageNote {
+            service,
+            node: own,
+            fails,
+        }));
+        self.propose(n, Queue::Leases, note, Then::Nothing);
     }
 
     /// The node that serves a service, and can.
@@ -535,6 +569,8 @@ const TAKE_AGAIN: u64 = 20 * MS;
 const RELEASE_MAX: u64 = 500 * MS;
 /// How long it waits for a note in the log.
 const NOTE_MAX: u64 = 5000 * MS;
+/// When a note of the storage is taken for lost.
+const NOTE_AGAIN: u64 = 1000 * MS;
 const PROBE_EVERY: u64 = 200 * MS;
 /// How long a storage may take to answer.
 const PROBE_MAX: u64 = 1000 * MS;

@@ -42,7 +42,7 @@ pub(crate) enum NodeEvent {
     // Of its services.
     Poll(usize, u64),
     Done(usize, u64, Deed),
-    Probe(usize, u32),
+    Probe(usize),
     // Of its hosts.
     Call(Rc<Call>),
     Submit(ServedCall),
@@ -202,7 +202,7 @@ impl World {
             NodeEvent::Propose(renewal) => self.propose_renewal(n, renewal),
             NodeEvent::Poll(s, wake) => self.wake_keeper(n, s, wake),
             NodeEvent::Done(s, step, deed) => self.done(n, s, step, deed),
-            NodeEvent::Probe(s, epoch) => self.probe(n, s, epoch),
+            NodeEvent::Probe(s) => self.probe(n, s),
             NodeEvent::Call(call) => self.call(n, &call),
             NodeEvent::Submit(call) => self.submit(n, call),
             NodeEvent::Work(call) => self.work(n, call),

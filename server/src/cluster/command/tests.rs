@@ -55,6 +55,13 @@ fn commands_keep_their_numbers() {
             },
         ),
         (16, ServiceCommand::NeedsFence { epoch }),
+        (
+            17,
+            ServiceCommand::Replies {
+                epoch,
+                replies: Vec::new(),
+            },
+        ),
     ] {
         let bytes = of_service(command.clone()).encode();
         assert_eq!(bytes[..4], [VERSION, 1, 5, number], "{command:?}");
@@ -78,6 +85,14 @@ fn commands_keep_their_numbers() {
         ),
         (4, ClusterCommand::Name { name: "a".into() }),
         (5, ClusterCommand::Allot(Allot::Import(Vec::new()))),
+        (
+            6,
+            ClusterCommand::NoteStorage(StorageNote {
+                service: ServiceId(1),
+                node: NodeId(2),
+                fails: true,
+            }),
+        ),
     ] {
         let bytes = Command::Cluster(command.clone()).encode();
         assert_eq!(bytes[..3], [VERSION, 0, number], "{command:?}");

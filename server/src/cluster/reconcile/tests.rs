@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
-use crate::cluster::command::{Assign, Release, Renewal};
+use crate::cluster::command::{Assign, Release, Renewal, StorageNote};
 use crate::cluster::{ClusterCommand, ClusterState, Command, Origin, ServiceId};
 
 const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
@@ -28,6 +28,7 @@ struct Scene {
     other_seen: Option<(u64, Moment)>,
     lease: Moment,
     is_reachable: bool,
+    storage_works: bool,
     may_be_up: bool,
 }
 
@@ -39,6 +40,7 @@ impl Scene {
             other_seen: Some((1, Moment::default())),
             lease: Moment::default(),
             is_reachable: true,
+            storage_works: true,
             may_be_up: false,
         };
         scene.log(ClusterCommand::Name { name: "a".into() });
@@ -60,6 +62,25 @@ impl Scene {
             renewal: renewal(node),
             unix_seconds: 0,
             recover: false,
+        }));
+    }
+
+    fn release(&mut self, epoch: u32) {
+        self.log(ClusterCommand::Release(Release {
+            service: self.service(),
+            epoch,
+            node: NODES[0],
+            incarnation: 1,
+        }));
+        self.reconciler.released();
+    }
+
+    /// A node says whether its storage fails.
+    fn note(&mut self, node: NodeId, fails: bool) {
+        self.log(ClusterCommand::NoteStorage(StorageNote {
+            service: self.service(),
+            node,
+            fails,
         }));
     }
 
@@ -93,6 +114,7 @@ impl Scene {
             lease: self.lease,
             is_alone: false,
             is_reachable: self.is_reachable,
+            storage_works: self.storage_works,
             may_be_up: self.may_be_up,
         };
         self.reconciler.poll(at(ms), sight)
@@ -369,4 +391,153 @@ fn what_may_be_up_is_let_go_before_anything_else_unless_it_is_its_own() {
         recover: false,
     }));
     assert!(matches!(scene.poll(5000), Step::Take { .. }));
+}
+
+#[test]
+fn a_node_whose_storage_fails_gives_it_away_and_takes_it_when_the_storage_works_again() {
+    let mut scene = Scene::serving();
+    scene.storage_works = false;
+    scene.other_seen = Some((1, at(5000)));
+    assert_eq!(scene.poll(5100), Step::Stop(Why::StorageFails));
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5101), Step::Release { epoch: 1 });
+    scene.release(1);
+    // The other one does not come, and still it is not taken here.
+    assert_eq!(scene.poll(9000), Step::Wait(at(10_000)));
+    scene.storage_works = true;
+    assert!(matches!(scene.poll(9001), Step::Take { .. }));
+}
+
+#[test]
+fn it_is_not_taken_back_at_once_and_later_each_time_it_fails_soon() {
+    let mut scene = Scene::serving();
+    let mut now = 5100;
+    for (round, pause) in [1000, 2000, 4000].into_iter().enumerate() {
+        let epoch = round as u32 + 1;
+        scene.storage_works = false;
+        scene.other_seen = Some((1, at(now)));
+        assert_eq!(scene.poll(now), Step::Stop(Why::StorageFails));
+        scene.reconciler.stopped();
+        assert_eq!(scene.poll(now), Step::Release { epoch });
+        scene.release(epoch);
+        scene.storage_works = true;
+        assert!(matches!(scene.poll(now + pause - 1), Step::Wait(_)));
+        now += pause;
+        assert!(matches!(scene.poll(now), Step::Take { .. }));
+        scene.assign(1, epoch, None);
+        scene.reconciler.taken(Some(epoch + 1));
+        scene.lease = at(now + 1200);
+        assert_eq!(scene.poll(now), Step::Open { epoch: epoch + 1 });
+        scene.reconciler.opened(at(now), true);
+    }
+    // A minute without a failure: it begins anew.
+    now += 60_000;
+    scene.storage_works = false;
+    scene.other_seen = Some((1, at(now)));
+    assert_eq!(scene.poll(now), Step::Stop(Why::StorageFails));
+    scene.reconciler.stopped();
+    scene.release(4);
+    scene.storage_works = true;
+    assert!(matches!(scene.poll(now + 999), Step::Wait(_)));
+    assert!(matches!(scene.poll(now + 1000), Step::Take { .. }));
+}
+
+#[test]
+fn where_the_storage_fails_for_all_it_stays_and_goes_on_to_answer() {
+    let mut scene = Scene::serving();
+    scene.storage_works = false;
+    scene.other_seen = Some((1, at(5000)));
+    scene.note(NODES[1], true);
+    assert_eq!(scene.poll(5100), Step::Wait(at(6100)));
+    // Nor is it moved there.
+    let (service, to) = (scene.service(), NODES[1]);
+    scene.log(ClusterCommand::Move { service, to });
+    assert_eq!(scene.poll(5101), Step::Wait(at(6101)));
+    scene.note(NODES[1], false);
+    assert_eq!(scene.poll(5102), Step::Stop(Why::Moved(to)));
+}
+
+#[test]
+fn nobody_is_fenced_for_a_node_whose_storage_fails() {
+    let mut scene = Scene::new();
+    scene.assign(1, 0, None);
+    scene.reconciler.taken(Some(1));
+    scene.lease = at(6300);
+    scene.storage_works = false;
+    scene.other_seen = Some((1, at(5000)));
+    assert_eq!(scene.poll(5101), Step::Stop(Why::StorageFails));
+    // There is nobody else: it may work by now.
+    scene.note(NODES[1], true);
+    assert_eq!(scene.poll(5101), Step::Open { epoch: 1 });
+}
+
+/// Two nodes, on each of which the service opens and fails a moment later, and which believe at
+/// once that their storage works again: as bad as it can be.
+#[test]
+fn two_nodes_do_not_pass_it_to_and_fro_in_a_tight_loop() {
+    const FAILS_AFTER_MS: u64 = 50;
+    let mut scene = Scene::new();
+    scene.other_seen = Some((1, Moment::NEVER));
+    let mut nodes = [Reconciler::default(), Reconciler::default()];
+    let mut opened_at = [None; 2];
+    for ms in 5000..25_000 {
+        for n in 0..2 {
+            let me = NODES[n];
+            let renewal = renewal(me.0);
+            let is_bad = opened_at[n].is_some_and(|opened| ms > opened + FAILS_AFTER_MS);
+            let sight = Sight {
+                view: View {
+                    state: &scene.state,
+                    service: scene.service(),
+                    me,
+                    incarnation: 1,
+                    candidates: &NODES,
+                    preferred: None,
+                    seen: |_| {
+                        let id = renewal.id();
+                        Some(Seen { id, at: at(ms) })
+                    },
+                    free_since: Moment::default(),
+                    joined: Moment::default(),
+                    not_before: Moment::default(),
+                    is_stale: false,
+                },
+                joined: Some(at(0)),
+                lease: at(ms + 1200),
+                is_alone: false,
+                is_reachable: true,
+                storage_works: !is_bad,
+                may_be_up: false,
+            };
+            match nodes[n].poll(at(ms), sight) {
+                Step::Take { expected_epoch, .. } => {
+                    scene.assign(me.0, expected_epoch, None);
+                    nodes[n].taken(Some(expected_epoch + 1));
+                }
+                Step::Open { .. } => {
+                    nodes[n].opened(at(ms), true);
+                    opened_at[n] = Some(ms);
+                }
+                Step::Stop(why) => {
+                    assert_eq!(why, Why::StorageFails);
+                    opened_at[n] = None;
+                    nodes[n].stopped();
+                }
+                Step::Release { epoch } => {
+                    let service = scene.service();
+                    scene.log(ClusterCommand::Release(Release {
+                        service,
+                        epoch,
+                        node: me,
+                        incarnation: 1,
+                    }));
+                    nodes[n].released();
+                }
+                step => assert!(matches!(step, Step::Wait(_)), "{step:?}"),
+            }
+        }
+    }
+    let service = scene.state.service(scene.service()).unwrap();
+    // Five pauses of each node: 1, 2, 4, 8 and the rest of 20 seconds.
+    assert!((4..=10).contains(&service.epoch()), "{}", service.epoch());
 }

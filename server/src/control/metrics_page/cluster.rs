@@ -2,9 +2,10 @@
 //! who is heard of, where each service is, how it came here.
 
 use std::fmt::Write as _;
+use std::sync::PoisonError;
 
 use crate::cluster::service::ServiceState;
-use crate::services::{Services, Slot};
+use crate::services::{Health, Services, Slot};
 
 /// What is so right now.
 pub(super) fn put(text: &mut String, services: &Services) {
@@ -12,6 +13,24 @@ pub(super) fn put(text: &mut String, services: &Services) {
     let leads = services.cluster.leader() == Some(own);
     family(text, "leads", "1 if this node leads the log.");
     sample(text, "leads", &[], u64::from(leads));
+    let p99 = {
+        let times = services.renewal_times.lock();
+        times.unwrap_or_else(PoisonError::into_inner).p99()
+    };
+    if let Some(p99) = p99 {
+        let name = "lease_renewal_p99_microseconds";
+        family(
+            text,
+            name,
+            "What 99 of the last 100 renewals of the lease took at most.",
+        );
+        sample(
+            text,
+            name,
+            &[],
+            u64::try_from(p99.as_micros()).unwrap_or(u64::MAX),
+        );
+    }
     family(
         text,
         "member_heard",
@@ -64,6 +83,19 @@ pub(super) fn put(text: &mut String, services: &Services) {
             &[("service", name)],
             unfenced as u64,
         );
+    }
+    family(
+        text,
+        "service_storage_works",
+        "0 if the storage of a service does not work on this node; missing if it was not tried.",
+    );
+    for (slot, name, _) in &named {
+        let works = match &*slot.health.borrow() {
+            Health::Untried => continue,
+            health => !health.fails(),
+        };
+        let labels = [("service", *name)];
+        sample(text, "service_storage_works", &labels, u64::from(works));
     }
     family(
         text,

@@ -128,6 +128,15 @@ fn one(answer: &Value, service: &Value) -> String {
             ""
         );
     }
+    if let Some(problem) = service["storage"]["problem"].as_str() {
+        let _ = writeln!(out, "{:17}STORAGE FAILS here: {problem}", "");
+    } else if let Some(probe) = service["storage"]["probe"].as_str() {
+        let _ = writeln!(out, "{:17}storage works here ({probe})", "");
+    }
+    if !list(service, "storage_fails_on").is_empty() {
+        let nodes = get("storage_fails_on");
+        let _ = writeln!(out, "{:17}its storage FAILS ON {nodes}", "");
+    }
     if let Some(takeover) = service.get("last_takeover").filter(|last| last.is_object()) {
         let from = match takeover.get("from").and_then(Value::as_str) {
             Some(from) => format!(" from {from}"),

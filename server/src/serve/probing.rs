@@ -1,0 +1,397 @@
+//! Asks the storage of a service, all the time, whether it still answers on this node: a lease
+//! vouches for the data path too.
+//!
+//! One task for each service, for as long as the process runs, in a cluster only. It makes one
+//! round after the other; a round [tries](crate::backend::probe) each exported file system once.
+//! While the service is served here the round goes through the same threads as its calls, so that it
+//! finds out about them as well. While it is not, the task tries the exported directories by itself,
+//! unless commands make the storage ready: then it must not be touched. So a node that stands by is
+//! known to be no better off before the service is given to it; and a node that gave it away takes
+//! it only when its storage works again. Does not decide what follows: it tells the slot, and the
+//! [keeper](super::keeper) tells the log, and asks `cluster::reconcile`.
+//!
+//! ```text
+//!   disk hangs      round begins             deadline            calls end
+//!       |---- pause ----|------ storage_seconds ----|-- the keeper is woken --|
+//! ```
+//!
+//! So a node whose disk hangs answers nothing later than one pause, a sixth of the deadline and two
+//! seconds at most, and the deadline after that, if another node is able. One that stands by has
+//! two thirds of the deadline: when the storage hangs for all nodes, the others have said so before
+//! the active one judges, and it stays where it is.
+//!
+//! A disk that is busy is not dead. While clients' syncs come back, a round may take as long as it
+//! takes; and only time in which this process ran counts, since one that was stopped would else take
+//! its own absence for that of the disk. The cost is a sync of 4 KiB in every pause: 36 a minute
+//! with the default deadline, on each node that may touch the storage.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::ServeError;
+use crate::backend::probe::{Expected, Form, probe};
+use crate::backend::volume::Volume;
+use crate::export;
+use crate::fault::{Fault, is_planted};
+use crate::node::Node;
+use crate::pool::{self, Job};
+use crate::services::{Health, Slot};
+
+/// Runs as long as the process. `time_max`: how long the storage may take.
+pub(super) async fn watch(slot: Arc<Slot>, time_max: Duration) {
+    let may_touch = slot.config.hooks.all().next().is_none();
+    let mut failed_at: Option<Instant> = None;
+    loop {
+        sleep(pause(time_max)).await;
+        if let Some(node) = slot.serving() {
+            serving_round(&slot, &node, time_max).await;
+        } else if may_touch {
+            standby_round(&slot, time_max * 2 / 3).await;
+        } else if slot.health.borrow().fails() {
+            // Nothing can be tried here but by an opening. Not at once, since two nodes whose
+            // storage is dead would pass the service to and fro.
+            let since = failed_at.get_or_insert_with(Instant::now);
+            if since.elapsed() >= TRY_AGAIN_AFTER {
+                tell(&slot, Health::Untried);
+            }
+            continue;
+        } else {
+            tell(&slot, Health::Untried);
+        }
+        failed_at = None;
+    }
+}
+
+/// One try before the service is opened, which is not to be opened on storage that is dead.
+///
+/// # Errors
+/// If it is.
+pub(super) async fn try_once(
+    slot: &Slot,
+    node: &Node,
+    time_max: Duration,
+) -> Result<(), ServeError> {
+    let mut round = Round::through_pool(node);
+    let health = loop {
+        match round.go_on(time_max).await {
+            Progress::Late(path) => break Health::Fails(late(&path, time_max)),
+            Progress::Done(health) => break health,
+            Progress::Waits => {}
+        }
+    };
+    tell(slot, health.clone());
+    match health {
+        Health::Fails(problem) => Err(ServeError::DeadStorage(problem)),
+        Health::Works(_) | Health::Untried => Ok(()),
+    }
+}
+
+/// A round through the threads of the service; ends early if that is not served here any more.
+async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
+    let mut round = Round::through_pool(node);
+    loop {
+        match round.go_on(time_max).await {
+            Progress::Done(health) => return tell(slot, health),
+            // It is waited for all the same: if it comes, the storage works.
+            Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
+            Progress::Waits => {}
+        }
+        let serving = slot.serving();
+        if !serving.is_some_and(|serving| Arc::ptr_eq(&serving, node)) {
+            return;
+        }
+    }
+}
+
+/// A round of a node that stands by. If it hangs, nothing else is tried here before it comes back.
+async fn standby_round(slot: &Slot, time_max: Duration) {
+    let sources = slot.config.settings.sources.clone();
+    let mut round = Round::new([(slot.config.name.clone().into(), None)]);
+    let tell_it = round.tell.clone();
+    tokio::task::spawn_blocking(move || {
+        let found = export::load(&sources).map_or(Ok(Form::Look), |loaded| {
+            let mut form = Form::Write;
+            for spec in loaded.specs {
+                let is_read_only = spec.rules.iter().all(|rule| rule.options.read_only);
+                let expected = if is_read_only {
+                    Expected::Readable
+                } else {
+                    Expected::Writable
+                };
+                form = form.min(try_path(&spec.path, expected)?);
+            }
+            Ok(form)
+        });
+        // Whoever waited may have gone.
+        let _ = tell_it.try_send((0, found));
+    });
+    loop {
+        match round.go_on(time_max).await {
+            Progress::Done(health) => {
+                // It may have been opened here meanwhile, which tells more.
+                if slot.serving().is_none() {
+                    tell(slot, health);
+                }
+                return;
+            }
+            Progress::Late(_) if slot.serving().is_some() => return,
+            Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
+            Progress::Waits => {}
+        }
+    }
+}
+
+fn try_path(path: &Path, expected: Expected) -> Result<Form, (PathBuf, Errno)> {
+    planted()
+        .and_then(|()| match File::open(path) {
+            Ok(directory) => probe(directory.as_fd(), expected),
+            // Not there, or not to be had: an opening says more about it.
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(errno @ (Errno::IO | Errno::STALE | Errno::SHUTDOWN | Errno::NOTCONN)) => {
+                    Err(errno)
+                }
+                _ => Ok(Form::Look),
+            },
+        })
+        .map_err(|errno| (path.to_path_buf(), errno))
+}
+
+/// Says what is known, and tells people if that is news.
+fn tell(slot: &Slot, health: Health) {
+    let service = &slot.config.name;
+    slot.health.send_if_modified(|known| {
+        let is_news = known.fails() != health.fails();
+        match &health {
+            Health::Fails(problem) if is_news => {
+                tracing::error!(
+                    service,
+                    "the storage of service `{service}` does not work on this node: {problem}; it \
+                     is given to another node, if there is one on which it works\nhint: see the \
+                     kernel's log (`dmesg`) for the disk"
+                );
+            }
+            Health::Works(_) if is_news => {
+                tracing::warn!(service, "its storage works again on this node");
+            }
+            _ => {}
+        }
+        let differs = *known != health;
+        *known = health;
+        differs
+    });
+}
+
+fn late(path: &Path, time_max: Duration) -> String {
+    format!(
+        "`{}` does not answer a write for {:.0} s",
+        path.display(),
+        time_max.as_secs_f64().ceil()
+    )
+}
+
+/// The planted faults of tests.
+fn planted() -> Result<(), Errno> {
+    if is_planted(Fault::DeadStorage) {
+        return Err(Errno::IO);
+    }
+    Ok(())
+}
+
+/// How long to wait before the next round.
+fn pause(time_max: Duration) -> Duration {
+    (time_max / 6).min(PAUSE_MAX)
+}
+
+/// What a try found; else where, and what the kernel said.
+type Found = Result<Form, (PathBuf, Errno)>;
+
+/// A try of several file systems, each of which answers for itself.
+struct Round {
+    tell: mpsc::Sender<(usize, Found)>,
+    told: mpsc::Receiver<(usize, Found)>,
+    waiting: Vec<Waiting>,
+    health: Health,
+    looked: Instant,
+}
+
+/// A file system that has not answered yet.
+struct Waiting {
+    place: usize,
+    path: PathBuf,
+    /// Counts what clients bring to disk there.
+    volume: Option<(Arc<Volume>, u64)>,
+    /// For how long it has not, while this process ran.
+    silent: Duration,
+}
+
+/// How far a round is.
+enum Progress {
+    /// All have answered.
+    Done(Health),
+    /// One has not for too long.
+    Late(PathBuf),
+    /// Not all have.
+    Waits,
+}
+
+impl Round {
+    fn new(disks: impl IntoIterator<Item = (PathBuf, Option<Arc<Volume>>)>) -> Self {
+        let waiting = disks.into_iter().enumerate();
+        let waiting: Vec<_> = waiting
+            .map(|(place, (path, volume))| Waiting {
+                place,
+                path,
+                volume: volume.map(|volume| {
+                    let syncs = volume.syncs();
+                    (volume, syncs)
+                }),
+                silent: Duration::ZERO,
+            })
+            .collect();
+        let (tell, told) = mpsc::channel(waiting.len().max(1));
+        Self {
+            tell,
+            told,
+            waiting,
+            health: Health::Works(Form::Write),
+            looked: Instant::now(),
+        }
+    }
+
+    /// Begins a round on the threads of a service.
+    fn through_pool(node: &Node) -> Self {
+        let disks = disks(node);
+        let names = disks.iter().map(|(path, volume, _)| {
+            let volume = Some(Arc::clone(volume));
+            (path.clone(), volume)
+        });
+        let round = Self::new(names);
+        for (place, (path, volume, expected)) in disks.into_iter().enumerate() {
+            let (tell, in_use) = (round.tell.clone(), Arc::clone(&node.storage_use));
+            let group = volume.dev;
+            let probes = Arc::clone(&node.probes);
+            probes.fetch_add(1, Ordering::AcqRel);
+            let work = move || {
+                let found = planted().and_then(|()| probe(volume.root(), expected));
+                // Nothing of it is open any more when somebody hears of it.
+                drop((volume, in_use));
+                probes.fetch_sub(1, Ordering::AcqRel);
+                // Whoever waited may have gone.
+                let _ = tell.try_send((place, found.map_err(|errno| (path, errno))));
+                None
+            };
+            let mut jobs = vec![Job {
+                kind: pool::KINDS - 1,
+                group,
+                work: Box::new(work),
+            }];
+            node.pool.submit(SOURCE, &mut jobs);
+        }
+        round
+    }
+
+    /// Waits for the next answer, for a moment.
+    async fn go_on(&mut self, time_max: Duration) -> Progress {
+        let look = (time_max / 20).min(LOOK_MAX);
+        tokio::select! {
+            // An answer that is there counts, however late anybody comes to look.
+            biased;
+            Some((place, found)) = self.told.recv(), if !self.waiting.is_empty() => {
+                self.waiting.retain(|waiting| waiting.place != place);
+                self.note(found);
+            }
+            () = sleep(look), if !self.waiting.is_empty() => {}
+            else => {}
+        }
+        if self.waiting.is_empty() {
+            return Progress::Done(self.health.clone());
+        }
+        // Not the time in which this process was stopped.
+        let passed = self.looked.elapsed().min(look + LAG_MAX);
+        self.looked = Instant::now();
+        for waiting in &mut self.waiting {
+            waiting.silent += passed;
+            if let Some((volume, syncs)) = &mut waiting.volume
+                && volume.syncs() != *syncs
+            {
+                *syncs = volume.syncs();
+                waiting.silent = Duration::ZERO;
+            }
+        }
+        let mut late = self.waiting.iter();
+        match late.find(|waiting| waiting.silent > time_max) {
+            Some(waiting) => Progress::Late(waiting.path.clone()),
+            None => Progress::Waits,
+        }
+    }
+
+    fn note(&mut self, found: Found) {
+        self.health = match (&self.health, found) {
+            (Health::Fails(_), _) => return,
+            (_, Err((path, Errno::ROFS))) => Health::Fails(format!(
+                "`{}` is exported for writing, and its file system is read-only, as the kernel \
+                 makes it after an error; if that is meant, export it `ro`",
+                path.display()
+            )),
+            (_, Err((path, errno))) => Health::Fails(format!("`{}`: {errno}", path.display())),
+            (Health::Works(known), Ok(form)) => Health::Works(form.min(*known)),
+            (Health::Untried, Ok(form)) => Health::Works(form),
+        };
+    }
+}
+
+/// The file systems of a service that is open: the path of an export on each, and what is expected
+/// of it. If one is exported twice, whoever may write counts.
+fn disks(node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
+    let exports = node.exports.load();
+    let mut disks: Vec<(PathBuf, Arc<Volume>, Expected)> = Vec::new();
+    for volume in node.files.volumes() {
+        let Some(export) = exports.by_id(volume.export_id) else {
+            continue;
+        };
+        let is_read_only = export.rules().iter().all(|rule| rule.options.read_only);
+        let expected = match (is_read_only, volume.fs_id) {
+            (true, _) => Expected::Readable,
+            (false, 0) => Expected::Writable,
+            // What is mounted inside an export may be read-only on purpose.
+            (false, _) => Expected::MaybeWritable,
+        };
+        let path = export.spec.path.clone();
+        let mut same = disks.iter_mut();
+        match same.find(|(_, known, _)| known.superblock == volume.superblock) {
+            Some(known) if rank(expected) > rank(known.2) => *known = (path, volume, expected),
+            Some(_) => {}
+            None => disks.push((path, volume, expected)),
+        }
+    }
+    disks
+}
+
+const fn rank(expected: Expected) -> u8 {
+    match expected {
+        Expected::Readable => 0,
+        Expected::MaybeWritable => 1,
+        Expected::Writable => 2,
+    }
+}
+
+/// The longest pause between two rounds.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often a round that waits is looked at, at least.
+const LOOK_MAX: Duration = Duration::from_millis(250);
+/// By how much a look may come late and count all the same: a busy machine, and not one that was
+/// stopped.
+const LAG_MAX: Duration = Duration::from_secs(1);
+/// How long a node leaves the service to others after its storage failed, where only an opening can
+/// find out whether it works again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Whose jobs these are, for the turns of the pool: no connection has this number.
+const SOURCE: u64 = u64::MAX;
