@@ -222,4 +222,26 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
         assert!(shown.contains("confirm-fence alpha`"), "{shown}");
     }
+
+    #[test]
+    fn it_says_where_this_node_or_a_reload_is_not_as_it_should_be() {
+        let mut definition = json!({
+            "version": 4, "addresses": ["192.0.2.9/24"], "exports": 1, "differs": [],
+            "restart": false, "refused": null,
+        });
+        assert_eq!(defined(&definition), "");
+        definition["differs"] = json!(["names", "exports"]);
+        definition["restart"] = json!(true);
+        definition["refused"] = json!({ "version": 3, "problem": "no\nhint: make it" });
+        let shown = defined(&definition);
+        let lines: Vec<&str> = shown.lines().map(str::trim_start).collect();
+        for (line, begin) in lines.iter().zip([
+            "THE FILES OF THIS NODE DIFFER from version 4, which is served: names, exports. ",
+            "RESTART THIS NODE: the service has other addresses now: 192.0.2.9/24",
+            "RELOAD REFUSED by the active node, version 3: no hint: make it",
+        ]) {
+            assert!(line.starts_with(begin), "{shown}");
+        }
+        assert_eq!(lines.len(), 3);
+    }
 }
