@@ -97,6 +97,18 @@ fn a_node_whose_files_differ_serves_what_the_cluster_has_and_says_so() -> Result
     let told = definition(&cluster, "n1").context("no definition")?;
     ensure!(told["differs"] == serde_json::json!([]), "{told}");
 
+    // Nor does it matter if they can't be understood.
+    cluster.stop("n3")?;
+    change(&cluster, "n3", "rw,no_root_squash", "rw,no_rot_squash")?;
+    cluster.restart("n3")?;
+    wait_definition(&cluster, "n3", "has mistakes", |found| {
+        found["unread"] == true
+    })?;
+    cluster.wait("n3 says so in its log", |cluster| {
+        let log = cluster.log("n3").ok()?;
+        log.contains("no_rot_squash").then_some(())
+    })?;
+
     cluster.move_to(ALPHA, "n2")?;
     ensure!(mount(&cluster, &export)? == 0);
     ensure!(mount(&cluster, &other)? == NOENT);
@@ -125,6 +137,19 @@ fn a_reload_on_a_standby_changes_what_the_active_node_exports() -> Result<()> {
         let error = answer["error"].as_str().unwrap_or_default();
         let told = error.contains("it has version 2") && error.contains("hint: ");
         ensure!(told, "{answer}");
+        ensure!(mount(cluster, &other)? == 0);
+
+        // And back again, by another node, with a signal.
+        cluster.hang_up("n2")?;
+        wait_definition(cluster, "n1", "defined by n2", |found| {
+            found["version"] == 3
+        })?;
+        cluster.wait("the first is exported again", |cluster| {
+            let back = mount(cluster, &export).ok()? == 0;
+            back.then_some(())
+        })?;
+        let answer = cluster.ask("n3", "reload 3")?;
+        ensure!(answer["done"].is_string(), "{answer}");
         ensure!(mount(cluster, &other)? == 0);
 
         // It outlives the active node, and the files of the next.
