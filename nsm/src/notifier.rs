@@ -92,6 +92,11 @@ impl Notifier {
         }
     }
 
+    /// The service has other names now, so many: hosts that are told from now on hear of these.
+    pub const fn set_names(&mut self, names: usize) {
+        self.names = names;
+    }
+
     /// Begins to tell a host, or begins anew; `now_ms` never goes back.
     pub fn tell(&mut self, now_ms: u64, target: Target) {
         if let Some(before) = self.tellings.get(&target) {
@@ -253,6 +258,21 @@ mod tests {
         );
         let progress: Vec<_> = notifier.progress().collect();
         assert_eq!(progress, [(target(1), Progress::GivenUp)]);
+    }
+
+    #[test]
+    fn who_is_told_from_now_on_hears_of_the_new_names() {
+        let mut notifier = Notifier::new(1);
+        notifier.tell(0, target(1));
+        notifier.tell(0, target(2));
+        let first = notifier.poll(0).unwrap();
+        notifier.set_names(3);
+        // One that is being told begins anew when its try has ended; the other has its old ones.
+        notifier.tell(1, first.target);
+        notifier.tried(2, first.target, &[0]);
+        let names = |notice: Notice| (notice.target, notice.names);
+        assert_eq!(names(notifier.poll(2).unwrap()), (target(2), vec![0]));
+        assert_eq!(names(notifier.poll(2).unwrap()), (target(1), vec![0, 1, 2]));
     }
 
     #[test]

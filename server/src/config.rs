@@ -376,6 +376,23 @@ mod tests {
     }
 
     #[test]
+    fn unknown_locks_are_reclaimed_unless_it_is_said_otherwise() {
+        let of = |text: &str| {
+            let planned = cluster::plan(File::default(), parse(text).unwrap()).unwrap();
+            planned.services[0].settings.reclaim
+        };
+        let service = "[[service]]\nname = 'a'\naddresses = ['192.0.2.1']\nexports = ['/a']\n";
+        assert_eq!(of(""), Reclaim::Lenient);
+        assert_eq!(of("reclaim = 'strict'\n"), Reclaim::Strict);
+        assert_eq!(
+            of(&format!("reclaim = 'strict'\n{service}")),
+            Reclaim::Strict
+        );
+        let own = format!("reclaim = 'strict'\n{service}reclaim = 'lenient'\n");
+        assert_eq!(of(&own), Reclaim::Lenient);
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         let error = parse("nfs_port = 1\nnfs_prot = 2\n")
             .unwrap_err()

@@ -92,8 +92,7 @@ pub struct LockService {
     monitors: Monitors,
     serving: Mutex<Option<Serving>>,
     announce: Announce,
-    /// Locked for a moment: they change when the service is defined anew.
-    names: Mutex<Vec<String>>,
+    names: Arc<announcing::ServiceNames>,
     grace: Duration,
     limits: Limits,
     reclaim: Reclaim,
@@ -160,7 +159,7 @@ impl LockService {
             monitors: Monitors::default(),
             serving: Mutex::default(),
             announce: settings.announce,
-            names: Mutex::new(announcing::names(&settings.service_names)),
+            names: Arc::new(announcing::ServiceNames::new(&settings.service_names)),
             grace: settings.grace,
             limits: settings.lock_limits,
             reclaim: settings.reclaim,
@@ -198,13 +197,7 @@ impl LockService {
 
     /// Hosts that are told from now on hear of these names.
     pub fn set_names(&self, configured: &[String]) {
-        let names = announcing::names(configured);
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
-    }
-
-    fn names(&self) -> Vec<String> {
-        let names = self.names.lock();
-        names.unwrap_or_else(PoisonError::into_inner).clone()
+        self.names.set(configured);
     }
 
     /// Proposes a change of the service and waits for its outcome.
@@ -238,7 +231,7 @@ impl LockService {
         let granting = granting::run(Arc::clone(self), calls(), epoch, answers_taken);
         let telling = announcing::run(
             calls(),
-            self.names(),
+            Arc::clone(&self.names),
             nsm_state,
             announcing::targets(self, self.announce),
             Arc::clone(&self.announcements),

@@ -184,6 +184,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Has a node read its files again.
+    pub fn hang_up(&mut self, name: &str) -> Result<()> {
+        self.node(name)?.signal(Signal::HUP)
+    }
+
     /// Ends several nodes at once.
     pub fn kill_all(&mut self, names: &[&str]) -> Result<()> {
         for name in names {

@@ -136,6 +136,7 @@ fn definition(defined: &Defined, service: &ServiceState, slot: Option<&Arc<Slot>
         definition,
     } = defined;
     let files = slot.and_then(|slot| slot.files());
+    let is_unread = slot.is_some() && files.is_none();
     let differs = files.map(|files| files.differences(definition));
     let in_force = service.in_force();
     let addresses = definition.addresses.iter();
@@ -144,6 +145,7 @@ fn definition(defined: &Defined, service: &ServiceState, slot: Option<&Arc<Slot>
         "addresses": addresses.map(ToString::to_string).collect::<Vec<_>>(),
         "exports": definition.exports.len(),
         "differs": differs.unwrap_or_default(),
+        "unread": is_unread,
         "restart": slot.is_some_and(|slot| slot.runs_other_addresses(definition)),
         "refused": in_force.refused.then(|| json!({
             "version": in_force.version,

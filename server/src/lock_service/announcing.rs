@@ -37,8 +37,30 @@ impl Announcements {
     }
 }
 
+/// The names that hosts are told; they change when the service is defined anew.
+#[derive(Debug)]
+pub(super) struct ServiceNames(Mutex<Arc<[String]>>);
+
+impl ServiceNames {
+    pub(super) fn new(configured: &[String]) -> Self {
+        Self(Mutex::new(names(configured).into()))
+    }
+
+    pub(super) fn set(&self, configured: &[String]) {
+        *self.place() = names(configured).into();
+    }
+
+    fn now(&self) -> Arc<[String]> {
+        Arc::clone(&self.place())
+    }
+
+    fn place(&self) -> MutexGuard<'_, Arc<[String]>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The names that hosts may know a service by: each as it is configured and without its domain.
-pub(super) fn names(configured: &[String]) -> Vec<String> {
+fn names(configured: &[String]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     // Full names first, as most hosts know the service by one.
     let shorts = configured
@@ -74,10 +96,10 @@ pub(super) const fn target(host: &havenfs_nlm::host::HostKey) -> Target {
 }
 
 /// Tells hosts of one activation until it is dropped. `more` are hosts to be told anew, with a
-/// higher number, since they pass over one that they have seen.
+/// higher number, since they pass over one that they have seen, and with the names of that moment.
 pub(super) async fn run(
     calls: Arc<HostCalls>,
-    names: Vec<String>,
+    service_names: Arc<ServiceNames>,
     state: NsmState,
     first: Vec<Target>,
     announcements: Arc<Announcements>,
@@ -86,8 +108,8 @@ pub(super) async fn run(
     let start = Instant::now();
     let now_ms = || start.elapsed().as_millis() as u64;
     // The service's address, as text, is a name as well: many hosts know it by that alone.
+    let names = service_names.now();
     *announcements.notifier() = Notifier::new(names.len() + 1);
-    let names: Arc<[String]> = names.into();
     if !first.is_empty() {
         tracing::info!(
             hosts = first.len(),
@@ -98,14 +120,15 @@ pub(super) async fn run(
     for target in first {
         announcements.notifier().tell(0, target);
     }
-    let mut raised: HashMap<Target, NsmState> = HashMap::new();
+    let begun = (state, names);
+    let mut raised: HashMap<Target, (NsmState, Arc<[String]>)> = HashMap::new();
     let mut tries = JoinSet::new();
     loop {
         let deadline = {
             let mut notifier = announcements.notifier();
             while let Some(notice) = notifier.poll(now_ms()) {
-                let (calls, names) = (Arc::clone(&calls), Arc::clone(&names));
-                let state = raised.get(&notice.target).copied().unwrap_or(state);
+                let calls = Arc::clone(&calls);
+                let (state, names) = raised.get(&notice.target).unwrap_or(&begun).clone();
                 tries.spawn(async move {
                     let answered = send(&calls, &names, state, &notice).await;
                     (notice.target, answered)
@@ -116,8 +139,11 @@ pub(super) async fn run(
         let wake = start + Duration::from_millis(deadline.unwrap_or(0));
         tokio::select! {
             Some((target, state)) = more.recv() => {
-                raised.insert(target, state);
-                announcements.notifier().tell(now_ms(), target);
+                let names = service_names.now();
+                let mut notifier = announcements.notifier();
+                notifier.set_names(names.len() + 1);
+                raised.insert(target, (state, names));
+                notifier.tell(now_ms(), target);
             }
             Some(done) = tries.join_next() => {
                 // A panic has ended the process already.

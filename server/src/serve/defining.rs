@@ -121,8 +121,6 @@ impl Following {
         if self.running.definition == defined.definition {
             return;
         }
-        // Known before it is: this task sees the entry applied before it hears the outcome.
-        self.taken_back = version.saturating_add(1);
         let define = ClusterCommand::Define {
             service: self.service,
             expected_version: version,
@@ -131,6 +129,7 @@ impl Following {
         let proposer = &self.shared.proposer;
         match proposer.ask(Command::Cluster(define)).await {
             Ok(Outcome::Defined(version)) => {
+                self.taken_back = version;
                 tracing::warn!(
                     service = self.slot.config.name,
                     version,
@@ -138,7 +137,7 @@ impl Following {
                 );
             }
             // Somebody else was faster.
-            Ok(_) => self.taken_back = 0,
+            Ok(_) => {}
             Err(error) => tracing::error!(%error, "the new definition is not taken back"),
         }
     }

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use havenfs_tests::client::mount::Mount;
+use havenfs_tests::client::nlm::stat;
 use havenfs_tests::client::peer::Transport;
 use havenfs_tests::client::{Cred, Peer};
 use havenfs_tests::cluster::client::Client;
 use havenfs_tests::cluster::{Cluster, NODES};
 use serde_json::Value;
 
-use crate::scene::{ALPHA, ONE};
+use crate::scene::{ALPHA, BETA, ONE, Scene, TWO};
 
 /// What MNT answers where nothing is exported.
 const NOENT: u32 = 2;
@@ -96,6 +97,18 @@ fn a_node_whose_files_differ_serves_what_the_cluster_has_and_says_so() -> Result
     let told = definition(&cluster, "n1").context("no definition")?;
     ensure!(told["differs"] == serde_json::json!([]), "{told}");
 
+    // Nor does it matter if they can't be understood.
+    cluster.stop("n3")?;
+    change(&cluster, "n3", "rw,no_root_squash", "rw,no_rot_squash")?;
+    cluster.restart("n3")?;
+    wait_definition(&cluster, "n3", "has mistakes", |found| {
+        found["unread"] == true
+    })?;
+    cluster.wait("n3 says so in its log", |cluster| {
+        let log = cluster.log("n3").ok()?;
+        log.contains("no_rot_squash").then_some(())
+    })?;
+
     cluster.move_to(ALPHA, "n2")?;
     ensure!(mount(&cluster, &export)? == 0);
     ensure!(mount(&cluster, &other)? == NOENT);
@@ -124,6 +137,19 @@ fn a_reload_on_a_standby_changes_what_the_active_node_exports() -> Result<()> {
         let error = answer["error"].as_str().unwrap_or_default();
         let told = error.contains("it has version 2") && error.contains("hint: ");
         ensure!(told, "{answer}");
+        ensure!(mount(cluster, &other)? == 0);
+
+        // And back again, by another node, with a signal.
+        cluster.hang_up("n2")?;
+        wait_definition(cluster, "n1", "defined by n2", |found| {
+            found["version"] == 3
+        })?;
+        cluster.wait("the first is exported again", |cluster| {
+            let back = mount(cluster, &export).ok()? == 0;
+            back.then_some(())
+        })?;
+        let answer = cluster.ask("n3", "reload 3")?;
+        ensure!(answer["done"].is_string(), "{answer}");
         ensure!(mount(cluster, &other)? == 0);
 
         // It outlives the active node, and the files of the next.
@@ -235,6 +261,52 @@ fn new_addresses_come_with_a_restart_and_who_has_them_goes_first() -> Result<()>
         let path = cluster.site.export(ALPHA);
         let mounted = Mount::new(peer, Cred::root()).mnt(path.to_string_lossy().as_bytes())?;
         ensure!(mounted.is_ok(), "{mounted:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn hosts_hear_of_new_names_as_soon_as_they_are_defined() -> Result<()> {
+    Cluster::run(&ONE, |cluster| {
+        let mut scene = Scene::new(cluster)?;
+        let held = scene.held();
+        ensure!(scene.a.lock(&held)? == stat::GRANTED);
+        let names = "names = [\"new.example\", \"more.example\"]";
+        change(cluster, "n2", "names = [\"alpha.example\"]", names)?;
+        let answer = cluster.ask("n2", "reload")?;
+        ensure!(answer["done"].is_string(), "{answer}");
+        let active = cluster.wait_serving(ALPHA, |_| true)?.node;
+        let notify = format!("notify {}", cluster.site.client(1));
+        let answer = cluster.ask(active, &notify)?;
+        ensure!(answer["done"].is_string(), "{answer}");
+        let wanted = ["new.example", "new", "more.example", "more"];
+        cluster.wait("the host hears of all names", |_| {
+            let heard = scene.machine_a.heard().notices;
+            let told = |name: &&str| heard.iter().any(|notice| notice.name == *name);
+            wanted.iter().all(|name| told(name)).then_some(())
+        })?;
+        let heard = scene.machine_a.heard().notices;
+        let old = heard.iter().any(|notice| notice.name.contains("alpha"));
+        ensure!(!old, "{heard:?}");
+        Ok(())
+    })
+}
+
+/// Two reloads on different nodes that together would give files to two services.
+#[test]
+fn files_of_another_service_are_refused() -> Result<()> {
+    Cluster::run(&TWO, |cluster| {
+        let (alpha, beta) = (cluster.site.export(ALPHA), cluster.site.export(BETA));
+        let [from, to] = [&beta, &alpha].map(|path| path.display().to_string());
+        change(cluster, "n3", &from, &to)?;
+        let answer = cluster.ask("n3", &format!("@{BETA} reload"))?;
+        let error = answer["error"].as_str().unwrap_or_default();
+        ensure!(error.contains(ALPHA) && error.contains(BETA), "{answer}");
+        ensure!(
+            error.contains("hint: ") || error.contains("each export"),
+            "{answer}"
+        );
+        ensure!(mount(cluster, &alpha)? == 0);
         Ok(())
     })
 }

@@ -172,7 +172,15 @@ fn defined(definition: &Value) -> String {
             get("differs").replace(',', ", "),
         );
     }
-    if definition.get("restart").and_then(Value::as_bool) == Some(true) {
+    let is = |name: &str| definition.get(name).and_then(Value::as_bool) == Some(true);
+    if is("unread") {
+        let _ = writeln!(
+            out,
+            "{:17}THE FILES OF THIS NODE HAVE MISTAKES, see its log; what the cluster has is served",
+            "",
+        );
+    }
+    if is("restart") {
         let _ = writeln!(
             out,
             "{:17}RESTART THIS NODE: the service has other addresses now: {}",
@@ -272,5 +280,29 @@ missing          n2 is silent
                  n3
 ";
         assert_eq!(missing(&answer), expected);
+    }
+
+    #[test]
+    fn it_says_where_this_node_or_a_reload_is_not_as_it_should_be() {
+        let mut definition = json!({
+            "version": 4, "addresses": ["192.0.2.9/24"], "exports": 1, "differs": [],
+            "restart": false, "refused": null,
+        });
+        assert_eq!(defined(&definition), "");
+        definition["differs"] = json!(["names", "exports"]);
+        definition["restart"] = json!(true);
+        definition["unread"] = json!(true);
+        definition["refused"] = json!({ "version": 3, "problem": "no\nhint: make it" });
+        let shown = defined(&definition);
+        let lines: Vec<&str> = shown.lines().map(str::trim_start).collect();
+        for (line, begin) in lines.iter().zip([
+            "THE FILES OF THIS NODE DIFFER from version 4, which is served: names, exports. ",
+            "THE FILES OF THIS NODE HAVE MISTAKES, see its log; what the cluster has is served",
+            "RESTART THIS NODE: the service has other addresses now: 192.0.2.9/24",
+            "RELOAD REFUSED by the active node, version 3: no hint: make it",
+        ]) {
+            assert!(line.starts_with(begin), "{shown}");
+        }
+        assert_eq!(lines.len(), 4);
     }
 }

@@ -32,14 +32,20 @@ impl Keeper {
             let Err(problem) = self.try_to_define(files.clone()).await else {
                 return;
             };
+            let is_defined = self.defined().is_some();
             if said != problem {
+                let then = if is_defined {
+                    "what the cluster has is served"
+                } else {
+                    "waiting for another node to define it"
+                };
                 tracing::error!(
                     service = name,
-                    "this node can't define the service: {problem}"
+                    "the files of this node do not define the service, {then}: {problem}"
                 );
                 said = problem;
             }
-            if self.defined().is_some() {
+            if is_defined {
                 return;
             }
             sleep(DEFINE_AGAIN).await;
