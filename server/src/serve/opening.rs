@@ -227,10 +227,12 @@ fn make(
     } else {
         replicated_handles(shared, service, gate.epoch())
     };
+    // Not inside what follows: the state would be locked as long, and applying waits for it.
+    let handle_keys = shared.handle_keys.of(&shared.services.state());
     let node = Arc::new(Node::new(Parts {
         gate: Arc::clone(gate),
         dir,
-        handle_keys: shared.handle_keys.of(&shared.services.state()),
+        handle_keys,
         numbers,
         handles,
         exports,
