@@ -17,6 +17,8 @@ use havenfs::config::{self, Announce, File, Reclaim};
 use havenfs::doctor::{self, Severity};
 use havenfs::fault::{self, Fault};
 use havenfs::mount_help::{self, Served};
+use havenfs::raft::StoreError;
+use havenfs::serve::ServeError;
 use havenfs::{export, serve};
 use serde_json::Value;
 
@@ -331,6 +333,9 @@ enum ExportsCommand {
     },
 }
 
+/// How the server ends if its node was removed from the cluster; the unit file knows it.
+const STATUS_REMOVED: u8 = 3;
+
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
@@ -388,7 +393,11 @@ pub(crate) fn run() -> ExitCode {
                 }
             }
             let _ = writeln!(std::io::stderr(), "error: {text}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                // To start it again and again would only knock at the others' doors.
+                Some(ServeError::Store(StoreError::Removed(_))) => ExitCode::from(STATUS_REMOVED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

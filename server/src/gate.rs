@@ -5,8 +5,9 @@
 //! of the lease puts off, and closes for good when the node lets the service go. So a process that
 //! was stopped for a while and goes on does nothing more under a lease that is over, whatever its
 //! tasks had in hand: no task has to be told. A node that is the only voter of its cluster needs no
-//! lease; whether it is so is asked each time as well, since other voters come and go. Who is between this question and the system call when
-//! the process is stopped can't be helped here; that is what the fence of a storage is for.
+//! lease; whether it is so is asked each time as well, since other voters come and go. Who is
+//! between this question and the system call when the process is stopped can't be helped here; that
+//! is what the fence of a storage is for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

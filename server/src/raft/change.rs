@@ -5,7 +5,7 @@
 //! the log's to say, and what an assignment is worth [`ClusterState::apply`]'s.
 //!
 //! ```text
-//!   add:     ask it who it is -> learner (its name and store) -> wait until it has the log -> voter
+//!   add:     ask it who it is -> learner (its name and store) -> wait: it has the log -> voter
 //!   remove:  retire (void while it serves) -> voter no more, by joint consensus -> no member
 //! ```
 //!
@@ -28,12 +28,11 @@ use openraft::async_runtime::WatchReceiver as _;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::sight::{BEHIND_MAX, SILENT_MAX, Sight, may_go, sight, sight_within, unknown};
-use super::log::Shared;
 use super::peer::Peers;
 use super::proposer::{Proposer, Unavailable};
 use super::types::{Member, NAME_BYTES_MAX};
 use super::{Engine, stored};
-use crate::clock::boot_time;
+use crate::cluster::command::{Renewal, RenewalId};
 use crate::cluster::members::MemberCommand;
 use crate::cluster::{ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceState};
 
@@ -114,7 +113,6 @@ fn refused(text: impl Into<String>) -> ChangeError {
 pub(super) struct Changes {
     engine: Engine,
     peers: Peers,
-    log: Arc<Shared>,
     state: Arc<RwLock<ClusterState>>,
     proposer: Proposer,
     /// One at a time.
@@ -142,14 +140,12 @@ impl Changes {
     pub(super) fn new(
         engine: Engine,
         peers: Peers,
-        log: Arc<Shared>,
         state: Arc<RwLock<ClusterState>>,
         proposer: Proposer,
     ) -> Self {
         Self {
             engine,
             peers,
-            log,
             state,
             proposer,
             turn: Arc::default(),
@@ -316,7 +312,9 @@ impl Changes {
                          with an empty state directory and the cluster's key; it waits to be added"
                     ))
                 })?;
-                hello.may_be_added(name).map_err(refused)?
+                hello
+                    .may_be_added((name, address, witness))
+                    .map_err(refused)?
             }
         };
         if let Some(other) = before.members.values().find(|one| one.address == address) {
@@ -349,10 +347,17 @@ impl Changes {
         last.unwrap_or_default().saturating_add(1)
     }
 
+    /// The last renewal of this node's lease.
+    fn last_renewal(&self) -> Option<RenewalId> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let own = NodeId(*self.engine.node_id());
+        state.last_renewal(own).map(Renewal::id)
+    }
+
     /// Waits until a learner has the log, and makes it a voter.
     async fn promote(&self, node: u64, name: &str) -> Result<String, ChangeError> {
         let begun = Instant::now();
-        let was_alone_at = boot_time();
+        let before = self.last_renewal();
         loop {
             let sight = sight(&self.engine);
             if !self.engine.is_leader() {
@@ -363,14 +368,14 @@ impl Changes {
                 .is_some_and(|behind| behind <= BEHIND_MAX);
             // The only voter has no lease. It must have one before it is not the only one, or it
             // would be silent for a moment.
-            let own = NodeId(sight.own);
             let is_witness = sight.members.get(&sight.own).is_some_and(|own| own.witness);
-            let renewed = self.log.seen(own);
             let has_lease = sight.voters.len() > 1
                 || is_witness
-                || renewed.is_some_and(|renewed| renewed.at > was_alone_at)
+                || self.last_renewal() != before
                 || begun.elapsed() > LEASE_WAIT_MAX;
             if has_log && has_lease && sight.heard.contains(&node) {
+                // Until the gates have heard of the renewal.
+                sleep(POLL).await;
                 break;
             }
             if begun.elapsed() > CATCH_UP_MAX {

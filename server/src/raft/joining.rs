@@ -190,7 +190,6 @@ async fn run_member(
     let changes = Changes::new(
         engine.clone(),
         peers.clone(),
-        shared,
         Arc::clone(&state),
         Proposer::new(Arc::clone(&pending)),
     );

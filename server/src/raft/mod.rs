@@ -133,8 +133,7 @@ pub struct Store {
 impl Store {
     /// Opens the store in `dir`, or makes it if there is none. Alone, it returns when this node
     /// leads its cluster of one and all that the log holds is applied; with a cluster, when that is
-    /// formed and this node's engine runs, whoever leads. Until then `missing` is told what it waits
-    /// for.
+    /// formed and this node's engine runs, whoever leads. `missing` is told what it waits for.
     pub async fn open(
         dir: &Path,
         cluster: Option<&ClusterConfig>,

@@ -446,7 +446,7 @@ fn a_store_without_its_id_is_no_new_store() {
     for (text, newer) in [
         ("", false),
         ("{\"version\": 1", false),
-        ("{\"version\": 3}", true),
+        ("{\"version\": 4}", true),
     ] {
         std::fs::write(&id, text).unwrap();
         let error = open();

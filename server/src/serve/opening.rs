@@ -273,10 +273,12 @@ fn make(
             replicated_list(&shared.services, service),
         )
     };
+    // Not inside what follows: the state would be locked as long, and applying waits for it.
+    let handle_keys = shared.handle_keys.of(&shared.services.state());
     let node = Arc::new(Node::new(Parts {
         gate: Arc::clone(gate),
         mounts,
-        handle_keys: shared.handle_keys.of(&shared.services.state()),
+        handle_keys,
         numbers,
         handles,
         exports,

@@ -44,7 +44,8 @@ fn in_new(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
 fn has_ended(cluster: &mut Cluster, name: &str) -> Result<()> {
     let status = cluster.wait_ended(name)?;
     let log = cluster.log(name)?;
-    ensure!(!status.success() && log.contains("was removed"), "{log}");
+    let is_told = log.contains("was removed");
+    ensure!(status.code() == Some(3) && is_told, "{status}: {log}");
     ensure!(log.contains("move its state directory away"), "{log}");
     Ok(())
 }

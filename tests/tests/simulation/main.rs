@@ -13,7 +13,8 @@
 //! A seed repeats a run. A broken promise prints it with the last lines of its story;
 //! `HAVENFS_SEEDS=FROM..TO` runs more seeds.
 //!
-//! Not simulated: classic grace with an incomplete table, changes of the cluster's members.
+//! Not simulated: classic grace with an incomplete table, changes of the cluster's members; of
+//! these `server/src/raft/sole/tests.rs` has runs of its own.
 
 mod calls;
 mod checks;

@@ -1,4 +1,5 @@
-//! Empty nodes that ask for the cluster and are not in it: for people, who are told how to add them.
+//! Empty nodes that ask for the cluster and are not in it: for people, who are told how to add
+//! them.
 //!
 //! They ask some times a second as long as they wait, so that what was not heard of for a while is
 //! forgotten.

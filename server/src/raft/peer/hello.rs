@@ -44,11 +44,14 @@ impl Hello {
         matches!(self.standing, Standing::Unformed { empty: true, .. })
     }
 
-    /// The store with which the node that is to be called `name` may be added to a cluster.
+    /// The store with which a node may be added to a cluster, with this name, address and kind.
     ///
     /// # Errors
     /// Why it may not be.
-    pub(in crate::raft) fn may_be_added(&self, name: &str) -> Result<u64, String> {
+    pub(in crate::raft) fn may_be_added(
+        &self,
+        (name, address, witness): (&str, SocketAddr, bool),
+    ) -> Result<u64, String> {
         if *self.name != *name {
             let found = &self.name;
             return Err(format!(
@@ -56,8 +59,26 @@ impl Hello {
                  the address with its configuration"
             ));
         }
-        match self.standing {
-            Standing::Unformed { empty: true, .. } => Ok(self.store_id),
+        match &self.standing {
+            Standing::Unformed {
+                empty: true,
+                configured,
+            } => {
+                let mut configured = configured.iter();
+                let own = configured.find(|one| *one.name == *name);
+                // It binds this address, and serves or does not, as its configuration says.
+                match own {
+                    Some(own) if own.address != address || own.witness != witness => {
+                        let kind = |witness| if witness { "a witness" } else { "no witness" };
+                        let (address, kind) = (own.address, kind(own.witness));
+                        Err(format!(
+                            "the configuration of node `{name}` says that it is at {address} and \
+                             {kind}\nhint: add it so, or correct its configuration and start it anew"
+                        ))
+                    }
+                    _ => Ok(self.store_id),
+                }
+            }
             Standing::Unformed { .. } => Err(format!(
                 "node `{name}` has locks of its own, from a time without a cluster\nhint: stop it, \
                  move its state directory away, and start it"
@@ -324,6 +345,32 @@ mod tests {
         // Added and removed since.
         let removed = admit_to(OURS, &hello(5)).unwrap_err();
         assert!(matches!(removed, Refusal::Removed { .. }), "{removed}");
+    }
+
+    #[test]
+    fn an_empty_node_is_added_as_its_configuration_has_it() {
+        let address = SocketAddr::from(([192, 0, 2, 4], 7300));
+        let own = Configured {
+            name: "n3".into(),
+            address,
+            witness: true,
+        };
+        let empty = |empty| Hello {
+            standing: Standing::Unformed {
+                empty,
+                configured: Arc::new([own.clone()]),
+            },
+            ..hello(3)
+        };
+        let node = empty(true);
+        assert_eq!(node.may_be_added(("n3", address, true)), Ok(300));
+        let refused = |hello: &Hello, name, witness| {
+            hello.may_be_added((name, address, witness)).unwrap_err()
+        };
+        assert!(refused(&node, "n3", false).contains("and a witness"));
+        assert!(refused(&node, "n4", true).contains("calls itself `n3`"));
+        assert!(refused(&empty(false), "n3", true).contains("locks of its own"));
+        assert!(refused(&hello(3), "n3", true).contains("belongs to a cluster already"));
     }
 
     #[test]

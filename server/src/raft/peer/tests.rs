@@ -147,7 +147,10 @@ async fn a_node_with_another_store_is_refused_by_both_sides() {
     let wiped = formed("n2", 2, 13, &members);
     let error = wiped.dial(1, &members[&1]).await.err().unwrap();
     assert!(matches!(error, PeerError::RefusedBy(_)), "{error}");
-    assert!(error.to_string().contains("add it anew"), "{error}");
+    assert!(
+        error.to_string().contains("havenfs cluster remove n2"),
+        "{error}"
+    );
     assert_eq!(own.counters().refused.get(), 1);
     // The one that is asked lost its disk.
     let error = other
