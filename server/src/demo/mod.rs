@@ -24,27 +24,33 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+mod bridge;
 mod client;
 mod cluster;
 mod interrupt;
 mod ledger;
 mod proof;
+mod sight;
 mod site;
+mod stage;
 mod story;
 mod timeline;
 mod writer;
 
 pub(crate) use self::interrupt::end_with_parent;
 
+use self::bridge::Bridge;
 use self::cluster::Cluster;
 use self::interrupt::Interrupted;
 use self::ledger::BrokenPromise;
-use self::site::Site;
+use self::site::{Site, Where};
 use self::story::Ending;
 use self::timeline::Timeline;
 
 const EXIT_BROKEN: u8 = 1;
 const EXIT_FAILED: u8 = 2;
+/// What the second process of `--netns` is started with.
+const ON_STAGE: &str = "--on-stage";
 
 /// What the demo is to do.
 #[derive(Debug, Args)]
@@ -61,6 +67,13 @@ pub(crate) struct DemoArgs {
     /// Pause the active node instead of killing it, and see that it does not answer when it wakes
     #[arg(long, conflicts_with = "fault")]
     pause: bool,
+    /// Give each node a network of its own, with an address that moves, and cut the power of one;
+    /// with a real Linux client if User Mode Linux is installed. Needs root
+    #[arg(long, conflicts_with = "pause")]
+    netns: bool,
+    /// This is the process in the namespaces that `--netns` makes
+    #[arg(long, hide = true, requires = "netns")]
+    on_stage: bool,
     /// Show details
     #[arg(long)]
     verbose: bool,
@@ -98,6 +111,12 @@ impl Fault {
 
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs) -> ExitCode {
+    if args.netns && !args.on_stage {
+        return stage::raise().unwrap_or_else(|error| {
+            tell(&format!("error: {error:#}"));
+            ExitCode::from(EXIT_FAILED)
+        });
+    }
     let timeline = Timeline::new(args.verbose);
     match play(args, &timeline) {
         Ok(verdict) if args.fault.is_none() => {
@@ -133,13 +152,24 @@ pub(crate) fn run(args: &DemoArgs) -> ExitCode {
 /// Tells the story; everything that was started or made is gone when this returns.
 fn play(args: &DemoArgs, timeline: &Timeline) -> Result<String> {
     interrupt::watch()?;
-    timeline.title("havenfs demo: three nodes, two clients, one of the nodes dies");
-    let site = Site::make(args.root.as_deref(), args.keep)?;
+    let place = if args.netns {
+        stage::enter()?;
+        timeline.title("havenfs demo: three machines, and one of them loses its power");
+        Where::Bridge
+    } else {
+        timeline.title("havenfs demo: three nodes, two clients, one of the nodes dies");
+        Where::Loopback
+    };
+    let site = Site::make(args.root.as_deref(), args.keep, place)?;
     if let Some(fault) = args.fault {
         timeline.section("Planted fault", "");
         timeline.step(None, &format!("{}: this must be noticed", fault.words()));
     }
-    let mut cluster = Cluster::new(&site, args.fault.map(Fault::name));
+    let bridge = match place {
+        Where::Loopback => None,
+        Where::Bridge => Some(Bridge::make(&site)?),
+    };
+    let mut cluster = Cluster::new(&site, args.fault.map(Fault::name), bridge);
     let ending = if args.pause || args.fault == Some(Fault::Lease) {
         Ending::Pause
     } else {
