@@ -94,6 +94,12 @@ impl Bridge {
     }
 }
 
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.sight.close();
+    }
+}
+
 fn boot(node: &'static str, address: IpAddr, command: &mut Command) -> Result<Child> {
     let number = (1..).zip(NODES).find(|(_, name)| *name == node);
     let (number, _) = number.unwrap_or((0_u8, node));

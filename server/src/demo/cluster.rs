@@ -121,11 +121,7 @@ pub(super) struct Cluster<'a> {
 
 impl<'a> Cluster<'a> {
     /// A cluster of which no node runs yet.
-    pub(super) fn new(
-        site: &'a Site,
-        plant: Option<&'static str>,
-        bridge: Option<Bridge>,
-    ) -> Self {
+    pub(super) fn new(site: &'a Site, plant: Option<&'static str>, bridge: Option<Bridge>) -> Self {
         let node = |name| Node {
             name,
             child: None,

@@ -27,8 +27,10 @@ use clap::{Args, ValueEnum};
 mod bridge;
 mod client;
 mod cluster;
+mod guest;
 mod interrupt;
 mod ledger;
+mod linux;
 mod proof;
 mod sight;
 mod site;
@@ -37,6 +39,7 @@ mod story;
 mod timeline;
 mod writer;
 
+pub(crate) use self::guest::run as run_guest;
 pub(crate) use self::interrupt::end_with_parent;
 
 use self::bridge::Bridge;

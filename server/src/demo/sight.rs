@@ -189,11 +189,7 @@ fn is_local(list: &str, address: IpAddr) -> bool {
     let leaf = format!("|-- {address}");
     let mut lines = list.lines();
     while let Some(line) = lines.next() {
-        if line.trim() == leaf
-            && lines
-                .next()
-                .is_some_and(|line| line.contains("host LOCAL"))
-        {
+        if line.trim() == leaf && lines.next().is_some_and(|line| line.contains("host LOCAL")) {
             return true;
         }
     }

@@ -398,7 +398,9 @@ mod tests {
     fn a_directory_that_is_not_empty_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("mine"), "").unwrap();
-        let error = Site::make(Some(dir.path()), false, Where::Loopback).unwrap_err().to_string();
+        let error = Site::make(Some(dir.path()), false, Where::Loopback)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("is not empty"), "{error}");
         assert!(dir.path().join("mine").exists());
     }
