@@ -99,6 +99,9 @@ enum Command {
     DemoGuest {
         /// What the demo wants of it
         plan: PathBuf,
+        /// What the kernel adds of its own to what it was told
+        #[arg(hide = true)]
+        rest: Vec<String>,
     },
     /// Print the mount commands for Linux, macOS, FreeBSD and Windows
     MountHelp {
@@ -361,7 +364,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Service { command } => done(run_service(command)),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::Demo(args) => Ok(demo::run(&args)),
-        Command::DemoGuest { plan } => Ok(demo::run_guest(&plan)),
+        Command::DemoGuest { plan, .. } => Ok(demo::run_guest(&plan)),
         Command::MountHelp {
             host,
             path,

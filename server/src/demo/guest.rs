@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use havenfs::backend::sys;
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::{OFlags, SeekFrom, statfs};
 use rustix::io::Errno;
 use rustix::system::{RebootCommand, finit_module, reboot, uname};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const MODULES: [&str; 3] = ["ipv6", "nfsv3", "lockd"];
 /// Leaves the machine some air.
 const PAUSE: Duration = Duration::from_millis(2);
+/// The type of a root that is the host's.
+const HOSTFS_MAGIC: i64 = 0x00c0_ffee;
 const KERNEL_LINE_BYTES_MAX: usize = 8192;
 
 /// What the machine is to become.
@@ -77,15 +79,12 @@ pub(crate) fn run(plan: &Path) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Makes sure that this is a virtual machine of the demo, and no real one.
+/// Makes sure that this is a virtual machine of the demo, and no real one: nothing else has its
+/// host's files as its root.
 fn check_place() -> Result<()> {
     const REFUSED: &str = "this is a part of `havenfs demo --netns`, for its virtual machine only";
-    ensure!(std::process::id() == 1, "{REFUSED}");
-    if !Path::new("/proc/self").exists() {
-        command("mount", &["-t", "proc", "proc", "/proc"])?;
-    }
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    ensure!(processor.contains("User Mode Linux"), "{REFUSED}");
+    let is_hostfs = statfs("/").is_ok_and(|root| root.f_type == HOSTFS_MAGIC);
+    ensure!(std::process::id() == 1 && is_hostfs, "{REFUSED}");
     Ok(())
 }
 
@@ -122,7 +121,13 @@ fn live(plan: &Path) -> Result<()> {
 /// Makes a machine of the kernel: directories that can be written, names, network, modules, and the
 /// programs that locks need.
 fn set_up(plan: &Plan) -> Result<()> {
-    if !Path::new("/dev/kmsg").exists() {
+    // Until then these are the host's.
+    command("mount", &["-t", "proc", "proc", "/proc"])?;
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    if !mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some("/dev"))
+    {
         command("mount", &["-t", "devtmpfs", "dev", "/dev"])?;
     }
     for dir in ["/run", "/var/lib/nfs"] {

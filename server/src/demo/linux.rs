@@ -252,7 +252,11 @@ impl Linux {
     fn last_words(&self) -> String {
         let console = fs::read(&self.console).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
-        let last = console.lines().rev().find(|line| !line.trim().is_empty());
+        // After its panic there is only its stack.
+        let said = console.lines().filter(|line| !line.trim().is_empty());
+        let last = said
+            .take_while(|line| !line.contains("Kernel panic"))
+            .last();
         last.map(|line| format!(" (its last words: {})", line.trim()))
             .unwrap_or_default()
     }
