@@ -1,17 +1,20 @@
 //! `havenfs demo`: a cluster on this machine loses a node while two clients lock and write.
 //!
-//! Three nodes are started as processes of this program, on loopback addresses of their own. Two
-//! clients in this process, which share no code with the server but the wire formats, keep a ledger
+//! Three nodes are started as processes of this program, on loopback addresses of their own, or with
+//! `--netns` each on a network of its own, with an address that moves between them. Two clients in this process, which share no code with the server but the wire formats, keep a ledger
 //! of what they were told; then the active node is killed, and the ledger is held against what the
-//! others answer. Needs no root, no other software and no home directory, and takes its directory
-//! and its processes away again.
+//! others answer. Needs no root (but for `--netns`), no other software and no home directory, and
+//! takes its directory and its processes away again.
 //!
 //! An edge like `cli`: errors are sentences for a person, so `anyhow` is right here. Nothing of the
 //! server knows this module.
 //!
 //! - `site`: directory, addresses, ports, configuration.  - `cluster`: the nodes.
+//! - `stage`: namespaces for all of it.  - `bridge`: the nodes' network.  - `sight`: who is seen to
+//!   have the address.  - `linux`: a kernel as a client, in a virtual machine.  - `guest`: what runs
+//!   in that.
 //! - `client`: a client's machine.  - `writer`: the load.  - `ledger`: what was told.
-//! - `story`: what happens, in order, and in it `sleeper`: the paused node.  - `proof`: the checks.
+//! - `story`: what happens, in order.  - `proof`: the checks.
 //! - `timeline`: what is shown.  - `interrupt`: Ctrl-C, and no process left behind.
 //!
 //! Exit status: 0 if all promises were kept, 1 if one was broken (also where a fault was planted),
@@ -115,6 +118,13 @@ impl Fault {
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs) -> ExitCode {
     if args.netns && !args.on_stage {
+        if args.fault == Some(Fault::Lease) {
+            tell(
+                "error: a node whose lease is over cannot answer where its address moves: the \
+                 guard takes the address away\nhint: plant this fault without --netns",
+            );
+            return ExitCode::from(EXIT_FAILED);
+        }
         return stage::raise().unwrap_or_else(|error| {
             tell(&format!("error: {error:#}"));
             ExitCode::from(EXIT_FAILED)

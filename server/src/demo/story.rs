@@ -280,15 +280,14 @@ impl<'s, 'c> Scene<'s, 'c> {
         let new = self.b.lock(3, 4000, 100);
         let stranger = self.b.another_lock_manager(&self.ledger);
         let (locks, account) = (&self.b.locks, self.account);
-        let (cluster, guest) = (&mut *self.cluster, self.linux.as_ref());
+        let cluster = &mut *self.cluster;
         // Asked at once, and again and again until somebody answers, as clients do. So the answers
         // come before anybody hears of the restart and reclaims what may be forgotten.
-        let (active, granted, kept, of_linux) = thread::scope(|scope| {
+        let (active, granted, kept) = thread::scope(|scope| {
             let asking = scope.spawn(|| (locks.lock(new, false), Instant::now()));
             let testing = scope.spawn(|| (is_held(&stranger, account), Instant::now()));
-            let locking = scope.spawn(|| guest.map(linux::lock_anew));
             let active = cluster.wait_active(SERVE_TIME_MAX, |active| active.node != old.node);
-            (active, joined(asking), joined(testing), joined(locking))
+            (active, joined(asking), joined(testing))
         });
         let Some(active) = active? else {
             return broken(format!(
@@ -311,9 +310,9 @@ impl<'s, 'c> Scene<'s, 'c> {
         self.ledger.check()?;
         let text = format!("{} are still A's: a LOCK by B is DENIED", account.bytes);
         events.push((at, text));
-        self.linux_has_locked(of_linux, &mut events)?;
         self.wait_for_writes(active.at)?;
         self.linux_goes_on(killed, active.at, &mut events)?;
+        self.linux_locks_anew(&mut events)?;
         let (gap, resumed) = self.ledger.longest_gap(killed);
         let text = format!(
             "A's record that was under way is answered; the longest gap is {}",

@@ -17,7 +17,7 @@ use super::super::timeline::{Timeline, milliseconds};
 use super::super::writer::read_back;
 use super::{GRANT_TIME_MAX, SERVE_TIME_MAX, Scene};
 
-/// The bytes that it locks, and those that it asks for while no node answers.
+/// The bytes that it locks, and those that it asks for when another node has the service.
 const FIRST: Lock = Linux::owns(20_000, 1000);
 const SECOND: Lock = Linux::owns(22_000, 100);
 /// What its kernel may say of this service and nothing else: that something went wrong.
@@ -31,9 +31,6 @@ const COMPLAINTS: [&str; 8] = [
     "WARNING",
     "blocked for",
 ];
-
-/// When something of the kernel's was done.
-pub(super) type Done = (Result<()>, Instant);
 
 /// Switches a machine with a Linux kernel on, if there can be one.
 pub(super) fn switch_on(
@@ -95,11 +92,6 @@ fn without(timeline: &Timeline, why: &str) {
     timeline.step(None, &text);
 }
 
-/// Asks for a lock in nobody's way.
-pub(super) fn lock_anew(linux: &Linux) -> Done {
-    (linux.lock(SECOND), Instant::now())
-}
-
 impl Scene<'_, '_> {
     /// Has K lock and begin to write, and B wait for what K has.
     pub(super) fn linux_locks_and_writes(&self) -> Result<()> {
@@ -128,19 +120,16 @@ impl Scene<'_, '_> {
         self.b.lock(4, FIRST.bytes.first, FIRST.bytes.count)
     }
 
-    /// Takes down what became of the lock that K asked for while no node answered.
-    pub(super) fn linux_has_locked(
-        &self,
-        done: Option<Done>,
-        events: &mut Vec<(Instant, String)>,
-    ) -> Result<()> {
-        let Some((result, at)) = done else {
+    /// Has K lock anew. Not before its writes go on: a lock manager whose call was under way when
+    /// its connection ended pauses 5 s by itself, whoever answers.
+    pub(super) fn linux_locks_anew(&self, events: &mut Vec<(Instant, String)>) -> Result<()> {
+        let Some(linux) = &self.linux else {
             return Ok(());
         };
-        promised(result, "a Linux kernel is not given a new lock")?;
+        promised(linux.lock(SECOND), "a Linux kernel is not given a new lock")?;
         self.ledger.granted(SECOND);
         let text = format!("a new lock, {} for {NAME}'s kernel: GRANTED", SECOND.bytes);
-        events.push((at, text));
+        events.push((Instant::now(), text));
         Ok(())
     }
 
