@@ -92,7 +92,7 @@ enum Command {
         json: bool,
     },
     /// Show a cluster at work on this machine: three nodes, two clients with locks and data, a
-    /// killed node and a planned move. Needs no root and leaves nothing behind
+    /// killed node and a planned move. Needs no root, but for --netns, and leaves nothing behind
     Demo(demo::DemoArgs),
     /// Be the Linux client of a demo, in its virtual machine
     #[command(hide = true)]

@@ -16,7 +16,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use havenfs::backend::sys;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
@@ -42,15 +42,20 @@ pub(super) struct Bridge {
 impl Bridge {
     /// Makes the bridge, with the addresses of the clients in this process.
     pub(super) fn make(site: &Site) -> Result<Self> {
-        let mut lines = "link set lo up\n\
+        let lines = "link set lo up\n\
              link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
-             link set br0 up\n"
-            .to_owned();
-        for client in CLIENTS {
+             link set br0 up\n";
+        let address = |client| {
             let address = site.client(client);
-            lines.push_str(&format!("address add {address}/{PREFIX_BITS} dev br0\n"));
-        }
-        ip(&lines).context("cannot make a bridge")?;
+            format!("address add {address}/{PREFIX_BITS} dev br0\n")
+        };
+        let addresses = CLIENTS.map(address).concat();
+        ip(&format!("{lines}{addresses}")).map_err(|error| {
+            anyhow!(
+                "cannot make a network: {error}\nhint: this takes the kernel's `bridge` and \
+                 `veth`, which `modprobe` loads; `havenfs demo` without --netns needs neither"
+            )
+        })?;
         let sight = Sight::open(site.service())?;
         Ok(Self { sight })
     }
@@ -86,6 +91,7 @@ impl Bridge {
     }
 
     /// Lays a cable for the virtual machine.
+    #[expect(clippy::unused_self, reason = "there has to be a bridge")]
     pub(super) fn add_guest(&self) -> Result<()> {
         ip(&format!(
             "tuntap add dev {GUEST_CABLE} mode tap\nlink set {GUEST_CABLE} master br0 up\n"

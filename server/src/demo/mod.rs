@@ -60,6 +60,10 @@ const ON_STAGE: &str = "--on-stage";
 
 /// What the demo is to do.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 pub(crate) struct DemoArgs {
     /// Keep the directory with the nodes' logs, and say where it is
     #[arg(long)]

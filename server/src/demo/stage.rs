@@ -3,7 +3,7 @@
 //!
 //! `havenfs demo --netns` is two processes. The first one, which a person has started, only makes
 //! the namespaces, starts the second one in them as their process 1, passes the wish to stop on,
-//! and ends with the other's status. When process 1 ends, however it ends, the kernel kills every
+//! and ends with the other's status. If the first one is killed, the second one stops by itself. When process 1 ends, however it ends, the kernel kills every
 //! process in its namespaces, nodes, guards and virtual machines, and then takes the network away.
 //! So no run is in the way of another one, whatever becomes of it.
 //!
@@ -12,9 +12,9 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use havenfs::backend::sys;
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::geteuid;
 use rustix::thread::UnshareFlags;
 
 use super::interrupt;
@@ -34,28 +34,28 @@ pub(super) fn raise() -> Result<ExitCode> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     // Before the namespaces: a thread can't be started by whoever has left those for processes.
     interrupt::watch()?;
-    sys::leave_namespaces(UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWNET)
-        .context(
-            "cannot make namespaces\nhint: in a container this takes CAP_SYS_ADMIN; \
-             `havenfs demo` needs no rights",
-        )?;
+    let own = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWNET;
+    sys::leave_namespaces(own).map_err(|error| {
+        anyhow!(
+            "cannot make namespaces: {error}\nhint: in a container this takes CAP_SYS_ADMIN; \
+             `havenfs demo` without --netns needs no rights"
+        )
+    })?;
     let mut command = Command::new(&exe);
     command.args(std::env::args_os().skip(1)).arg(ON_STAGE);
     // A Ctrl-C is for this process alone, which passes it on.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let child = command.stdin(Stdio::null()).spawn();
+    // At whose end the other one stops, so also at the end of this process.
+    let child = command.stdin(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("cannot start `{}`", exe.display()))?;
     interrupt::note_child(&child);
-    let mut told = false;
     loop {
         if let Some(status) = interrupt::has_ended(&mut child) {
             let code = status.code().and_then(|code| u8::try_from(code).ok());
             return Ok(ExitCode::from(code.unwrap_or(EXIT_FAILED)));
         }
-        if !told && interrupt::check().is_err() {
-            told = true;
-            // Not waited for yet, so the number is still its own.
-            kill_process(Pid::from_child(&child), Signal::INT)?;
+        if interrupt::check().is_err() {
+            drop(child.stdin.take());
         }
         std::thread::sleep(LOOK);
     }
@@ -63,10 +63,16 @@ pub(super) fn raise() -> Result<ExitCode> {
 
 /// Makes oneself at home on the stage: the first thing that the second process does.
 pub(super) fn enter() -> Result<()> {
-    interrupt::end_with_parent()?;
+    interrupt::stop_at_end_of_input();
     // Nothing that is mounted from here on is seen outside.
-    run("mount", &["--make-rprivate", "/"], None)?;
-    run("mount", &["-t", "proc", "proc", "/proc"], None)
+    run("mount", &["--make-rprivate", "/"], None)
+        .and_then(|()| run("mount", &["-t", "proc", "proc", "/proc"], None))
+        .map_err(|error| {
+            anyhow!(
+                "{error}\nhint: a container that may not mount cannot show this; `havenfs demo` \
+                 without --netns needs no rights"
+            )
+        })
 }
 
 /// Does what the lines say to the network that this thread is in.

@@ -312,6 +312,7 @@ impl<'s, 'c> Scene<'s, 'c> {
         events.push((at, text));
         self.wait_for_writes(active.at)?;
         self.linux_goes_on(killed, active.at, &mut events)?;
+        self.linux_has_reclaimed(active.node, &mut events)?;
         self.linux_locks_anew(&mut events)?;
         let (gap, resumed) = self.ledger.longest_gap(killed);
         let text = format!(

@@ -69,14 +69,16 @@ impl Scene<'_, '_> {
         let address = self.cluster.site().service();
         let mut left = None;
         for (at, seen) in self.see(from, node)? {
-            let mut text = words(seen, &address.to_string());
-            match (seen, left) {
-                (Seen::Gone(_), _) => left = Some(at),
+            let text = words(seen, &address.to_string());
+            let text = match (seen, left) {
                 (Seen::Come(_), Some(left)) => {
                     let without = milliseconds(at.saturating_duration_since(left));
-                    text.push_str(&format!(", after {without} on no node"));
+                    format!("{text}, after {without} on no node")
                 }
-                _ => {}
+                _ => text,
+            };
+            if matches!(seen, Seen::Gone(_)) {
+                left = Some(at);
             }
             self.timeline
                 .step(at.saturating_duration_since(from), &text);

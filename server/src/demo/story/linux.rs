@@ -6,6 +6,8 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use havenfs_nlm::wire::Nlm4Stats;
+use serde_json::Value;
 
 use super::super::cluster::{Cluster, LOOK};
 use super::super::guest;
@@ -13,6 +15,7 @@ use super::super::interrupt::{self, Interrupted};
 use super::super::ledger::Lock;
 use super::super::linux::{Linux, NAME, what_is_missing};
 use super::super::proof::{broken, promised};
+use super::super::site::GUEST;
 use super::super::timeline::{Timeline, milliseconds};
 use super::super::writer::read_back;
 use super::{GRANT_TIME_MAX, SERVE_TIME_MAX, Scene};
@@ -106,7 +109,7 @@ impl Scene<'_, '_> {
         let asked = Instant::now();
         let waiting = self.waiting_for_linux();
         let stat = self.b.locks.lock(waiting, true)?;
-        if stat != havenfs_nlm::wire::Nlm4Stats::Blocked {
+        if stat != Nlm4Stats::Blocked {
             self.ledger.check()?;
             return broken(format!("a LOCK that has to wait is answered {stat:?}"));
         }
@@ -156,6 +159,36 @@ impl Scene<'_, '_> {
         let text = format!("{NAME}'s kernel writes on; the longest gap of its program is {gap}");
         events.push((at, text));
         Ok(())
+    }
+
+    /// Waits until K's kernel has heard of the new node and has asked for its locks again. The node
+    /// tells, since a kernel says nothing of it.
+    pub(super) fn linux_has_reclaimed(
+        &self,
+        node: &str,
+        events: &mut Vec<(Instant, String)>,
+    ) -> Result<()> {
+        if self.linux.is_none() {
+            return Ok(());
+        }
+        let request = format!("host {}", self.cluster.site().client(GUEST));
+        let deadline = Instant::now() + SERVE_TIME_MAX;
+        loop {
+            let answer = self.cluster.ask(node, &request).unwrap_or_default();
+            let locks = answer.pointer("/locks/entries").and_then(Value::as_array);
+            let confirmed =
+                |lock: &Value| lock.get("confirmed").and_then(Value::as_bool) == Some(true);
+            if locks.is_some_and(|locks| !locks.is_empty() && locks.iter().all(confirmed)) {
+                let text =
+                    format!("{NAME}'s statd was told, and its kernel has reclaimed its lock");
+                events.push((Instant::now(), text));
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return broken(format!("client {NAME} hears of no restart: {answer}"));
+            }
+            interrupt::sleep(LOOK)?;
+        }
     }
 
     /// K's writes, under those of client A.
