@@ -1,4 +1,5 @@
-//! A real Linux client: its kernel mounts, locks and writes, in a virtual machine (User Mode Linux).
+//! A real Linux client: its kernel mounts, locks and writes, in a virtual machine (User Mode
+//! Linux).
 //!
 //! Owns the machine's process and the connection to what runs in it, which is this program once
 //! more ([`super::guest`]); the machine's root is this machine's own, read-only. Says what it is to

@@ -3,9 +3,10 @@
 //!
 //! `havenfs demo --netns` is two processes. The first one, which a person has started, only makes
 //! the namespaces, starts the second one in them as their process 1, passes the wish to stop on,
-//! and ends with the other's status. If the first one is killed, the second one stops by itself. When process 1 ends, however it ends, the kernel kills every
-//! process in its namespaces, nodes, guards and virtual machines, and then takes the network away.
-//! So no run is in the way of another one, whatever becomes of it.
+//! and ends with the other's status. If the first one is killed, the second one stops by itself.
+//! When process 1 ends, however it ends, the kernel kills every process in its namespaces, nodes,
+//! guards and virtual machines, and then takes the network away. So no run is in the way of another
+//! one, whatever becomes of it.
 //!
 //! Owns no file. Changes nothing of the machine's own namespaces.
 

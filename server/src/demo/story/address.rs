@@ -1,6 +1,7 @@
 //! The address of the service: seen to be on one node, to leave it, and to come to another one.
 //!
-//! Tells only what [`Sight`] has seen from outside, and nothing where all addresses are there always.
+//! Tells only what [`Sight`] has seen from outside, and nothing where all addresses are always
+//! there.
 
 use std::time::{Duration, Instant};
 
