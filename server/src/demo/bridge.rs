@@ -32,6 +32,8 @@ pub(super) const CARD: &str = "eth0";
 pub(super) const GUEST_CABLE: &str = "linux";
 /// The first bytes of the nodes' hardware addresses; the last one is the node's number.
 pub(super) const MAC: [u8; 5] = [0x02, 0x00, 0xc0, 0x00, 0x02];
+/// The number of the bridge itself, where the demo's clients are.
+const BRIDGE: u8 = 201;
 
 /// The network.
 #[derive(Debug)]
@@ -42,15 +44,20 @@ pub(super) struct Bridge {
 impl Bridge {
     /// Makes the bridge, with the addresses of the clients in this process.
     pub(super) fn make(site: &Site) -> Result<Self> {
-        let lines = "link set lo up\n\
-             link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
-             link set br0 up\n";
+        // Without an address of its own it has the lowest one of its cables, so another one when a
+        // cable is gone, and nobody on the other cables would know.
+        let mac = mac(BRIDGE);
         let address = |client| {
             let address = site.client(client);
             format!("address add {address}/{PREFIX_BITS} dev br0\n")
         };
         let addresses = CLIENTS.map(address).concat();
-        ip(&format!("{lines}{addresses}")).map_err(|error| {
+        ip(&format!(
+            "link set lo up\n\
+             link add br0 address {mac} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
+             link set br0 up\n{addresses}"
+        ))
+        .map_err(|error| {
             anyhow!(
                 "cannot make a network: {error}\nhint: this takes the kernel's `bridge` and \
                  `veth`, which `modprobe` loads; `havenfs demo` without --netns needs neither"
@@ -106,6 +113,12 @@ impl Drop for Bridge {
     }
 }
 
+/// The hardware address of a card.
+pub(super) fn mac(number: u8) -> String {
+    let first = MAC.map(|byte| format!("{byte:02x}:")).concat();
+    format!("{first}{number:02x}")
+}
+
 fn boot(node: &'static str, address: IpAddr, command: &mut Command) -> Result<Child> {
     let number = (1..).zip(NODES).find(|(_, name)| *name == node);
     let (number, _) = number.unwrap_or((0_u8, node));
@@ -113,14 +126,14 @@ fn boot(node: &'static str, address: IpAddr, command: &mut Command) -> Result<Ch
     sys::leave_namespaces(UnshareFlags::NEWNET)?;
     let own = File::open(OWN_NETWORK)?;
     let (process, fd) = (std::process::id(), own.as_raw_fd());
-    let mac: String = MAC.map(|byte| format!("{byte:02x}:")).concat();
+    let mac = mac(number);
     let go = |to: &File| {
         move_into_link_name_space(to.as_fd(), Some(LinkNameSpaceType::Network))
             .context("cannot enter a network namespace")
     };
     go(&of_the_demo)?;
     ip(&format!(
-        "link add {node} type veth peer name {CARD} address {mac}{number:02x} netns \
+        "link add {node} type veth peer name {CARD} address {mac} netns \
          /proc/{process}/fd/{fd}\n\
          link set {node} master br0 up\n"
     ))?;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::statvfs;
 
-use super::bridge::GUEST_CABLE;
+use super::bridge::{GUEST_CABLE, mac};
 use super::client::nlm::caller_name;
 use super::cluster::LOOK;
 use super::guest::{Plan, WROTE};
@@ -292,7 +292,8 @@ fn machine(exe: &Path, plan: &Path, home: &Path) -> Result<Command> {
         .arg(format!("init={exe}"))
         // gro=1: without it the machine drops the large frames that come from a virtual cable.
         .arg(format!(
-            "vec0:transport=tap,ifname={GUEST_CABLE},depth=128,gro=1,mac=02:00:c0:00:02:{GUEST:02x}"
+            "vec0:transport=tap,ifname={GUEST_CABLE},depth=128,gro=1,mac={}",
+            mac(GUEST)
         ))
         .args(["con=null", "con0=null,fd:1", "ssl=null"])
         .args(["--", "demo-guest"])
