@@ -276,10 +276,16 @@ fn root_machines_on_a_network_of_their_own() -> Result<()> {
 
 #[test]
 fn root_a_forgotten_lock_is_noticed_on_a_network_of_their_own() -> Result<()> {
-    let output = Place::new()?.run(&["--netns", "--break", "grant"])?;
+    let mine = tempfile::tempdir()?;
+    let root = mine.path().to_string_lossy().into_owned();
+    let args = ["--netns", "--break", "grant", "--root", &root];
+    let output = Place::new()?.run(&args)?;
     let last = ends_with(&output, 1, "BROKEN PROMISE: ")?;
     let words = ["forgotten", "granted"];
     ensure!(words.iter().any(|word| last.contains(word)), "{last}");
+    // The directory is not the demo's own, but what was in it is.
+    let left = fs::read_dir(mine.path())?.count();
+    ensure!(left == 0, "{left} files are left");
     Ok(())
 }
 

@@ -107,12 +107,14 @@ impl Linux {
             modules: MODULES.into(),
             export: format!("{}:{}", Site::names()[1], site.export().display()),
         };
-        let file = site.root().join("linux.json");
+        let dir = site.guest_dir();
+        fs::create_dir(&dir).context("cannot make a directory")?;
+        let file = dir.join("plan.json");
         fs::write(&file, serde_json::to_string(&plan)?)?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let console = site.root().join("linux.log");
+        let console = dir.join("log");
         let log = File::create(&console)?;
-        let child = machine(&exe, &file, site.root())?
+        let child = machine(&exe, &file, &dir)?
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

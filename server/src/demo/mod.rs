@@ -1,19 +1,18 @@
 //! `havenfs demo`: a cluster on this machine loses a node while two clients lock and write.
 //!
-//! Three nodes are started as processes of this program, on loopback addresses of their own, or with
-//! `--netns` each on a network of its own, with an address that moves between them. Two clients in
-//! this process, which share no code with the server but the wire formats, keep a ledger of what
-//! they were told; then the active node is killed, and the ledger is held against what the others
-//! answer. Needs no root (but for `--netns`), no other software and no home directory, and takes its
-//! directory and its processes away again.
+//! Three nodes are started as processes of this program, on loopback addresses of their own, or
+//! with `--netns` each on a network of its own, with an address that moves between them. Two
+//! clients in this process, which share no code with the server but the wire formats, keep a ledger
+//! of what they were told; then the active node is killed, and the ledger is held against what the others
+//! answer. Needs no root (but for `--netns`), no other software and no home directory, and takes
+//! its directory and its processes away again.
 //!
 //! An edge like `cli`: errors are sentences for a person, so `anyhow` is right here. Nothing of the
 //! server knows this module.
 //!
 //! - `site`: directory, addresses, ports, configuration.  - `cluster`: the nodes.
-//! - `stage`: namespaces for all of it.  - `bridge`: the nodes' network.  - `sight`: who is seen to
-//!   have the address.  - `linux`: a kernel as a client, in a virtual machine.  - `guest`: what runs
-//!   in that.
+//! - `stage`: namespaces for all of it.  - `bridge`: the nodes' network.  - `sight`: who has the
+//!   address.  - `linux`: a kernel as a client, in a virtual machine.  - `guest`: what runs there.
 //! - `client`: a client's machine.  - `writer`: the load.  - `ledger`: what was told.
 //! - `story`: what happens, in order.  - `proof`: the checks.
 //! - `timeline`: what is shown.  - `interrupt`: Ctrl-C, and no process left behind.

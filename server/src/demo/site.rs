@@ -22,6 +22,7 @@ pub(super) const NODES: [&str; 3] = ["n1", "n2", "n3"];
 pub(super) const SERVICE: &str = "demo";
 /// The numbers of the clients.
 pub(super) const CLIENTS: [u8; 2] = [1, 2];
+const GUEST_DIR: &str = "linux";
 /// The number of the client in a virtual machine.
 pub(super) const GUEST: u8 = 11;
 /// How many bits of an address on the bridge name the network.
@@ -178,6 +179,11 @@ impl Site {
         self.node_dir(node).join("output")
     }
 
+    /// What the virtual machine writes outside of itself.
+    pub(super) fn guest_dir(&self) -> PathBuf {
+        self.root.join(GUEST_DIR)
+    }
+
     fn node_dir(&self, node: &str) -> PathBuf {
         self.root.join(node)
     }
@@ -281,7 +287,7 @@ impl Drop for Site {
             let _ = fs::remove_dir_all(&self.root);
             return;
         }
-        for dir in NODES.into_iter().chain(["export"]) {
+        for dir in NODES.into_iter().chain(["export", GUEST_DIR]) {
             let _ = fs::remove_dir_all(self.root.join(dir));
         }
         let _ = fs::remove_file(self.root.join("cluster.key"));

@@ -28,10 +28,9 @@ use super::timeline::{Timeline, milliseconds};
 use super::writer::{Load, read_back};
 
 mod address;
-mod back;
+mod after;
 mod linux;
 mod sleeper;
-mod takeover;
 
 /// The file that has locks.
 const LOCKED: &str = "account.dat";
@@ -323,7 +322,7 @@ impl<'s, 'c> Scene<'s, 'c> {
         let mut heard_by = Vec::new();
         for client in [&self.a, &self.b] {
             let heard = hears_of_it(client, killed, &self.ledger)?;
-            takeover::note_notice(client.name, &heard, &mut events);
+            after::note_notice(client.name, &heard, &mut events);
             heard_by.push((client.name, heard));
         }
         self.address_has_moved(killed, active.node, &mut events)?;

@@ -1,7 +1,7 @@
 //! The part of client K, which is a real Linux kernel in a virtual machine.
 //!
-//! It does what programs do: it mounts, locks with fcntl(2) and writes. Where there is none, nothing
-//! of this is told.
+//! It does what programs do: it mounts, locks with fcntl(2) and writes. Where there is none,
+//! nothing of this is told.
 
 use std::time::Instant;
 
