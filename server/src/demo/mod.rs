@@ -3,9 +3,9 @@
 //! Three nodes are started as processes of this program, on loopback addresses of their own, or
 //! with `--netns` each on a network of its own, with an address that moves between them. Two
 //! clients in this process, which share no code with the server but the wire formats, keep a ledger
-//! of what they were told; then the active node is killed, and the ledger is held against what the others
-//! answer. Needs no root (but for `--netns`), no other software and no home directory, and takes
-//! its directory and its processes away again.
+//! of what they were told; then the active node is killed, and the ledger is held against what the
+//! others answer. Needs no root (but for `--netns`), no other software and no home directory, and
+//! takes its directory and its processes away again.
 //!
 //! An edge like `cli`: errors are sentences for a person, so `anyhow` is right here. Nothing of the
 //! server knows this module.
