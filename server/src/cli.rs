@@ -97,8 +97,17 @@ enum Command {
         json: bool,
     },
     /// Show a cluster at work on this machine: three nodes, two clients with locks and data, a
-    /// killed node and a planned move. Needs no root and leaves nothing behind
+    /// killed node and a planned move. Needs no root, but for --netns, and leaves nothing behind
     Demo(demo::DemoArgs),
+    /// Be the Linux client of a demo, in its virtual machine
+    #[command(hide = true)]
+    DemoGuest {
+        /// What the demo wants of it
+        plan: PathBuf,
+        /// What the kernel adds of its own to what it was told
+        #[arg(hide = true)]
+        rest: Vec<String>,
+    },
     /// Print the mount commands for Linux, macOS, FreeBSD and Windows
     MountHelp {
         /// The server's name or address, as clients know it
@@ -370,6 +379,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Service { command } => done(run_service(command)),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::Demo(args) => Ok(demo::run(&args)),
+        Command::DemoGuest { plan, .. } => Ok(demo::run_guest(&plan)),
         Command::MountHelp {
             host,
             path,

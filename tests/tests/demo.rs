@@ -1,5 +1,5 @@
 //! `havenfs demo`: it tells its story to the end, notices each planted fault, and leaves nothing
-//! behind, however it ends.
+//! behind, however it ends; on loopback addresses and, as root, on a network of the nodes' own.
 //!
 //! Runs the built binary as a user would: from another directory, without a home. Judges the exit
 //! status and the last line, and looks for processes and files that are left.
@@ -54,15 +54,26 @@ impl Place {
 
     /// Waits until no process has this place in its command line, and looks for files.
     fn nothing_is_left(&self) -> Result<()> {
+        self.no_process_is_left()?;
+        let deadline = Instant::now() + GONE_TIME_MAX;
+        loop {
+            let files: Vec<PathBuf> = fs::read_dir(self.0.path())?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<Result<_>>()?;
+            if files.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "left: {files:?}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn no_process_is_left(&self) -> Result<()> {
         let deadline = Instant::now() + GONE_TIME_MAX;
         while let Some(process) = self.process()? {
             ensure!(Instant::now() < deadline, "left: {process}");
             std::thread::sleep(POLL);
         }
-        let files: Vec<PathBuf> = fs::read_dir(self.0.path())?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<Result<_>>()?;
-        ensure!(files.is_empty(), "left: {files:?}");
         Ok(())
     }
 
@@ -80,8 +91,8 @@ impl Place {
     }
 
     /// Starts the demo and waits until it writes a line with these words.
-    fn start_until(&self, words: &str) -> Result<Child> {
-        let mut command = self.command(&havenfs_binary()?, &[]);
+    fn start_until(&self, args: &[&str], words: &str) -> Result<Child> {
+        let mut command = self.command(&havenfs_binary()?, args);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -206,7 +217,7 @@ fn keep_keeps_the_logs() -> Result<()> {
 #[test]
 fn it_cleans_up_after_an_interrupt() -> Result<()> {
     let place = Place::new()?;
-    let mut child = place.start_until("GRANTED")?;
+    let mut child = place.start_until(&[], "GRANTED")?;
     kill_process(Pid::from_child(&child), Signal::INT)?;
     let status = child.wait()?;
     ensure!(status.code() == Some(130), "{status}");
@@ -216,13 +227,92 @@ fn it_cleans_up_after_an_interrupt() -> Result<()> {
 #[test]
 fn its_nodes_do_not_outlive_it() -> Result<()> {
     let place = Place::new()?;
-    let mut child = place.start_until("GRANTED")?;
+    let mut child = place.start_until(&[], "GRANTED")?;
     child.kill()?;
     child.wait()?;
-    let deadline = Instant::now() + GONE_TIME_MAX;
-    while let Some(process) = place.process()? {
-        ensure!(Instant::now() < deadline, "left: {process}");
-        std::thread::sleep(POLL);
+    place.no_process_is_left()
+}
+
+/// Whether there can be a Linux kernel in a virtual machine here.
+fn has_user_mode_linux() -> bool {
+    let programs = ["/usr/bin/linux.uml", "/sbin/mount.nfs", "/sbin/rpc.statd"];
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    programs.iter().all(|program| Path::new(program).exists()) && !processor.contains("amx_tile")
+}
+
+#[test]
+fn root_machines_on_a_network_of_their_own() -> Result<()> {
+    let output = Place::new()?.run(&["--netns", "--verbose"])?;
+    ends_with(&output, 0, "OK: ")?;
+    let lines = lines(&output);
+    let fits = |line: &String| line.len() <= COLUMNS && line.is_ascii();
+    ensure!(lines.iter().all(fits), "{}", told(&output));
+    let text = lines.join("\n");
+    let mut wanted = vec![
+        "192.0.2.100 is no longer on n1",
+        "192.0.2.100 is on n2's card",
+        "n2 announces by ARP",
+        "n1 announces by ARP",
+    ];
+    if has_user_mode_linux() {
+        wanted.extend([
+            "K locks bytes",
+            "K's kernel writes on",
+            "K unlocks bytes",
+            "its kernel log has no word",
+        ]);
+    } else {
+        wanted.push("no Linux kernel takes part");
+    }
+    for words in wanted {
+        ensure!(text.contains(words), "not told: {words}\n{}", told(&output));
+    }
+    let devices = Path::new("/sys/class/net");
+    for cable in ["n1", "n2", "n3", "linux"] {
+        ensure!(!devices.join(cable).exists(), "left: {cable}");
     }
     Ok(())
+}
+
+#[test]
+fn root_a_forgotten_lock_is_noticed_on_a_network_of_their_own() -> Result<()> {
+    let mine = tempfile::tempdir()?;
+    let root = mine.path().to_string_lossy().into_owned();
+    let args = ["--netns", "--break", "grant", "--root", &root];
+    let output = Place::new()?.run(&args)?;
+    let last = ends_with(&output, 1, "BROKEN PROMISE: ")?;
+    let words = ["forgotten", "granted"];
+    ensure!(words.iter().any(|word| last.contains(word)), "{last}");
+    // The directory is not the demo's own, but what was in it is.
+    let left = fs::read_dir(mine.path())?.count();
+    ensure!(left == 0, "{left} files are left");
+    Ok(())
+}
+
+#[test]
+fn root_two_at_once_end_without_a_trace() -> Result<()> {
+    let (stopped, killed) = (Place::new()?, Place::new()?);
+    let mut first = stopped.start_until(&["--netns"], "GRANTED")?;
+    // Not later in its story, or the first one's is over.
+    let mut second = killed.start_until(&["--netns"], "have found each other")?;
+    kill_process(Pid::from_child(&first), Signal::INT)?;
+    let status = first.wait()?;
+    ensure!(status.code() == Some(130), "{status}");
+    stopped.nothing_is_left()?;
+    second.kill()?;
+    second.wait()?;
+    killed.nothing_is_left()
+}
+
+#[test]
+fn root_a_normal_user_is_told_what_a_network_takes() -> Result<()> {
+    let elsewhere = Place::new()?;
+    let binary = elsewhere.0.path().join("havenfs");
+    fs::copy(havenfs_binary()?, &binary)?;
+    let place = Place::new()?;
+    let mut command = place.command(&binary, &["--netns"]);
+    let output = command.uid(NOBODY).gid(NOBODY).output()?;
+    ensure!(output.status.code() == Some(2), "{}", told(&output));
+    ensure!(told(&output).contains("hint: "), "{}", told(&output));
+    place.nothing_is_left()
 }

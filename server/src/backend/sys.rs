@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::thread::UnshareFlags;
 
 /// The longest kernel file handle that fits into one of ours, in bytes.
 pub const KERNEL_HANDLE_BYTES_MAX: usize = 44;
@@ -446,6 +447,51 @@ pub fn ignore_requests_to_end() {
         // SAFETY: to ignore a signal installs no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
+}
+
+/// Gives this thread namespaces of its own, empty ones but for copies of the mounts; with
+/// [`UnshareFlags::NEWPID`] it is the processes that it starts next that get one, and the first of
+/// them is process 1 there.
+///
+/// # Errors
+/// EPERM: needs CAP_SYS_ADMIN.
+///
+/// # Panics
+/// For [`UnshareFlags::FILES`]: no thread has descriptors of its own.
+pub fn leave_namespaces(flags: UnshareFlags) -> Result<(), Errno> {
+    assert!(
+        !flags.contains(UnshareFlags::FILES),
+        "descriptors are shared"
+    );
+    // SAFETY: the table of descriptors stays what it is for all threads.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Takes or drops an exclusive lock on some bytes of a file, as fcntl(2) does with F_SETLK: it does
+/// not wait for whoever has it.
+///
+/// # Errors
+/// EAGAIN or EACCES: somebody else has it.
+pub fn lock_bytes(
+    file: BorrowedFd<'_>,
+    first: i64,
+    count: i64,
+    release: bool,
+) -> Result<(), Errno> {
+    let kind = if release {
+        libc::F_UNLCK
+    } else {
+        libc::F_WRLCK
+    };
+    // SAFETY: all its fields are numbers, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as i16;
+    lock.l_whence = libc::SEEK_SET as i16;
+    lock.l_start = first;
+    lock.l_len = count;
+    // SAFETY: this operation reads a `struct flock`, which `lock` is.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+    check(c_long::from(result))
 }
 
 /// How many bytes of a TCP connection the peer has not acknowledged yet.

@@ -1,5 +1,8 @@
 //! The three nodes: processes of this very program, and what they say of themselves.
 //!
+//! They run beside each other on this machine's loopback addresses, or each on a machine of its own
+//! on a [`Bridge`].
+//!
 //! Owns the processes: starts, kills, pauses and ends them, by their own numbers, and leaves none
 //! behind when it is dropped. Asks them over their control sockets and believes them nothing that
 //! matters: whether the service keeps its promises is what the clients find out.
@@ -17,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::bridge::Bridge;
 use super::interrupt;
 use super::site::{NODES, SERVICE, Site};
 
@@ -111,11 +115,13 @@ pub(super) struct Cluster<'a> {
     /// What `serve` is told to break.
     plant: Option<&'static str>,
     nodes: Vec<Node>,
+    /// What they are on, if that is not the loopback device.
+    bridge: Option<Bridge>,
 }
 
 impl<'a> Cluster<'a> {
     /// A cluster of which no node runs yet.
-    pub(super) fn new(site: &'a Site, plant: Option<&'static str>) -> Self {
+    pub(super) fn new(site: &'a Site, plant: Option<&'static str>, bridge: Option<Bridge>) -> Self {
         let node = |name| Node {
             name,
             child: None,
@@ -125,7 +131,13 @@ impl<'a> Cluster<'a> {
             site,
             plant,
             nodes: NODES.map(node).into(),
+            bridge,
         }
+    }
+
+    /// The network of their own, if they have one.
+    pub(super) const fn bridge(&self) -> Option<&Bridge> {
+        self.bridge.as_ref()
     }
 
     /// The place.
@@ -154,8 +166,12 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// Ends a node as power loss would, as far as a process can tell, and waits for its end.
+    /// Ends a node as power loss would, as far as a process can tell, and waits for its end. On a
+    /// network of its own the cable goes first, and all its processes go at once.
     pub(super) fn kill(&mut self, name: &str) -> Result<()> {
+        if let Some(bridge) = &self.bridge {
+            bridge.cut(name)?;
+        }
         self.node(name)?.end();
         Ok(())
     }
@@ -335,19 +351,25 @@ impl<'a> Cluster<'a> {
         // The output of this life alone: it says when the node is ready.
         let output = File::create(self.site.output(name))?;
         let mut command = Command::new(&exe);
-        command.args(["serve", "--with-parent", "--config"]);
+        command.args(["serve", "--config"]);
         command.arg(self.site.config(name));
         if let Some(fault) = self.plant {
             command.args(["--plant", fault]);
         }
-        let child = command
+        command
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(open(self.site.log(name))?)
             // A Ctrl-C is for the demo alone, which ends its nodes itself.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start `{}`", exe.display()))?;
+            .process_group(0);
+        let child = if let Some(bridge) = &self.bridge {
+            bridge.switch_on(name, self.site.node(name), &mut command)?
+        } else {
+            command
+                .arg("--with-parent")
+                .spawn()
+                .with_context(|| format!("cannot start `{}`", exe.display()))?
+        };
         interrupt::note_child(&child);
         self.node(name)?.child = Some(child);
         Ok(())

@@ -21,6 +21,8 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 static CHILDREN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 /// What a shell tells of a process that was ended by Ctrl-C.
 pub(super) const EXIT_CODE: u8 = 130;
+/// How long stopping may take where nobody is there any more to stop it again.
+const STOP_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often a long pause asks whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -67,6 +69,17 @@ pub(super) fn watch() -> Result<()> {
         });
     });
     Ok(())
+}
+
+/// Has the demo stop when its standard input ends, and end when it does not stop then.
+pub(super) fn stop_at_end_of_input() {
+    // Ends with the process: there is nothing to wait for.
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        WANTED.store(true, Ordering::SeqCst);
+        std::thread::sleep(STOP_TIME_MAX);
+        std::process::exit(EXIT_CODE.into());
+    });
 }
 
 /// Fails with [`Interrupted`] if the demo is to stop.

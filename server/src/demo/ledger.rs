@@ -25,6 +25,9 @@ const CHECKSUM_AT: usize = RECORD_BYTES - 9;
 #[error("{0}")]
 pub(super) struct BrokenPromise(pub(super) String);
 
+/// The process of a client whose kernel numbers them as it likes.
+pub(super) const KERNEL: i32 = 0;
+
 /// Who has a lock: a process on a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Owner {
@@ -38,7 +41,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The first process of a client is the client to the reader.
         match self.svid {
-            1 => write!(f, "client {}", self.client),
+            1 | KERNEL => write!(f, "client {}", self.client),
             svid => write!(f, "process {svid} on client {}", self.client),
         }
     }

@@ -1,17 +1,20 @@
 //! `havenfs demo`: a cluster on this machine loses a node while two clients lock and write.
 //!
-//! Three nodes are started as processes of this program, on loopback addresses of their own. Two
+//! Three nodes are started as processes of this program, on loopback addresses of their own, or
+//! with `--netns` each on a network of its own, with an address that moves between them. Two
 //! clients in this process, which share no code with the server but the wire formats, keep a ledger
 //! of what they were told; then the active node is killed, and the ledger is held against what the
-//! others answer. Needs no root, no other software and no home directory, and takes its directory
-//! and its processes away again.
+//! others answer. Needs no root (but for `--netns`), no other software and no home directory, and
+//! takes its directory and its processes away again.
 //!
 //! An edge like `cli`: errors are sentences for a person, so `anyhow` is right here. Nothing of the
 //! server knows this module.
 //!
 //! - `site`: directory, addresses, ports, configuration.  - `cluster`: the nodes.
+//! - `stage`: namespaces for all of it.  - `bridge`: the nodes' network.  - `sight`: who has the
+//!   address.  - `linux`: a kernel as a client, in a virtual machine.  - `guest`: what runs there.
 //! - `client`: a client's machine.  - `writer`: the load.  - `ledger`: what was told.
-//! - `story`: what happens, in order, and in it `sleeper`: the paused node.  - `proof`: the checks.
+//! - `story`: what happens, in order.  - `proof`: the checks.
 //! - `timeline`: what is shown.  - `interrupt`: Ctrl-C, and no process left behind.
 //!
 //! Exit status: 0 if all promises were kept, 1 if one was broken (also where a fault was planted),
@@ -24,30 +27,43 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+mod bridge;
 mod client;
 mod cluster;
+mod guest;
 mod interrupt;
 mod ledger;
+mod linux;
 mod proof;
+mod sight;
 mod site;
+mod stage;
 mod story;
 mod timeline;
 mod writer;
 
+pub(crate) use self::guest::run as run_guest;
 pub(crate) use self::interrupt::end_with_parent;
 
+use self::bridge::Bridge;
 use self::cluster::Cluster;
 use self::interrupt::Interrupted;
 use self::ledger::BrokenPromise;
-use self::site::Site;
+use self::site::{Site, Where};
 use self::story::Ending;
 use self::timeline::Timeline;
 
 const EXIT_BROKEN: u8 = 1;
 const EXIT_FAILED: u8 = 2;
+/// What the second process of `--netns` is started with.
+const ON_STAGE: &str = "--on-stage";
 
 /// What the demo is to do.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 pub(crate) struct DemoArgs {
     /// Keep the directory with the nodes' logs, and say where it is
     #[arg(long)]
@@ -61,6 +77,13 @@ pub(crate) struct DemoArgs {
     /// Pause the active node instead of killing it, and see that it does not answer when it wakes
     #[arg(long, conflicts_with = "fault")]
     pause: bool,
+    /// Give each node a network of its own, with an address that moves, and cut the power of one;
+    /// with a real Linux client if User Mode Linux is installed. Needs root
+    #[arg(long, conflicts_with = "pause")]
+    netns: bool,
+    /// This is the process in the namespaces that `--netns` makes
+    #[arg(long, hide = true, requires = "netns")]
+    on_stage: bool,
     /// Show details
     #[arg(long)]
     verbose: bool,
@@ -98,6 +121,19 @@ impl Fault {
 
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs) -> ExitCode {
+    if args.netns && !args.on_stage {
+        if args.fault == Some(Fault::Lease) {
+            tell(
+                "error: a node whose lease is over cannot answer where its address moves: the \
+                 guard takes the address away\nhint: plant this fault without --netns",
+            );
+            return ExitCode::from(EXIT_FAILED);
+        }
+        return stage::raise().unwrap_or_else(|error| {
+            tell(&format!("error: {error:#}"));
+            ExitCode::from(EXIT_FAILED)
+        });
+    }
     let timeline = Timeline::new(args.verbose);
     match play(args, &timeline) {
         Ok(verdict) if args.fault.is_none() => {
@@ -133,13 +169,24 @@ pub(crate) fn run(args: &DemoArgs) -> ExitCode {
 /// Tells the story; everything that was started or made is gone when this returns.
 fn play(args: &DemoArgs, timeline: &Timeline) -> Result<String> {
     interrupt::watch()?;
-    timeline.title("havenfs demo: three nodes, two clients, one of the nodes dies");
-    let site = Site::make(args.root.as_deref(), args.keep)?;
+    let place = if args.netns {
+        stage::enter()?;
+        timeline.title("havenfs demo: three machines, and one of them loses its power");
+        Where::Bridge
+    } else {
+        timeline.title("havenfs demo: three nodes, two clients, one of the nodes dies");
+        Where::Loopback
+    };
+    let site = Site::make(args.root.as_deref(), args.keep, place)?;
     if let Some(fault) = args.fault {
         timeline.section("Planted fault", "");
         timeline.step(None, &format!("{}: this must be noticed", fault.words()));
     }
-    let mut cluster = Cluster::new(&site, args.fault.map(Fault::name));
+    let bridge = match place {
+        Where::Loopback => None,
+        Where::Bridge => Some(Bridge::make(&site)?),
+    };
+    let mut cluster = Cluster::new(&site, args.fault.map(Fault::name), bridge);
     let ending = if args.pause || args.fault == Some(Fault::Lease) {
         Ending::Pause
     } else {

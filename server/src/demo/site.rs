@@ -1,9 +1,8 @@
-//! Where the demo lives: a directory, a range of loopback addresses, ports, the nodes'
-//! configuration files.
+//! Where the demo lives: a directory, addresses, ports, the nodes' configuration files.
 //!
 //! Owns the directory and removes it when it is dropped, unless it is to be kept. Touches nothing
-//! else of this machine: no file outside the directory, no address but 127.A.B.x, no port below
-//! 1024. Starts nothing.
+//! else of this machine: no file outside the directory, and on the machine's own network no address
+//! but 127.A.B.x and no port below 1024. Starts nothing.
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -15,10 +14,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use havenfs::random::random_u64;
 
+use super::bridge::CARD;
+
 /// The names of the nodes.
 pub(super) const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// The service's name in the configuration.
 pub(super) const SERVICE: &str = "demo";
+/// The numbers of the clients.
+pub(super) const CLIENTS: [u8; 2] = [1, 2];
+const GUEST_DIR: &str = "linux";
+/// The number of the client in a virtual machine.
+pub(super) const GUEST: u8 = 11;
+/// How many bits of an address on the bridge name the network.
+pub(super) const PREFIX_BITS: u8 = 24;
+/// The last number of the service's address.
+const SERVICE_HOST: u8 = 100;
 /// The name that clients would mount.
 pub(super) const SERVICE_NAME: &str = "nfs-service.example";
 /// The longest path of a socket that the kernel takes, in bytes.
@@ -46,6 +56,28 @@ pub(super) struct Ports {
     peer: u16,
 }
 
+impl Ports {
+    /// Where clients expect them.
+    const USUAL: Self = Self {
+        nfs: 2049,
+        portmap: 111,
+        host_portmap: 111,
+        mount: 20_048,
+        nlm: 32_803,
+        nsm: 662,
+        peer: 7300,
+    };
+}
+
+/// Where nodes and clients have their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Where {
+    /// On the machine's own loopback device.
+    Loopback,
+    /// On a network of their own, where the service's address moves.
+    Bridge,
+}
+
 /// The place.
 #[derive(Debug)]
 pub(super) struct Site {
@@ -53,20 +85,26 @@ pub(super) struct Site {
     /// Whether the directory itself is ours, or only what is in it.
     made: bool,
     keep: bool,
-    network: [u8; 2],
+    place: Where,
+    network: [u8; 3],
     /// The ports.
     pub(super) ports: Ports,
 }
 
 impl Site {
     /// Makes the directory and chooses addresses and ports.
-    pub(super) fn make(root: Option<&Path>, keep: bool) -> Result<Self> {
-        let (network, ports) = free_network()?;
+    pub(super) fn make(root: Option<&Path>, keep: bool, place: Where) -> Result<Self> {
+        let (network, ports) = match place {
+            Where::Loopback => free_network()?,
+            // Nobody else is there. The addresses are those of examples.
+            Where::Bridge => ([192, 0, 2], Ports::USUAL),
+        };
         let (root, made) = make_root(root)?;
         let site = Self {
             root,
             made,
             keep,
+            place,
             network,
             ports,
         };
@@ -101,7 +139,19 @@ impl Site {
 
     /// The address of the service.
     pub(super) fn service(&self) -> IpAddr {
-        self.address(100)
+        self.address(SERVICE_HOST)
+    }
+
+    /// The address of a node.
+    pub(super) fn node(&self, node: &str) -> IpAddr {
+        let number = (1..).zip(NODES).find(|(_, name)| *name == node);
+        self.address(number.map_or(0, |(number, _)| number))
+    }
+
+    /// The names of the service, the longest one first.
+    pub(super) fn names() -> [&'static str; 2] {
+        let (short, _) = SERVICE_NAME.split_once('.').unwrap_or((SERVICE_NAME, ""));
+        [SERVICE_NAME, short]
     }
 
     /// The address of the client with this number, from 1.
@@ -127,6 +177,11 @@ impl Site {
     /// What the node writes to its standard output.
     pub(super) fn output(&self, node: &str) -> PathBuf {
         self.node_dir(node).join("output")
+    }
+
+    /// What the virtual machine writes outside of itself.
+    pub(super) fn guest_dir(&self) -> PathBuf {
+        self.root.join(GUEST_DIR)
     }
 
     fn node_dir(&self, node: &str) -> PathBuf {
@@ -192,25 +247,30 @@ impl Site {
              [cluster]\n\
              key_file = {key}\n"
         );
-        for (number, name) in (1..).zip(NODES) {
-            let address = SocketAddr::new(self.address(number), peer);
+        for name in NODES {
+            let address = SocketAddr::new(self.node(name), peer);
             write!(
                 text,
                 "\n[[cluster.member]]\nname = \"{name}\"\naddress = \"{address}\"\n"
             )?;
         }
-        let (short, _) = SERVICE_NAME.split_once('.').unwrap_or((SERVICE_NAME, ""));
+        let service = self.service();
+        let address = match self.place {
+            Where::Loopback => format!("addresses = [\"{service}\"]\naddress_mode = \"fixed\""),
+            Where::Bridge => {
+                format!("addresses = [\"{service}/{PREFIX_BITS}\"]\ninterface = \"{CARD}\"")
+            }
+        };
+        let [long, short] = Self::names();
         write!(
             text,
             "\n[[service]]\n\
              name = \"{SERVICE}\"\n\
-             names = [\"{SERVICE_NAME}\", \"{short}\"]\n\
-             addresses = [\"{}\"]\n\
-             address_mode = \"fixed\"\n\
+             names = [\"{long}\", \"{short}\"]\n\
+             {address}\n\
              exports = [{export}]\n\
              storage = \"cluster-fs\"\n\
              preferred = \"{}\"\n",
-            self.service(),
             NODES[0]
         )?;
         Ok(text)
@@ -227,7 +287,7 @@ impl Drop for Site {
             let _ = fs::remove_dir_all(&self.root);
             return;
         }
-        for dir in NODES.into_iter().chain(["export"]) {
+        for dir in NODES.into_iter().chain(["export", GUEST_DIR]) {
             let _ = fs::remove_dir_all(self.root.join(dir));
         }
         let _ = fs::remove_file(self.root.join("cluster.key"));
@@ -284,18 +344,18 @@ fn quoted(text: &str) -> Result<String> {
     Ok(serde_json::to_string(text)?)
 }
 
-const fn address([a, b]: [u8; 2], last: u8) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(127, a, b, last))
+const fn address([a, b, c]: [u8; 3], last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(a, b, c, last))
 }
 
 /// Addresses and ports that nobody has.
-fn free_network() -> Result<([u8; 2], Ports)> {
+fn free_network() -> Result<([u8; 3], Ports)> {
     let mut problem = String::new();
     for _ in 0..TRIES {
         let chance = random_u64();
         let [a, b, ..] = chance.to_ne_bytes();
         // 127.0.x.x is where everybody is.
-        let network = [a.max(1), b];
+        let network = [127, a.max(1), b];
         let choice = (chance >> 16) % PORT_CHOICES;
         let first = FIRST_PORT + choice as u16 * PORTS_PER_CHOICE;
         let ports = Ports {
@@ -319,11 +379,11 @@ fn free_network() -> Result<([u8; 2], Ports)> {
 }
 
 /// Whether everything that will listen could.
-fn probe(network: [u8; 2], ports: &Ports) -> io::Result<()> {
+fn probe(network: [u8; 3], ports: &Ports) -> io::Result<()> {
     let on = |last, port| SocketAddr::new(address(network, last), port);
     for port in [ports.nfs, ports.mount, ports.nlm, ports.nsm, ports.portmap] {
-        TcpListener::bind(on(100, port))?;
-        UdpSocket::bind(on(100, port))?;
+        TcpListener::bind(on(SERVICE_HOST, port))?;
+        UdpSocket::bind(on(SERVICE_HOST, port))?;
     }
     for last in [201, 202] {
         TcpListener::bind(on(last, ports.host_portmap))?;
@@ -344,7 +404,9 @@ mod tests {
     fn a_directory_that_is_not_empty_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("mine"), "").unwrap();
-        let error = Site::make(Some(dir.path()), false).unwrap_err().to_string();
+        let error = Site::make(Some(dir.path()), false, Where::Loopback)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("is not empty"), "{error}");
         assert!(dir.path().join("mine").exists());
     }
@@ -352,7 +414,7 @@ mod tests {
     #[test]
     fn an_empty_directory_is_empty_again_afterwards() {
         let dir = tempfile::tempdir().unwrap();
-        let site = Site::make(Some(dir.path()), false).unwrap();
+        let site = Site::make(Some(dir.path()), false, Where::Loopback).unwrap();
         let text = fs::read_to_string(site.config("n2")).unwrap();
         let config: toml::Table = text.parse().unwrap();
         assert_eq!(config["node"].as_str(), Some("n2"));

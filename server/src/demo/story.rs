@@ -1,7 +1,9 @@
 //! What happens, in order: start, two clients, the end of a node, what is left, the way back.
 //!
 //! Owns the order and the words. The checks are in [`super::proof`], the load in
-//! [`super::writer`]; nothing here decides what a promise is.
+//! [`super::writer`]; nothing here decides what a promise is. The story is the same on loopback
+//! addresses and on a network of the nodes' own; what is seen only there is told in `address` and
+//! `linux`.
 
 use std::sync::Arc;
 use std::thread;
@@ -14,17 +16,20 @@ use havenfs_nlm::wire::Nlm4Stats;
 use super::client::nfs::Attributes;
 use super::client::rpc::Machine;
 use super::client::{Client, Export};
-use super::cluster::{Active, Cluster, LOOK, Takeover};
+use super::cluster::{Active, Cluster, LOOK};
 use super::interrupt;
 use super::ledger::{Ledger, Lock};
+use super::linux::Linux;
 use super::proof::{
-    Heard, all_locks_are_held, broken, handle_still_works, hears_of_it, is_granted, is_held,
-    promised,
+    all_locks_are_held, broken, handle_still_works, hears_of_it, is_granted, is_held, promised,
 };
 use super::site::{NODES, SERVICE_NAME};
 use super::timeline::{Timeline, milliseconds};
 use super::writer::{Load, read_back};
 
+mod address;
+mod after;
+mod linux;
 mod sleeper;
 
 /// The file that has locks.
@@ -55,6 +60,8 @@ pub(super) enum Ending {
 /// The people on the stage. Fields are dropped in this order: the load first.
 struct Scene<'s, 'c> {
     load: Load,
+    /// The client that is a Linux kernel, if there is one.
+    linux: Option<Linux>,
     a: Client,
     b: Client,
     cluster: &'s mut Cluster<'c>,
@@ -78,8 +85,11 @@ pub(super) fn tell(
     timeline: &Timeline,
     ending: Ending,
 ) -> Result<String> {
-    let active = start(cluster, timeline)?;
-    let mut scene = Scene::set(cluster, timeline, active)?;
+    let began = Instant::now();
+    timeline.section("Start", "since the start");
+    let linux = linux::switch_on(cluster, timeline, began)?;
+    let active = start(cluster, timeline, began)?;
+    let mut scene = Scene::set(cluster, timeline, active, linux)?;
     scene.lock_and_write()?;
     let verdict = match ending {
         Ending::Kill => scene.kill_and_return()?,
@@ -89,9 +99,7 @@ pub(super) fn tell(
     Ok(verdict)
 }
 
-fn start(cluster: &mut Cluster<'_>, timeline: &Timeline) -> Result<Active> {
-    let began = Instant::now();
-    timeline.section("Start", "since the start");
+fn start(cluster: &mut Cluster<'_>, timeline: &Timeline, began: Instant) -> Result<Active> {
     let site = cluster.site();
     timeline.detail(&format!("all files are in {}", site.root().display()));
     let leader = cluster.start()?;
@@ -106,12 +114,18 @@ fn start(cluster: &mut Cluster<'_>, timeline: &Timeline) -> Result<Active> {
         active.node
     );
     timeline.step(began.elapsed(), &text);
+    address::is_with_its_node(cluster, timeline, active.node)?;
     Ok(active)
 }
 
 impl<'s, 'c> Scene<'s, 'c> {
-    fn set(cluster: &'s mut Cluster<'c>, timeline: &'s Timeline, active: Active) -> Result<Self> {
-        timeline.section("Two clients", "how long it took");
+    fn set(
+        cluster: &'s mut Cluster<'c>,
+        timeline: &'s Timeline,
+        active: Active,
+        linux: Option<Linux>,
+    ) -> Result<Self> {
+        timeline.section("The clients", "how long it took");
         let site = cluster.site();
         let ledger = Arc::new(Ledger::default());
         let export = Export {
@@ -137,8 +151,10 @@ impl<'s, 'c> Scene<'s, 'c> {
         let nfs = a.another_nfs(&machine);
         let account = a.lock(1, 0, 1000);
         let load = Load::start(nfs, journal.clone(), run, Arc::clone(&ledger), machine);
+        let linux = linux::mount(linux, timeline)?;
         Ok(Self {
             load,
+            linux,
             a,
             b,
             cluster,
@@ -182,6 +198,7 @@ impl<'s, 'c> Scene<'s, 'c> {
         is_granted(b.locks.lock(own, false)?, own)?;
         let text = format!("A locks {MORE_LOCKS} ranges more, B {}: GRANTED", own.bytes);
         self.timeline.step(more.elapsed(), &text);
+        self.linux_locks_and_writes()?;
         self.locks_are_held()?;
         while began.elapsed() < LOAD_TIME || self.ledger.stable().len() < LOAD_RECORDS_MIN {
             self.ledger.check()?;
@@ -208,6 +225,7 @@ impl<'s, 'c> Scene<'s, 'c> {
     fn locks_are_held(&self) -> Result<()> {
         let began = Instant::now();
         let count = all_locks_are_held(&self.ledger, &self.a, &self.b)?;
+        self.address_is_on_one_node()?;
         let text = format!("all {count} locks are held: TEST names the holder, LOCK is DENIED");
         self.timeline.step(began.elapsed(), &text);
         Ok(())
@@ -221,7 +239,7 @@ impl<'s, 'c> Scene<'s, 'c> {
         handle_still_works(&mut self.b, JOURNAL, &self.journal, self.journal_before)?;
         let text = format!("all {count} acknowledged records are there, byte for byte");
         self.timeline.step(began.elapsed(), &text);
-        Ok(count)
+        Ok(count + self.linux_records_are_there()?)
     }
 
     fn kill_and_return(&mut self) -> Result<String> {
@@ -232,10 +250,10 @@ impl<'s, 'c> Scene<'s, 'c> {
         self.records_are_there()?;
         self.locks_are_held()?;
         self.unlock()?;
-        let move_gap = self.bring_back(dead)?;
-        let (records, locks) = (self.ledger.stable().len(), self.ledger.grants());
+        let (move_gap, records) = self.bring_back(dead)?;
+        let locks = self.ledger.grants();
         Ok(format!(
-            "{records} records and {locks} locks, none lost; gaps: kill {}, move {}",
+            "{records} records and {locks} locks, none lost; gaps: loss {}, move {}",
             milliseconds(kill_gap),
             milliseconds(move_gap)
         ))
@@ -245,11 +263,18 @@ impl<'s, 'c> Scene<'s, 'c> {
     fn kill(&mut self) -> Result<Duration> {
         let old = self.active.clone();
         self.timeline
-            .section(&format!("The end of {}", old.node), "since the kill");
-        let process = self.cluster.process(old.node)?;
+            .section(&format!("The end of {}", old.node), "since its end");
+        let text = if self.cluster.bridge().is_some() {
+            format!(
+                "{} loses its power: its cable is dead, its processes are gone",
+                old.node
+            )
+        } else {
+            let process = self.cluster.process(old.node)?;
+            format!("kill -9 of process {process}: {} is gone", old.node)
+        };
         let killed = Instant::now();
         self.cluster.kill(old.node)?;
-        let text = format!("kill -9 of process {process}: {} is gone", old.node);
         self.timeline.step(Duration::ZERO, &text);
         let new = self.b.lock(3, 4000, 100);
         let stranger = self.b.another_lock_manager(&self.ledger);
@@ -285,6 +310,9 @@ impl<'s, 'c> Scene<'s, 'c> {
         let text = format!("{} are still A's: a LOCK by B is DENIED", account.bytes);
         events.push((at, text));
         self.wait_for_writes(active.at)?;
+        self.linux_goes_on(killed, active.at, &mut events)?;
+        self.linux_has_reclaimed(active.node, &mut events)?;
+        self.linux_locks_anew(&mut events)?;
         let (gap, resumed) = self.ledger.longest_gap(killed);
         let text = format!(
             "A's record that was under way is answered; the longest gap is {}",
@@ -294,9 +322,10 @@ impl<'s, 'c> Scene<'s, 'c> {
         let mut heard_by = Vec::new();
         for client in [&self.a, &self.b] {
             let heard = hears_of_it(client, killed, &self.ledger)?;
-            note_notice(client.name, &heard, &mut events);
+            after::note_notice(client.name, &heard, &mut events);
             heard_by.push((client.name, heard));
         }
+        self.address_has_moved(killed, active.node, &mut events)?;
         events.sort_by_key(|(at, _)| *at);
         for (at, text) in &events {
             self.timeline.step(since(*at), text);
@@ -318,9 +347,10 @@ impl<'s, 'c> Scene<'s, 'c> {
         self.timeline.gap();
         self.timeline.step(None, "A's answered writes over time:");
         let back = format!("{} answers", active.node);
-        let notes = [(killed, "kill"), (resumed, back.as_str())];
+        let notes = [(killed, "loss"), (resumed, back.as_str())];
         self.timeline
             .strip(&self.ledger.answers(), from, to, &notes);
+        self.linux_strip(from, to);
         self.active = active;
         Ok(gap)
     }
@@ -335,23 +365,6 @@ impl<'s, 'c> Scene<'s, 'c> {
             interrupt::sleep(LOOK)?;
         }
         Ok(())
-    }
-
-    /// How the new node tells the takeover.
-    fn takeover(&self) {
-        let Some(Takeover {
-            phases, total_ms, ..
-        }) = &self.active.takeover
-        else {
-            return;
-        };
-        let heading = format!("How {} tells it", self.active.node);
-        self.timeline.section(&heading, "how long it took");
-        let time = |ms: f64| Duration::from_secs_f64((ms / 1000.0).max(0.0));
-        for phase in phases {
-            self.timeline.step(time(phase.ms), &in_words(&phase.name));
-        }
-        self.timeline.step(time(*total_ms), "in all");
     }
 
     /// Client A gives its lock back, and client B, which has waited all the time, gets it.
@@ -372,84 +385,7 @@ impl<'s, 'c> Scene<'s, 'c> {
         let text = format!("A unlocks {}, and B is called: GRANTED", waiting.bytes);
         self.timeline
             .step(at.saturating_duration_since(began), &text);
-        Ok(())
-    }
-
-    /// Starts the dead node again and moves the service back to it; returns the longest time
-    /// without an answer to a WRITE.
-    fn bring_back(&mut self, dead: &'static str) -> Result<Duration> {
-        self.timeline.section("The way back", "how long it took");
-        let began = Instant::now();
-        self.cluster.restart(dead)?;
-        let text = format!("{dead} is started again and has joined as a standby");
-        self.timeline.step(began.elapsed(), &text);
-        let asked = Instant::now();
-        let now = self.cluster.active();
-        if now.is_none_or(|active| active.node != dead) {
-            let moved = self.cluster.move_to(dead, GRANT_TIME_MAX);
-            promised(moved, "a planned move was promised")?;
-        }
-        let active = self
-            .cluster
-            .wait_active(SERVE_TIME_MAX, |active| active.node == dead)?;
-        let Some(active) = active else {
-            return broken(format!(
-                "the service does not come to {dead} by a planned move"
-            ));
-        };
-        let took = active.at.saturating_duration_since(asked);
-        self.wait_for_writes(active.at)?;
-        let (gap, _) = self.ledger.longest_gap(asked);
-        let text = format!(
-            "planned move to {dead}, while A writes; the longest gap is {}",
-            milliseconds(gap)
-        );
-        self.timeline.step(took, &text);
-        let new = self.a.lock(3, 6000, 100);
-        let asked = Instant::now();
-        let stat = promised(self.a.locks.lock(new, false), "a new lock is not granted")?;
-        is_granted(stat, new)?;
-        self.timeline.step(
-            asked.elapsed(),
-            &format!("a new lock, {} for A: GRANTED", new.bytes),
-        );
-        self.active = active;
-        self.load.stop();
-        self.locks_are_held()?;
-        self.records_are_there()?;
-        Ok(gap)
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.timeline.section("The end", "how long it took");
-        let began = Instant::now();
-        let (resends, resent) = (self.load.resends(), self.load.resent());
-        self.timeline.detail(&format!(
-            "A sent calls again {resends} times, and wrote {resent} records again because the \
-             write verifier had changed"
-        ));
-        for lock in self.ledger.held() {
-            let client = if lock.owner.client == self.a.name {
-                &self.a
-            } else {
-                &self.b
-            };
-            promised(client.locks.unlock(lock), "a lock cannot be given back")?;
-        }
-        self.ledger.check()?;
-        self.a.unmount();
-        self.b.unmount();
-        let late = self.cluster.stop()?;
-        let text = if late.is_empty() {
-            "all locks are given back, and the nodes have ended".to_owned()
-        } else {
-            format!(
-                "all locks are given back; {} had to be killed",
-                late.join(", ")
-            )
-        };
-        self.timeline.step(began.elapsed(), &text);
-        Ok(())
+        self.linux_unlocks()
     }
 }
 
@@ -457,33 +393,4 @@ impl<'s, 'c> Scene<'s, 'c> {
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     let result = thread.join();
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-fn note_notice(client: &str, heard: &Heard, events: &mut Vec<(Instant, String)>) {
-    let text = format!("client {client} hears of it (SM_NOTIFY from the service's address)");
-    events.push((heard.notice_at, text));
-    let text = format!(
-        "client {client} has reclaimed its {} locks: GRANTED",
-        heard.reclaimed
-    );
-    events.push((heard.reclaimed_at, text));
-}
-
-/// What a step of a takeover is, for a person.
-fn in_words(name: &str) -> String {
-    let words = match name {
-        "detect" => "to notice that the old node says nothing any more",
-        "lease" => "to be sure that the old node's lease has run out",
-        "fence" => "to have the old node fenced",
-        "assign" => "to have the service assigned by the cluster",
-        "storage" => "to have the storage",
-        "exports" => "to open the exports",
-        "table" | "apply" => "to have all locks in the table",
-        "listen" => "to listen",
-        "address" => "to have the address",
-        "announce" | "notify" => "to begin to tell the clients",
-        "release" | "drain" => "to have the old node let go",
-        _ => return name.to_owned(),
-    };
-    format!("{name}: {words}")
 }

@@ -101,6 +101,9 @@ impl Timeline {
         let most = counts.iter().copied().max().unwrap_or(0);
         let marks: String = counts.iter().map(|count| mark(*count, most)).collect();
         self.put(&format!("{:TIME_COLUMNS$}{}", "", self.paint(TIME, &marks)));
+        if notes.is_empty() {
+            return;
+        }
         let mut under = String::new();
         for (at, words) in notes {
             let words = format!("^ {words}");

@@ -22,7 +22,7 @@ use havenfs_nlm::wire::{
 use havenfs_rpc::xdr::decode_all;
 
 use super::super::interrupt;
-use super::super::ledger::{Bytes, Ledger, Lock, Owner};
+use super::super::ledger::{Bytes, KERNEL, Ledger, Lock, Owner};
 use super::rpc::{RpcClient, args};
 
 /// The client's own NSM state: up, and never changed.
@@ -42,6 +42,10 @@ pub(crate) struct Holder {
 impl Holder {
     /// Whether this is how the server knows `owner`.
     pub(crate) fn is(&self, owner: Owner) -> bool {
+        if owner.svid == KERNEL {
+            let client = format!("@{}", caller_name(owner.client));
+            return self.oh.ends_with(client.as_bytes());
+        }
         self.svid == owner.svid && self.oh == owner_handle(owner)
     }
 }
@@ -240,7 +244,7 @@ impl Locks {
 }
 
 /// What a client's machine calls itself.
-fn caller_name(client: &str) -> String {
+pub(crate) fn caller_name(client: &str) -> String {
     format!("client-{}", client.to_ascii_lowercase())
 }
 

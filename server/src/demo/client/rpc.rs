@@ -34,7 +34,7 @@ const REPLY_BYTES_MAX: usize = 128 * 1024;
 /// How long a call waits for its answer before it is sent again.
 const ANSWER_WAIT: Duration = Duration::from_millis(700);
 /// How long making a connection may take.
-const CONNECT_WAIT: Duration = Duration::from_millis(200);
+const CONNECT_WAIT: Duration = Duration::from_millis(100);
 /// The pause between tries.
 const STEP: Duration = Duration::from_millis(10);
 /// How long the service may be away.
