@@ -56,6 +56,8 @@ use super::command::{Activation, LockAction, LockCall, Outcome, ServiceCommand};
 use super::connections::{self, Connection};
 use super::handles::HandleEntry;
 use super::rows::{damaged, read_row, write_end, write_row};
+use super::state::{PLACED_VERSION, WRITERS_VERSION};
+use super::wish::{Placed, Wish};
 
 /// Whether the table has every lock that a host was ever told to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,7 @@ pub struct ServiceState {
     table: LockTable,
     handles: OrdMap<u64, HandleEntry>,
     connections: OrdSet<Connection>,
+    placed: Placed,
 }
 
 /// Who serves.
@@ -111,8 +114,8 @@ struct Service {
     nsm_state: NsmState,
     /// Who serves; none if it was released, or never assigned.
     active: Option<Active>,
-    /// Where an operator wants it, until it is assigned the next time.
-    wanted: Option<NodeId>,
+    /// Where it is wanted.
+    wish: Wish,
     /// Whether locks may be missing.
     completeness: Completeness,
 }
@@ -254,7 +257,8 @@ impl ServiceState {
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
         service.active = Some(active);
-        service.wanted = None;
+        service.wish = service.wish.after_assignment();
+        self.placed.assigned_to(active.node);
         // What was reclaimed in an earlier part of the same grace stays so.
         if recover && matches!(service.completeness, Completeness::Complete { .. }) {
             service.completeness = Completeness::Incomplete {
@@ -277,7 +281,25 @@ impl ServiceState {
 
     /// Notes where an operator wants it.
     pub(super) fn want(&mut self, node: NodeId) -> Outcome {
-        self.service.wanted = Some(node);
+        self.service.wish = Wish::On(node);
+        self.placed = Placed(Some(node));
+        Outcome::Done
+    }
+
+    /// Notes that nobody is to serve it.
+    pub(super) fn withdraw(&mut self) -> Outcome {
+        self.service.wish = Wish::Nobody;
+        self.placed = Placed(None);
+        Outcome::Done
+    }
+
+    /// Notes that it is to go back to the node that it prefers.
+    pub(super) fn go_back(&mut self, epoch: u32, to: NodeId) -> Outcome {
+        let service = &mut self.service;
+        if service.epoch != epoch || service.wish != Wish::Anywhere || self.placed.0.is_some() {
+            return Outcome::EarlierEpoch;
+        }
+        service.wish = Wish::On(to);
         Outcome::Done
     }
 
@@ -354,9 +376,14 @@ impl ServiceState {
         writers.filter(move |node| Some(*node) != active)
     }
 
-    /// Where an operator wants it.
-    pub const fn wanted(&self) -> Option<NodeId> {
-        self.service.wanted
+    /// Where it is wanted.
+    pub const fn wish(&self) -> Wish {
+        self.service.wish
+    }
+
+    /// The node that an operator has put it on, or wants it on; none if another one had it since.
+    pub const fn placed(&self) -> Option<NodeId> {
+        self.placed.0
     }
 
     /// The entries of the handle table, by number; empty where the kernel makes handles.
@@ -403,8 +430,8 @@ impl ServiceState {
     }
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
-    /// nodes may write, the rows of the lock table, those of the handle table, and the
-    /// connections, each with its length in front.
+    /// nodes may write, the rows of the lock table, those of the handle table, the connections,
+    /// and where it was put, each with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -417,15 +444,15 @@ impl ServiceState {
             write_row(out, &mut buffer, &row)?;
         }
         write_end(out)?;
-        connections::write(&self.connections, out, &mut buffer)
+        connections::write(&self.connections, out, &mut buffer)?;
+        write_row(out, &mut buffer, &self.placed)
     }
 
-    /// Reads what [`ServiceState::write`] wrote, or what it wrote when nobody was fenced and no
-    /// connections were kept.
-    pub(super) fn read(input: &mut impl Read, is_current: bool) -> io::Result<Self> {
+    /// Reads what [`ServiceState::write`] wrote, or an earlier version of it, which has less.
+    pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let writers = if is_current {
+        let writers = if version >= WRITERS_VERSION {
             read_row(input, &mut buffer)?.ok_or_else(damaged)?
         } else {
             Vec::new()
@@ -435,10 +462,15 @@ impl ServiceState {
         while let Some((id, entry)) = read_row(input, &mut buffer)? {
             handles.insert(id, entry);
         }
-        let connections = if is_current {
+        let connections = if version >= WRITERS_VERSION {
             connections::read(input, &mut buffer)?
         } else {
             OrdSet::new()
+        };
+        let placed = if version >= PLACED_VERSION {
+            read_row(input, &mut buffer)?.ok_or_else(damaged)?
+        } else {
+            Placed::default()
         };
         Ok(Self {
             service,
@@ -446,6 +478,7 @@ impl ServiceState {
             table,
             handles,
             connections,
+            placed,
         })
     }
 
@@ -463,13 +496,14 @@ impl ServiceState {
                 epoch: lone.epoch,
                 nsm_state: lone.nsm_state,
                 active: (lone.epoch > 0).then_some(active),
-                wanted: None,
+                wish: Wish::Anywhere,
                 completeness: lone.completeness,
             },
             writers: Vec::new(),
             table: read_table(input, &mut buffer)?,
             handles: OrdMap::new(),
             connections: OrdSet::new(),
+            placed: Placed::default(),
         })
     }
 }

@@ -31,7 +31,7 @@ use super::command::{Assign, ClusterCommand, Command, Outcome, Release, Renewal,
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::service::{Active, ServiceState};
-use super::{NodeId, Origin, Queue, ServiceId};
+use super::{NodeId, Origin, Queue, ServiceId, Wish};
 
 /// The replicated state. Cloning is cheap: all large parts are shared until they change.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -117,6 +117,16 @@ impl ClusterState {
                 let service = self.services.get_mut(service);
                 service.map_or(Outcome::NoSuchService, |service| service.want(*to))
             }
+            ClusterCommand::Withdraw { service } => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, ServiceState::withdraw)
+            }
+            ClusterCommand::GoBack { service, epoch, to } => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| {
+                    service.go_back(*epoch, *to)
+                })
+            }
             ClusterCommand::Name { name } => Outcome::Named(self.name(name)),
             ClusterCommand::Allot(Allot::FileSystem { service, epoch, .. })
                 if self
@@ -155,10 +165,12 @@ impl ClusterState {
             return Outcome::NotAssigned;
         }
         let may = match service.active() {
-            None => true,
+            None => service.wish() != Wish::Nobody,
             // Its own earlier life is over, since the state directory has one process; and who
             // takes what it has already has stopped.
             Some(active) if active.node == assign.renewal.node => true,
+            // Who has it already takes it to let it go.
+            _ if service.wish() == Wish::Nobody => false,
             Some(active) => self.last_renewal(active.node).map(Renewal::id) == assign.after,
         };
         if !may {
@@ -256,7 +268,7 @@ impl ClusterState {
                     ..Self::default()
                 })
             }
-            [version @ (EARLIER_VERSION | VERSION)] => Self::read_current(input, version),
+            [version @ EARLIER_VERSION..=VERSION] => Self::read_current(input, version),
             [version] => {
                 let kind = if version > VERSION {
                     io::ErrorKind::Unsupported
@@ -277,7 +289,7 @@ impl ClusterState {
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
         while let Some(id) = read_row(input, &mut buffer)? {
-            let service = ServiceState::read(input, version > EARLIER_VERSION)?;
+            let service = ServiceState::read(input, version)?;
             state.services.insert(id, service);
         }
         Ok(state)
@@ -308,7 +320,11 @@ pub const LONE_NAME: &str = "default";
 const LONE_VERSION: u8 = 1;
 /// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
 const EARLIER_VERSION: u8 = 2;
-const VERSION: u8 = 3;
+/// From here on it does.
+pub(super) const WRITERS_VERSION: u8 = 3;
+/// From here on it knows where an operator has put a service.
+pub(super) const PLACED_VERSION: u8 = 4;
+const VERSION: u8 = 4;
 
 #[cfg(test)]
 mod tests;

@@ -111,6 +111,9 @@ pub struct ServiceConfig {
     pub preferred: Option<String>,
     /// The commands that are run for its storage.
     pub hooks: Hooks,
+    /// For how long the preferred node must live before the service goes back to it; none if it
+    /// stays where it is.
+    pub fail_back: Option<Duration>,
 }
 
 /// `[cluster]`.
@@ -145,6 +148,8 @@ pub struct ServiceFile {
     takeover_command: Option<Vec<String>>,
     release_command: Option<Vec<String>>,
     hook_seconds: Option<u64>,
+    failback: Option<FailBackMode>,
+    failback_seconds: Option<u64>,
 }
 
 /// How the addresses of a service come to its active node.
@@ -155,6 +160,16 @@ enum AddressMode {
     Fixed,
     /// They come and go with the service.
     Managed,
+}
+
+/// Whether a service goes back to its preferred node by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FailBackMode {
+    /// It stays where it is until that node is lost, or an operator moves it.
+    Never,
+    /// When that node has lived for a while.
+    Auto,
 }
 
 /// What keeps a node that lost a service from writing to its storage.
@@ -208,6 +223,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
             settings: settings.clone(),
             preferred: None,
             hooks: Hooks::default(),
+            fail_back: None,
         };
         return Ok(NodeConfig {
             settings,
@@ -308,6 +324,8 @@ fn check_service(
         takeover_command,
         release_command,
         hook_seconds,
+        failback,
+        failback_seconds,
     } = service;
     check_name("service.name", &name)?;
     for other in &names {
@@ -356,6 +374,8 @@ fn check_service(
             ));
         }
     }
+    let fail_back = check_fail_back(failback, failback_seconds, preferred.is_some(), cluster)
+        .map_err(|problem| wrong("service", &name, &problem))?;
     if grace_seconds.is_some_and(|seconds| seconds > GRACE_SECONDS_MAX) {
         let problem = format!("has a grace_seconds of more than {GRACE_SECONDS_MAX}");
         return Err(wrong("service", &name, &problem));
@@ -383,7 +403,39 @@ fn check_service(
         settings,
         preferred,
         hooks,
+        fail_back,
     })
+}
+
+/// For how long the preferred node must live before a service goes back to it, if it ever does.
+fn check_fail_back(
+    mode: Option<FailBackMode>,
+    seconds: Option<u64>,
+    has_preferred: bool,
+    cluster: Option<&ClusterConfig>,
+) -> Result<Option<Duration>, String> {
+    let seconds_range = 1..=FAILBACK_SECONDS_MAX;
+    match (mode.unwrap_or(FailBackMode::Never), seconds) {
+        (FailBackMode::Never, None) => Ok(None),
+        (FailBackMode::Never, Some(_)) => Err(
+            "has failback_seconds, which are for failback = \"auto\": say that, or remove them"
+                .to_owned(),
+        ),
+        (FailBackMode::Auto, _) if cluster.is_none() => Err(
+            "has failback = \"auto\", but without [cluster] there is no other node: remove it"
+                .to_owned(),
+        ),
+        (FailBackMode::Auto, _) if !has_preferred => Err(
+            "has failback = \"auto\" and no preferred node to go back to: say preferred = \"NODE\""
+                .to_owned(),
+        ),
+        (FailBackMode::Auto, Some(seconds)) if !seconds_range.contains(&seconds) => Err(format!(
+            "has failback_seconds = {seconds}, which is not from 1 to {FAILBACK_SECONDS_MAX}"
+        )),
+        (FailBackMode::Auto, seconds) => Ok(Some(Duration::from_secs(
+            seconds.unwrap_or(FAILBACK_SECONDS_DEFAULT),
+        ))),
+    }
 }
 
 /// Whether it can be the name of a network interface.
@@ -483,6 +535,10 @@ pub const LEASE_MS_DEFAULT: u32 = 1200;
 /// Below this an election of a leader, which takes up to 0.7 s, could end the leases of all.
 const LEASE_MS_MIN: u32 = 1000;
 const LEASE_MS_MAX: u32 = 60_000;
+/// How long a preferred node must live before a service goes back to it.
+const FAILBACK_SECONDS_DEFAULT: u64 = 60;
+/// A week.
+const FAILBACK_SECONDS_MAX: u64 = 604_800;
 const NAME_BYTES_MAX: usize = 64;
 /// What the kernel allows.
 const INTERFACE_BYTES_MAX: usize = 15;

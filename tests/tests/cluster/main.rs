@@ -9,12 +9,14 @@
 
 mod config;
 mod connections;
+mod failback;
 mod hooked;
 mod hooks;
 mod hooks_left;
 mod late;
 mod majority;
 mod moves;
+mod operator;
 mod pause;
 mod scene;
 mod services;

@@ -156,6 +156,7 @@ impl World {
             is_alone: false,
             is_reachable: true,
             may_be_up: false,
+            fail_back: None,
         };
         let step = reconciler.poll(now, sight);
         node.keepers[s].reconciler = reconciler;

@@ -59,7 +59,7 @@ fn lock_or_reclaim(
 fn copy_of(state: &ServiceState) -> io::Result<ServiceState> {
     let mut bytes = Vec::new();
     state.write(&mut bytes)?;
-    ServiceState::read(&mut bytes.as_slice(), true)
+    ServiceState::read(&mut bytes.as_slice(), PLACED_VERSION)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use crate::cluster::Wish;
 use crate::cluster::service::ServiceState;
 use crate::services::{Services, Slot};
 
@@ -51,6 +52,20 @@ pub(super) fn put(text: &mut String, services: &Services) {
             "service_epoch",
             &[("service", name)],
             u64::from(epoch),
+        );
+    }
+    family(
+        text,
+        "service_released",
+        "1 if an operator has released a service, so that nobody serves it.",
+    );
+    for (_, name, service) in &named {
+        let released = service.is_some_and(|service| service.wish() == Wish::Nobody);
+        sample(
+            text,
+            "service_released",
+            &[("service", name)],
+            u64::from(released),
         );
     }
     family(text, "service_unfenced", "Nodes whose fence is waited for.");

@@ -54,6 +54,10 @@ fn one(answer: &Value, service: &Value) -> String {
     let is = |name: &str| service.get(name).and_then(Value::as_bool) == Some(true);
     let here = text_of(answer, "node");
     let place = match service.get("active").and_then(Value::as_str) {
+        Some(active) if is("released") => format!("on {active}, BEING RELEASED by an operator"),
+        None if is("released") => {
+            "RELEASED by an operator: on no node until it is taken or moved".to_owned()
+        }
         Some(active) if active == here && is("serving") => format!("on {active}, here"),
         Some(active) if active == here && !list(service, "unfenced").is_empty() => {
             format!(
@@ -168,6 +172,16 @@ service          alpha: on n1, here; epoch 3, NSM state 7
 ";
         assert_eq!(shown, expected);
         assert!(!shown.contains("FENCE"), "{shown}");
+        answer["services"][0]["released"] = json!(true);
+        let shown = whole(&answer);
+        let released = "alpha: on n1, BEING RELEASED by an operator; epoch 3";
+        assert!(shown.contains(released), "{shown}");
+        answer["services"][0]["active"] = Value::Null;
+        let shown = whole(&answer);
+        assert!(shown.contains("alpha: RELEASED by an operator"), "{shown}");
+        answer["services"][0]["released"] = json!(false);
+        assert!(whole(&answer).contains("alpha: on NO NODE"), "{shown}");
+        answer["services"][0]["active"] = json!("n1");
         answer["leader"] = Value::Null;
         answer["services"][0]["serving"] = json!(false);
         let shown = whole(&answer);
