@@ -80,10 +80,14 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// The member that this node is.
+    pub fn own(&self) -> Option<&MemberConfig> {
+        self.members.iter().find(|one| one.name == self.node)
+    }
+
     /// Whether this node only votes.
     fn is_witness(&self) -> bool {
-        let mut members = self.members.iter();
-        members.any(|one| one.witness && one.name == self.node)
+        self.own().is_some_and(|own| own.witness)
     }
 }
 
@@ -105,6 +109,8 @@ pub struct MemberConfig {
 pub struct ServiceConfig {
     /// What operators call it.
     pub name: String,
+    /// What keeps a node that lost it from writing; none without a cluster.
+    pub storage: Option<Storage>,
     /// Addresses, ports, exports, names.
     pub settings: Settings,
     /// The node that should serve it if all is well.
@@ -175,7 +181,7 @@ enum FailBackMode {
 /// What keeps a node that lost a service from writing to its storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Storage {
+pub enum Storage {
     /// A cluster file system, which has a fence of its own.
     ClusterFs,
     /// Something below decides which node may write, as DRBD with quorum does.
@@ -185,7 +191,15 @@ enum Storage {
 }
 
 /// Makes the configuration of what the command line says and, where it says nothing, the file.
+///
+/// # Errors
+/// What makes no sense, with its line if the file says it.
 pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
+    let places = std::mem::take(&mut file.places);
+    plan_unplaced(line, file).map_err(|error| places.placed(error))
+}
+
+fn plan_unplaced(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
     let (node, cluster) = (file.node.take(), file.cluster.take());
     let services = std::mem::take(&mut file.service);
     let is_own = line.export.is_empty() && line.exports_file.is_none();
@@ -220,6 +234,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         }
         let alone = ServiceConfig {
             name: LONE_NAME.to_owned(),
+            storage: None,
             settings: settings.clone(),
             preferred: None,
             hooks: Hooks::default(),
@@ -246,7 +261,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         for address in &service.settings.listen {
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
                 let problem = format!("has {address}, which `{other}` has already");
-                return Err(wrong("service", &service.name, &problem));
+                return Err(wrong_at("addresses", &service.name, &problem));
             }
         }
         checked.push(service);
@@ -363,7 +378,7 @@ fn check_service(
     };
     let hooks = keys
         .check(need)
-        .map_err(|problem| wrong("service", &name, &problem))?;
+        .map_err(|(key, problem)| wrong_at(key, &name, &problem))?;
     if let (Some(preferred), Some(cluster)) = (&preferred, cluster) {
         let mut members = cluster.members.iter();
         if !members.any(|one| one.name == *preferred && !one.witness) {
@@ -375,10 +390,10 @@ fn check_service(
         }
     }
     let fail_back = check_fail_back(failback, failback_seconds, preferred.is_some(), cluster)
-        .map_err(|problem| wrong("service", &name, &problem))?;
+        .map_err(|(key, problem)| wrong_at(key, &name, &problem))?;
     if grace_seconds.is_some_and(|seconds| seconds > GRACE_SECONDS_MAX) {
         let problem = format!("has a grace_seconds of more than {GRACE_SECONDS_MAX}");
-        return Err(wrong("service", &name, &problem));
+        return Err(wrong_at("grace_seconds", &name, &problem));
     }
     let sources = Sources {
         arguments: exports.into_iter().map(String::into_bytes).collect(),
@@ -400,6 +415,7 @@ fn check_service(
     };
     Ok(ServiceConfig {
         name,
+        storage: storage.filter(|_| cluster.is_some()),
         settings,
         preferred,
         hooks,
@@ -407,35 +423,41 @@ fn check_service(
     })
 }
 
-/// For how long the preferred node must live before a service goes back to it, if it ever does.
+/// For how long the preferred node must live before a service goes back to it, if it ever does; or
+/// the key that makes no sense, and why.
 fn check_fail_back(
     mode: Option<FailBackMode>,
     seconds: Option<u64>,
     has_preferred: bool,
     cluster: Option<&ClusterConfig>,
-) -> Result<Option<Duration>, String> {
-    let seconds_range = 1..=FAILBACK_SECONDS_MAX;
-    match (mode.unwrap_or(FailBackMode::Never), seconds) {
-        (FailBackMode::Never, None) => Ok(None),
-        (FailBackMode::Never, Some(_)) => Err(
-            "has failback_seconds, which are for failback = \"auto\": say that, or remove them"
-                .to_owned(),
+) -> Result<Option<Duration>, (&'static str, String)> {
+    let range = 1..=FAILBACK_SECONDS_MAX;
+    let (key, problem) = match (mode.unwrap_or(FailBackMode::Never), seconds) {
+        (FailBackMode::Never, None) => return Ok(None),
+        (FailBackMode::Never, Some(_)) => (
+            "failback_seconds",
+            "has failback_seconds, which are for failback = \"auto\": say that, or remove them",
         ),
-        (FailBackMode::Auto, _) if cluster.is_none() => Err(
-            "has failback = \"auto\", but without [cluster] there is no other node: remove it"
-                .to_owned(),
+        (FailBackMode::Auto, _) if cluster.is_none() => (
+            "failback",
+            "has failback = \"auto\", but without [cluster] there is no other node: remove it",
         ),
-        (FailBackMode::Auto, _) if !has_preferred => Err(
-            "has failback = \"auto\" and no preferred node to go back to: say preferred = \"NODE\""
-                .to_owned(),
+        (FailBackMode::Auto, _) if !has_preferred => (
+            "failback",
+            "has failback = \"auto\" and no preferred node to go back to: say preferred = \"NODE\"",
         ),
-        (FailBackMode::Auto, Some(seconds)) if !seconds_range.contains(&seconds) => Err(format!(
-            "has failback_seconds = {seconds}, which is not from 1 to {FAILBACK_SECONDS_MAX}"
-        )),
-        (FailBackMode::Auto, seconds) => Ok(Some(Duration::from_secs(
-            seconds.unwrap_or(FAILBACK_SECONDS_DEFAULT),
-        ))),
-    }
+        (FailBackMode::Auto, Some(seconds)) if !range.contains(&seconds) => {
+            let problem = format!(
+                "has failback_seconds = {seconds}, which is not from 1 to {FAILBACK_SECONDS_MAX}"
+            );
+            return Err(("failback_seconds", problem));
+        }
+        (FailBackMode::Auto, seconds) => {
+            let seconds = seconds.unwrap_or(FAILBACK_SECONDS_DEFAULT);
+            return Ok(Some(Duration::from_secs(seconds)));
+        }
+    };
+    Err((key, problem.to_owned()))
 }
 
 /// Whether it can be the name of a network interface.
@@ -457,7 +479,7 @@ fn check_addresses(
     mode: Option<AddressMode>,
     interface: Option<String>,
 ) -> Result<(Vec<IpAddr>, Option<FloatingConfig>), ConfigError> {
-    let wrong_here = |problem: &str| Err(wrong("service", service, problem));
+    let wrong_here = |problem: &str| Err(wrong_at("addresses", service, problem));
     if addresses.is_empty() {
         return wrong_here("has no addresses: clients reach a service by its own address");
     }
@@ -527,6 +549,17 @@ fn wrong(name: &'static str, value: &str, problem: &str) -> ConfigError {
         name,
         value: value.to_owned(),
         problem: problem.to_owned(),
+        within: None,
+    }
+}
+
+/// The same of a service as a whole, whose line is that of a key of it.
+fn wrong_at(key: &'static str, service: &str, problem: &str) -> ConfigError {
+    ConfigError::Value {
+        name: "service",
+        value: service.to_owned(),
+        problem: problem.to_owned(),
+        within: Some(key),
     }
 }
 
