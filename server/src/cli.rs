@@ -83,6 +83,11 @@ enum Command {
         #[command(subcommand)]
         command: ServiceCommand,
     },
+    /// Look at the configuration file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Say what would keep the server from serving well here; changes nothing
     Doctor {
         #[command(flatten)]
@@ -276,6 +281,19 @@ enum HostsCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say what `serve` will do with a configuration file, and what is wrong with it; contacts
+    /// nobody and changes nothing
+    Check {
+        /// The file (TOML)
+        file: PathBuf,
+        /// Print JSON for programs
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ClusterCommand {
     /// Show the members, who leads, and where each service is
     Status(ControlArgs),
@@ -377,6 +395,9 @@ pub(crate) fn run() -> ExitCode {
             done(guard::run(floating, std::io::stdin().as_fd()).map_err(Into::into))
         }
         Command::Service { command } => done(run_service(command)),
+        Command::Config {
+            command: ConfigCommand::Check { file, json },
+        } => check_config(&file, json),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::Demo(args) => Ok(demo::run(&args)),
         Command::MountHelp {
@@ -565,7 +586,20 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
 }
 
 fn run_doctor(args: ServeArgs, json: bool) -> anyhow::Result<ExitCode> {
-    let report = doctor::run(&configuration(args)?.settings);
+    tell(&doctor::run(&configuration(args)?), json)
+}
+
+/// `config check`: what `serve` would do with a file.
+fn check_config(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let read = File::read(path).and_then(|file| config::cluster::plan(File::default(), file));
+    let report = match read {
+        Ok(config) => doctor::explain(&config, &config::host_name()),
+        Err(error) => doctor::Report::of_error("config", &error.to_string()),
+    };
+    tell(&report, json)
+}
+
+fn tell(report: &doctor::Report, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {
