@@ -69,13 +69,25 @@ fn one(answer: &Value, service: &Value) -> String {
         Some(active) => format!("on {active}"),
         None => "on NO NODE".to_owned(),
     };
+    // Else it is where it would be anyway.
+    let is_put = match (service.get("placed"), service.get("preferred")) {
+        (Some(Value::String(placed)), Some(Value::String(preferred))) => {
+            placed != preferred && service.get("active") == service.get("placed")
+        }
+        _ => false,
+    };
+    let put = if is_put {
+        ", where an operator has put it"
+    } else {
+        ""
+    };
     let table = if is("complete") {
         ""
     } else {
         ", LOCKS MAY BE MISSING"
     };
     let mut out = format!(
-        "service          {}: {place}; epoch {}, NSM state {}{table}\n{:17}{} locks, {} waiting",
+        "service          {}: {place}{put}; epoch {}, NSM state {}{table}\n{:17}{} locks, {} waiting",
         get("name"),
         get("epoch"),
         get("nsm_state"),
@@ -182,6 +194,12 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         answer["services"][0]["released"] = json!(false);
         assert!(whole(&answer).contains("alpha: on NO NODE"), "{shown}");
         answer["services"][0]["active"] = json!("n1");
+        answer["services"][0]["placed"] = json!("n1");
+        answer["services"][0]["preferred"] = json!("n2");
+        let shown = whole(&answer);
+        let put = "alpha: on n1, here, where an operator has put it; epoch 3";
+        assert!(shown.contains(put), "{shown}");
+        answer["services"][0]["placed"] = Value::Null;
         answer["leader"] = Value::Null;
         answer["services"][0]["serving"] = json!(false);
         let shown = whole(&answer);
