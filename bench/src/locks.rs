@@ -193,7 +193,9 @@ pub(crate) fn store_commits(directory: &Path, length: Duration) -> anyhow::Resul
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()?;
-    let store = runtime.block_on(Store::open(&directory, None))?;
+    // Nothing is missing where there is no cluster.
+    let (missing, _) = tokio::sync::watch::channel(Vec::new());
+    let store = runtime.block_on(Store::open(&directory, None, missing))?;
     let proposer = store.proposer();
     let change = ServiceCommand::EndGrace {
         epoch: u32::MAX,

@@ -88,6 +88,11 @@ enum Command {
         #[command(subcommand)]
         command: ServiceCommand,
     },
+    /// Look at the configuration file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Say what would keep the server from serving well here; changes nothing
     Doctor {
         #[command(flatten)]
@@ -293,6 +298,19 @@ enum HostsCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say what `serve` will do with a configuration file, and what is wrong with it; contacts
+    /// nobody and changes nothing
+    Check {
+        /// The file (TOML)
+        file: PathBuf,
+        /// Print JSON for programs
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ServiceCommand {
     /// Show where each service is
     List(ControlArgs),
@@ -303,6 +321,30 @@ enum ServiceCommand {
         /// The node that is to serve it
         #[arg(long, value_name = "NODE")]
         to: String,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Have the node that you are on serve a service, also if it was released. If another node has
+    /// it, it is moved: clients notice a short pause
+    Take {
+        /// The service
+        name: String,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Stop a service and have no node serve it, over restarts of all nodes, until `take` or
+    /// `move`: to work on its storage. Locks are kept
+    Release {
+        /// The service
+        name: String,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Tell all machines that lock files of a service that it was restarted, so that they reclaim
+    /// their locks. To be said on the node that serves it
+    Announce {
+        /// The service
+        name: String,
         #[command(flatten)]
         control: ControlArgs,
     },
@@ -377,6 +419,9 @@ pub(crate) fn run() -> ExitCode {
             done(guard::run(floating, std::io::stdin().as_fd()).map_err(Into::into))
         }
         Command::Service { command } => done(run_service(command)),
+        Command::Config {
+            command: ConfigCommand::Check { file, json },
+        } => check_config(&file, json),
         Command::Doctor { serve, json } => run_doctor(*serve, json),
         Command::Demo(args) => Ok(demo::run(&args)),
         Command::DemoGuest { plan, .. } => Ok(demo::run_guest(&plan)),
@@ -529,6 +574,9 @@ fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
             let words = ["confirm-fence".to_owned(), name].into_iter().chain(node);
             show(&control, &words.collect::<Vec<_>>().join(" "))
         }
+        ServiceCommand::Take { name, control } => show(&control, &format!("take {name}")),
+        ServiceCommand::Release { name, control } => show(&control, &format!("release {name}")),
+        ServiceCommand::Announce { name, control } => show(&control, &format!("announce {name}")),
         ServiceCommand::Move { name, to, control } => show(&control, &format!("move {name} {to}")),
     }
 }
@@ -570,7 +618,20 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
 }
 
 fn run_doctor(args: ServeArgs, json: bool) -> anyhow::Result<ExitCode> {
-    let report = doctor::run(&configuration(args)?.settings);
+    tell(&doctor::run(&configuration(args)?), json)
+}
+
+/// `config check`: what `serve` would do with a file.
+fn check_config(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let read = File::read(path).and_then(|file| config::cluster::plan(File::default(), file));
+    let report = match read {
+        Ok(config) => doctor::explain(&config, &config::host_name()),
+        Err(error) => doctor::Report::of_error("config", &error.to_string()),
+    };
+    tell(&report, json)
+}
+
+fn tell(report: &doctor::Report, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
     } else {

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod floating;
 pub mod hooks;
 mod lock_limits;
+mod places;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ use serde::Deserialize;
 use self::cluster::{ClusterFile, ServiceFile};
 use self::floating::FloatingConfig;
 use self::lock_limits::LockLimits;
-use crate::export::Sources;
+use self::places::{Places, line_of};
+use crate::export::{self, Sources};
 use crate::register::PortmapMode;
 
 /// Where metrics are served unless configured otherwise.
@@ -156,6 +158,9 @@ pub struct File {
     /// See [`Settings::recover`]; on the command line only, since it is said once.
     #[serde(skip)]
     pub recover: bool,
+    /// Where all this is said.
+    #[serde(skip)]
+    pub places: Places,
 }
 
 /// Why the settings can't be used.
@@ -189,6 +194,18 @@ pub enum ConfigError {
         value: String,
         /// What is wrong with it.
         problem: String,
+        /// If the option is a table, the key of it that is meant.
+        within: Option<&'static str>,
+    },
+    /// A value of the file makes no sense.
+    #[error("{}:{line}: {error}", .path.display())]
+    Placed {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        error: Box<ConfigError>,
     },
 }
 
@@ -199,15 +216,33 @@ impl File {
             path: path.to_path_buf(),
             source,
         })?;
-        toml::from_str(&text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
-            let line = text.get(..start).unwrap_or_default().matches('\n').count() + 1;
-            ConfigError::Parse {
+        let read = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_path_buf(),
+            line: line_of(&text, error.span().map_or(0, |span| span.start)),
+            problem: with_nearest(error.message()),
+        })?;
+        Ok(Self {
+            places: Places {
                 path: path.to_path_buf(),
-                line,
-                problem: error.message().to_owned(),
-            }
+                text,
+            },
+            ..read
         })
+    }
+}
+
+/// In place of all words that are known, the one that was meant, if one is like it.
+fn with_nearest(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(word) = quoted.next().filter(|_| message.starts_with("unknown ")) else {
+        return message.to_owned();
+    };
+    match export::nearest(word.as_bytes(), quoted) {
+        Some(nearest) => {
+            let what = message.split('`').next().unwrap_or_default();
+            format!("{what}`{word}`\nhint: did you mean `{nearest}`?")
+        }
+        None => message.to_owned(),
     }
 }
 
@@ -221,6 +256,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
                 name: "portmap",
                 value: word,
                 problem,
+                within: None,
             })
         })?;
     let metrics = line
@@ -234,6 +270,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
             name: "metrics",
             value: metrics,
             problem: "is neither ADDR:PORT nor `off`".to_owned(),
+            within: None,
         })?)
     };
     let mut sources = Sources::default();
@@ -260,6 +297,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
             name: "service-name",
             value: name.clone(),
             problem: format!("is no name for a service: {problem}"),
+            within: None,
         })?;
     }
     let grace_seconds = line.grace_seconds.or(file.grace_seconds);
@@ -269,6 +307,7 @@ pub fn merge(line: File, file: File) -> Result<Settings, ConfigError> {
             name: "grace",
             value: grace_seconds.to_string(),
             problem: format!("is more than {GRACE_SECONDS_MAX} seconds"),
+            within: None,
         });
     }
     Ok(Settings {
@@ -398,13 +437,13 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains(":2: unknown field `nfs_prot`, expected"),
+            error.contains(":2: unknown field `nfs_prot`\nhint: did you mean `nfs_port`?"),
             "{error}"
         );
         let error = parse("[lock_limits]\nhosts = 1\nlock = 2\n").unwrap_err();
         let error = error.to_string();
         assert!(
-            error.contains(":3: unknown field `lock`, expected"),
+            error.contains(":3: unknown field `lock`\nhint: did you mean `locks`?"),
             "{error}"
         );
         let error = parse("\n\nnfs_port = 70000\n").unwrap_err().to_string();

@@ -9,22 +9,26 @@
 //! if something is lost or will be in the way later, and fine otherwise. Nothing here decides
 //! anything for `serve`, which makes its own checks.
 //!
+//! - `cluster`: the key, addresses, interfaces, and the commands of services.
+//! - `plan`: what a configuration means, for `havenfs config check`, which is told as findings too.
 //! - `ports`: who holds our ports, the portmapper, other servers in the kernel or in rpcbind.
 //! - `rights`: capabilities, user namespace, limit of open files.
 //! - `storage`: the file systems of the exports and of the state directory.
 //! - `mounts`: which file system a path lies on, as the kernel's table says.
-//! - `names`: host names of the exports, and our own.
+//! - `names`: host names of the exports, names of the services, and our own.
 //! - `server`: whether a havenfs runs already, as its control socket says.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::config::Settings;
+use crate::config::cluster::{NodeConfig, ServiceConfig};
 use crate::export::{self, DirectoryFault, ExportSpec, Loaded, Problem};
 
+mod cluster;
 mod mounts;
 mod names;
+mod plan;
 mod ports;
 mod rights;
 mod server;
@@ -48,7 +52,8 @@ pub enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What it is about: `server`, `ports`, `portmapper`, `kernel`, `rights`, `limits`, `exports`,
-    /// `storage`, `state` or `names`.
+    /// `storage`, `state` or `names`; of a cluster `key`, `members`, `addresses` or `commands`. A
+    /// plan has more of them.
     pub topic: &'static str,
     /// How bad it is.
     pub severity: Severity,
@@ -67,6 +72,18 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report that says no more than that something can't be used; a line that begins with
+    /// `hint: ` is the hint.
+    pub fn of_error(topic: &'static str, text: &str) -> Self {
+        let mut report = Self::default();
+        let (text, hint) = match text.split_once("\nhint: ") {
+            Some((text, hint)) => (text, Some(hint.to_owned())),
+            None => (text, None),
+        };
+        report.add(topic, Severity::Error, text.to_owned(), hint);
+        report
+    }
+
     /// The worst severity; [`Severity::Ok`] if there is no finding.
     pub fn worst(&self) -> Severity {
         let severities = self.findings.iter().map(|finding| finding.severity);
@@ -143,24 +160,30 @@ impl fmt::Display for Report {
     }
 }
 
-/// Looks at everything that `serve` with these settings would need.
-pub fn run(settings: &Settings) -> Report {
+pub use self::plan::explain;
+
+/// Looks at everything that `serve` with this configuration would need.
+pub fn run(config: &NodeConfig) -> Report {
+    let settings = &config.settings;
     let mut report = Report::default();
     let running = server::look(&mut report, settings);
     ports::look(&mut report, settings, running.as_ref());
     rights::look(&mut report, settings);
-    let specs = look_at_exports(&mut report, settings);
+    cluster::look(&mut report, config, running.as_ref());
+    let services = config.services.iter();
+    let specs = services.flat_map(|service| look_at_exports(&mut report, service));
+    let specs: Vec<ExportSpec> = specs.collect();
     let mounts = mounts::Mounts::read();
     storage::look_at_exports(&mut report, &specs, &mounts);
     storage::look_at_state(&mut report, settings, &specs, &mounts, running.as_ref());
-    names::look(&mut report, &specs);
+    names::look(&mut report, &config.services, &specs);
     report
 }
 
 /// Reads the export lists; returns those exports whose directory can be looked at further.
-fn look_at_exports(report: &mut Report, settings: &Settings) -> Vec<ExportSpec> {
+fn look_at_exports(report: &mut Report, service: &ServiceConfig) -> Vec<ExportSpec> {
     let topic = "exports";
-    let Loaded { specs, warnings } = match export::load(&settings.sources) {
+    let Loaded { specs, warnings } = match export::load(&service.settings.sources) {
         Ok(loaded) => loaded,
         Err(errors) => {
             for problem in &errors.0 {
@@ -179,6 +202,15 @@ fn look_at_exports(report: &mut Report, settings: &Settings) -> Vec<ExportSpec> 
             "name one with --export, or list it in /etc/exports; `serve` refuses to start without",
         );
         return specs;
+    }
+    // What is mounted with the service is not there where it is not served.
+    let is_there = |spec: &ExportSpec| service.hooks.takeover.is_none() || spec.path.exists();
+    let (specs, later): (Vec<_>, Vec<_>) = specs.into_iter().partition(is_there);
+    for spec in &later {
+        report.ok(
+            topic,
+            format!("{spec}, once the takeover_command has brought it"),
+        );
     }
     let faults = export::check_directories(&specs);
     for fault in &faults {

@@ -72,6 +72,21 @@ pub enum ClusterCommand {
     Members(MemberCommand),
     /// A node tells whether its storage of a service works.
     NoteStorage(StorageNote),
+    /// An operator wants nobody to serve a service, until it is moved again.
+    Withdraw {
+        /// Which one.
+        service: ServiceId,
+    },
+    /// The active node gives a service back to the node that it prefers. Void if it has been
+    /// assigned since, if something else is wanted, or if an operator has put it where it is.
+    GoBack {
+        /// Which one.
+        service: ServiceId,
+        /// In which epoch.
+        epoch: u32,
+        /// Where to.
+        to: NodeId,
+    },
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::command::RenewalId;
 use super::lease::{Moment, wait};
 use super::service::ServiceState;
-use super::{ClusterState, NodeId, ServiceId};
+use super::{ClusterState, NodeId, ServiceId, Wish};
 
 /// When this node first saw a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,8 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
                 }
                 return self.not_before_or_mine(now, Moment::default(), None);
             }
+            // Of a node that was lost before it could release it, too.
+            _ if service.wish() == Wish::Nobody => return Turn::Nobodys,
             Some(active) => {
                 let over = self.over(active.node, now);
                 let after = self.state.last_renewal(active.node);
@@ -148,7 +150,7 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
     fn rank(&self, service: &ServiceState, now: Moment) -> u32 {
         let key = |node: NodeId| {
             (
-                service.wanted() != Some(node),
+                service.wish().node() != Some(node),
                 self.preferred != Some(node),
                 self.served_by(node),
                 node,

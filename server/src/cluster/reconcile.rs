@@ -29,11 +29,12 @@
 
 use std::time::Duration;
 
-use super::NodeId;
 use super::command::RenewalId;
+use super::failback::{FailBack, Return};
 use super::lease::Moment;
 use super::placement::{Seen, Turn, View};
 use super::service::{Active, ServiceState};
+use super::{NodeId, Wish};
 
 /// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,14 @@ pub enum Step {
     Open {
         /// The epoch that this node was given.
         epoch: u32,
+    },
+    /// Propose that the service goes back to the node that it prefers; then
+    /// [`Reconciler::asked_back`].
+    GoBack {
+        /// The epoch that this node was given.
+        epoch: u32,
+        /// The preferred node.
+        to: NodeId,
     },
     /// Close listeners and connections: the lease is over, or clients can't reach this node.
     Silence,
@@ -77,8 +86,10 @@ pub enum Step {
 /// Why a node stops serving what it could go on serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// An operator wants it there.
+    /// It is wanted there.
     Moved(NodeId),
+    /// An operator wants nobody to serve it.
+    Withdrawn,
     /// Clients can't reach this node: its cable is out.
     Unreachable,
     /// Its storage does not work on this node.
@@ -110,6 +121,7 @@ pub struct Reconciler {
     ends: bool,
     /// The epoch whose release was proposed last.
     given_back: u32,
+    fail_back: FailBack,
 }
 
 /// What the node knows, besides what the [`Reconciler`] does.
@@ -129,6 +141,9 @@ pub struct Sight<'a, S> {
     pub storage_works: bool,
     /// Whether the storage may be up on this node.
     pub may_be_up: bool,
+    /// For how long the preferred node must have been able before the service goes back to it;
+    /// none if it never does.
+    pub fail_back: Option<Duration>,
 }
 
 impl Default for Reconciler {
@@ -141,6 +156,7 @@ impl Default for Reconciler {
             well_since: Moment::default(),
             ends: false,
             given_back: 0,
+            fail_back: FailBack::default(),
         }
     }
 }
@@ -214,12 +230,20 @@ impl Reconciler {
         self.phase = Phase::StandBy;
     }
 
+    /// [`Step::GoBack`] was proposed, whatever became of it.
+    pub fn asked_back(&mut self, now: Moment) {
+        self.fail_back.asked(now);
+    }
+
     /// The next step.
     pub fn poll<S: Fn(NodeId) -> Option<Seen>>(
         &mut self,
         now: Moment,
         sight: Sight<'_, S>,
     ) -> Step {
+        if let Some(after) = sight.fail_back {
+            self.fail_back.observe(now, &sight.view, after);
+        }
         if let Phase::Assigned { epoch } = self.phase
             && self.ends
         {
@@ -247,6 +271,7 @@ impl Reconciler {
             Phase::StandBy if self.ends => Step::End,
             Phase::StandBy => self.stand_by(now, sight),
             Phase::Assigned { epoch } if !sight.has(epoch) => Step::Drop,
+            Phase::Assigned { .. } if sight.is_withdrawn() => Step::Stop(Why::Withdrawn),
             // It waits for a fence, which another node may be better at.
             Phase::Assigned { .. } if let Some(to) = sight.moves_to(now) => {
                 Step::Stop(Why::Moved(to))
@@ -261,9 +286,31 @@ impl Reconciler {
             Phase::Assigned { epoch } => Step::Open { epoch },
             Phase::Serving { epoch, .. } if !sight.has(epoch) => Step::Drop,
             Phase::Serving { .. } if self.ends => Step::Stop(Why::Ends),
-            Phase::Serving { speaks, .. } => sight.serve(now, speaks),
+            Phase::Serving { epoch, speaks } => match sight.serve(now, speaks) {
+                Step::Wait(wake) if now < sight.lease => {
+                    self.wait_or_go_back(now, wake, epoch, sight)
+                }
+                step => step,
+            },
             Phase::Stopped { .. } if sight.is_alone => Step::End,
             Phase::Stopped { epoch } => Step::Release { epoch },
+        }
+    }
+
+    /// It serves, and there is nothing else to be done.
+    fn wait_or_go_back<S: Fn(NodeId) -> Option<Seen>>(
+        &self,
+        now: Moment,
+        wake: Moment,
+        epoch: u32,
+        sight: Sight<'_, S>,
+    ) -> Step {
+        let after = sight.fail_back;
+        let turn = after.map(|after| self.fail_back.turn(now, &sight.view, after));
+        match turn {
+            Some(Return::Now(to)) => Step::GoBack { epoch, to },
+            Some(Return::NotBefore(moment)) => Step::Wait(wake.min(moment)),
+            Some(Return::No) | None => Step::Wait(wake),
         }
     }
 
@@ -276,7 +323,9 @@ impl Reconciler {
         let active = service.and_then(ServiceState::active);
         // What it has it takes again anyway. Alone there is nobody whom it could be in the way of.
         let is_mine = active.is_some_and(|active| active.node == sight.view.me);
-        if sight.may_be_up && !is_mine && !sight.is_alone {
+        // What nobody is to serve is let go here and now, with as many tries as that takes.
+        let is_kept = is_mine && !sight.is_withdrawn();
+        if sight.may_be_up && !is_kept && !sight.is_alone {
             return Step::LetGo;
         }
         let Some(joined) = sight.joined else {
@@ -293,6 +342,8 @@ impl Reconciler {
                 };
             }
             Some(_) => self.free_since = None,
+            // It is free when an operator wants it served again: then the nodes have their turns.
+            None if sight.is_withdrawn() => self.free_since = None,
             None => {
                 self.free_since.get_or_insert(now);
             }
@@ -343,9 +394,16 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
             .is_some_and(|service| service.epoch() == epoch && service.active() == Some(self.own()))
     }
 
-    /// Where an operator wants it, if it can go there now.
+    /// Whether nobody is to serve it.
+    fn is_withdrawn(&self) -> bool {
+        let wish = self.service().map(ServiceState::wish);
+        // Alone there is nobody to release it to.
+        wish == Some(Wish::Nobody) && !self.is_alone
+    }
+
+    /// Where it is wanted, if it can go there now.
     fn moves_to(&self, now: Moment) -> Option<NodeId> {
-        let wanted = self.service().and_then(ServiceState::wanted)?;
+        let wanted = self.service()?.wish().node()?;
         (wanted != self.view.me && self.view.is_able(wanted, now)).then_some(wanted)
     }
 
@@ -372,6 +430,7 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
     fn serve(&self, now: Moment, speaks: bool) -> Step {
         let holds = now < self.lease && self.is_reachable;
         match (self.moves_to(now), self.is_better_off(now)) {
+            _ if self.is_withdrawn() => Step::Stop(Why::Withdrawn),
             (Some(to), _) => Step::Stop(Why::Moved(to)),
             // The others may be reached, or their storage may work, and they find it released
             // without a wait. If there is nobody to give it to, it stays: without a cable in

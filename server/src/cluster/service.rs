@@ -60,7 +60,8 @@ use super::handles::HandleEntry;
 use super::mounts::{self, Mount};
 use super::replies::{Handed, KeptReply};
 use super::rows::{damaged, read_row, write_end, write_row};
-use super::state::FIXED_VERSION;
+use super::state::{DEFINED_VERSION, WRITERS_VERSION};
+use super::wish::{Placed, Wish};
 
 /// Whether the table has every lock that a host was ever told to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +102,7 @@ pub struct ServiceState {
     failing: Vec<NodeId>,
     /// What the last active node had answered.
     handed: Handed,
+    placed: Placed,
 }
 
 /// Who serves.
@@ -122,8 +124,8 @@ struct Service {
     nsm_state: NsmState,
     /// Who serves; none if it was released, or never assigned.
     active: Option<Active>,
-    /// Where an operator wants it, until it is assigned the next time.
-    wanted: Option<NodeId>,
+    /// Where it is wanted.
+    wish: Wish,
     /// Whether locks may be missing.
     completeness: Completeness,
 }
@@ -283,7 +285,8 @@ impl ServiceState {
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
         service.active = Some(active);
-        service.wanted = None;
+        service.wish = service.wish.after_assignment();
+        self.placed.assigned_to(active.node);
         // What was reclaimed in an earlier part of the same grace stays so.
         if recover && matches!(service.completeness, Completeness::Complete { .. }) {
             service.completeness = Completeness::Incomplete {
@@ -312,7 +315,25 @@ impl ServiceState {
 
     /// Notes where an operator wants it.
     pub(super) fn want(&mut self, node: NodeId) -> Outcome {
-        self.service.wanted = Some(node);
+        self.service.wish = Wish::On(node);
+        self.placed = Placed(Some(node));
+        Outcome::Done
+    }
+
+    /// Notes that nobody is to serve it.
+    pub(super) fn withdraw(&mut self) -> Outcome {
+        self.service.wish = Wish::Nobody;
+        self.placed = Placed(None);
+        Outcome::Done
+    }
+
+    /// Notes that it is to go back to the node that it prefers.
+    pub(super) fn go_back(&mut self, epoch: u32, to: NodeId) -> Outcome {
+        let service = &mut self.service;
+        if service.epoch != epoch || service.wish != Wish::Anywhere || self.placed.0.is_some() {
+            return Outcome::EarlierEpoch;
+        }
+        service.wish = Wish::On(to);
         Outcome::Done
     }
 
@@ -326,8 +347,8 @@ impl ServiceState {
         {
             service.active = None;
         }
-        if service.wanted.is_some_and(|node| lost.contains(&node)) {
-            service.wanted = None;
+        if matches!(service.wish, Wish::On(node) if lost.contains(&node)) {
+            service.wish = Wish::Anywhere;
         }
         self.writers.retain(|node| !lost.contains(node));
         if is_incomplete && matches!(service.completeness, Completeness::Complete { .. }) {
@@ -434,9 +455,14 @@ impl ServiceState {
         self.handed.to(epoch)
     }
 
-    /// Where an operator wants it.
-    pub const fn wanted(&self) -> Option<NodeId> {
-        self.service.wanted
+    /// Where it is wanted.
+    pub const fn wish(&self) -> Wish {
+        self.service.wish
+    }
+
+    /// The node that an operator has put it on, or wants it on; none if another one had it since.
+    pub const fn placed(&self) -> Option<NodeId> {
+        self.placed.0
     }
 
     /// The entries of the handle table, by number; empty where the kernel makes handles.
@@ -504,8 +530,8 @@ impl ServiceState {
 
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
     /// nodes may write, the rows of the lock table, those of the handle table, the connections,
-    /// the definition with what became of it, the mounts, whose storage fails, and the replies, each
-    /// with its length in front.
+    /// the definition with what became of it, the mounts, whose storage fails, the replies, and
+    /// where it was put, each with its length in front.
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -523,15 +549,15 @@ impl ServiceState {
         write_row(out, &mut buffer, &(defined.as_deref(), &**in_force))?;
         mounts::write(&self.mounts, out, &mut buffer)?;
         write_row(out, &mut buffer, &self.failing)?;
-        self.handed.write(out, &mut buffer)
+        self.handed.write(out, &mut buffer)?;
+        write_row(out, &mut buffer, &self.placed)
     }
 
-    /// Reads what [`ServiceState::write`] wrote in a version: 2, when nobody was fenced and no
-    /// connections were kept, or later.
+    /// Reads what [`ServiceState::write`] wrote, or an earlier version of it, which has less.
     pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
         let mut buffer = Vec::new();
         let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let writers = if version >= FIXED_VERSION {
+        let writers = if version >= WRITERS_VERSION {
             read_row(input, &mut buffer)?.ok_or_else(damaged)?
         } else {
             Vec::new()
@@ -541,20 +567,22 @@ impl ServiceState {
         while let Some((id, entry)) = read_row(input, &mut buffer)? {
             handles.insert(id, entry);
         }
-        let connections = if version >= FIXED_VERSION {
+        let connections = if version >= WRITERS_VERSION {
             connections::read(input, &mut buffer)?
         } else {
             OrdSet::new()
         };
         let (mut definitions, mut mounts) = (Definitions::default(), OrdSet::new());
         let (mut failing, mut handed) = (Vec::new(), Handed::default());
-        if version > FIXED_VERSION {
+        let mut placed = Placed::default();
+        if version >= DEFINED_VERSION {
             let row: (Option<Defined>, InForce) =
                 read_row(input, &mut buffer)?.ok_or_else(damaged)?;
             definitions = Definitions::restored(row.0, row.1).ok_or_else(damaged)?;
             mounts = mounts::read(input, &mut buffer)?;
             failing = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
             handed = Handed::read(input, &mut buffer)?;
+            placed = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         }
         Ok(Self {
             service,
@@ -566,6 +594,7 @@ impl ServiceState {
             mounts,
             failing,
             handed,
+            placed,
         })
     }
 
@@ -583,7 +612,7 @@ impl ServiceState {
                 epoch: lone.epoch,
                 nsm_state: lone.nsm_state,
                 active: (lone.epoch > 0).then_some(active),
-                wanted: None,
+                wish: Wish::Anywhere,
                 completeness: lone.completeness,
             },
             writers: Vec::new(),
@@ -594,6 +623,7 @@ impl ServiceState {
             mounts: OrdSet::new(),
             failing: Vec::new(),
             handed: Handed::default(),
+            placed: Placed::default(),
         })
     }
 }

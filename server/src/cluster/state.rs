@@ -35,7 +35,7 @@ use super::members::{MemberCommand, Members};
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
 use super::service::{Active, ServiceState};
-use super::{NodeId, Origin, Queue, ServiceId};
+use super::{NodeId, Origin, Queue, ServiceId, Wish};
 
 /// The replicated state. Cloning is cheap: all large parts are shared until they change.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -132,6 +132,16 @@ impl ClusterState {
                     service.note_storage(*node, *fails)
                 })
             }
+            ClusterCommand::Withdraw { service } => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, ServiceState::withdraw)
+            }
+            ClusterCommand::GoBack { service, epoch, to } => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| {
+                    service.go_back(*epoch, *to)
+                })
+            }
             ClusterCommand::Name { name } => Outcome::Named(self.name(name)),
             ClusterCommand::Allot(Allot::FileSystem { service, epoch, .. })
                 if self
@@ -221,10 +231,12 @@ impl ClusterState {
             return Outcome::NotAssigned;
         }
         let may = match service.active() {
-            None => true,
+            None => service.wish() != Wish::Nobody,
             // Its own earlier life is over, since the state directory has one process; and who
             // takes what it has already has stopped.
             Some(active) if active.node == assign.renewal.node => true,
+            // Who has it already takes it to let it go.
+            _ if service.wish() == Wish::Nobody => false,
             Some(active) => self.last_renewal(active.node).map(Renewal::id) == assign.after,
         };
         if !may {
@@ -376,7 +388,7 @@ impl ClusterState {
             state.nodes.insert(id, node);
         }
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
-        if version > FIXED_VERSION {
+        if version >= DEFINED_VERSION {
             state.members = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         }
         while let Some(id) = read_row(input, &mut buffer)? {
@@ -411,9 +423,11 @@ pub const LONE_NAME: &str = "default";
 const LONE_VERSION: u8 = 1;
 /// Version 2 did not know which nodes are to be fenced, nor the connections of clients.
 const EARLIER_VERSION: u8 = 2;
-/// Version 3 had the same members for good, and of services neither definitions nor mounts, nor whose
-/// storage fails, nor replies that are handed over.
-pub(super) const FIXED_VERSION: u8 = 3;
+/// From here on it does.
+pub(super) const WRITERS_VERSION: u8 = 3;
+/// From here on members change and services are defined in it; and it knows of mounts, of storage
+/// that fails, of replies that are handed over, and where an operator has put a service.
+pub(super) const DEFINED_VERSION: u8 = 4;
 pub(super) const VERSION: u8 = 4;
 
 #[cfg(test)]

@@ -102,10 +102,14 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// The member that this node is.
+    pub fn own(&self) -> Option<&MemberConfig> {
+        self.members.iter().find(|one| one.name == self.node)
+    }
+
     /// Whether this node only votes.
     fn is_witness(&self) -> bool {
-        let mut members = self.members.iter();
-        members.any(|one| one.witness && one.name == self.node)
+        self.own().is_some_and(|own| own.witness)
     }
 }
 
@@ -127,6 +131,8 @@ pub struct MemberConfig {
 pub struct ServiceConfig {
     /// What operators call it.
     pub name: String,
+    /// What keeps a node that lost it from writing; none without a cluster.
+    pub storage: Option<Storage>,
     /// Addresses, ports, exports, names.
     pub settings: Settings,
     /// The node that should serve it if all is well.
@@ -135,6 +141,9 @@ pub struct ServiceConfig {
     pub hooks: Hooks,
     /// How long its storage may take to answer; none if nobody asks it.
     pub storage_time_max: Option<Duration>,
+    /// For how long the preferred node must live before the service goes back to it; none if it
+    /// stays where it is.
+    pub fail_back: Option<Duration>,
 }
 
 /// `[cluster]`.
@@ -171,6 +180,8 @@ pub struct ServiceFile {
     release_command: Option<Vec<String>>,
     hook_seconds: Option<u64>,
     storage_seconds: Option<u64>,
+    failback: Option<FailBackMode>,
+    failback_seconds: Option<u64>,
 }
 
 /// How the addresses of a service come to its active node.
@@ -183,10 +194,20 @@ enum AddressMode {
     Managed,
 }
 
+/// Whether a service goes back to its preferred node by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FailBackMode {
+    /// It stays where it is until that node is lost, or an operator moves it.
+    Never,
+    /// When that node has lived for a while.
+    Auto,
+}
+
 /// What keeps a node that lost a service from writing to its storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Storage {
+pub enum Storage {
     /// A cluster file system, which has a fence of its own.
     ClusterFs,
     /// Something below decides which node may write, as DRBD with quorum does.
@@ -196,7 +217,15 @@ enum Storage {
 }
 
 /// Makes the configuration of what the command line says and, where it says nothing, the file.
+///
+/// # Errors
+/// What makes no sense, with its line if the file says it.
 pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
+    let places = std::mem::take(&mut file.places);
+    plan_unplaced(line, file).map_err(|error| places.placed(error))
+}
+
+fn plan_unplaced(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
     let (node, cluster) = (file.node.take(), file.cluster.take());
     let services = std::mem::take(&mut file.service);
     let is_own = line.export.is_empty() && line.exports_file.is_none();
@@ -232,10 +261,12 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         }
         let alone = ServiceConfig {
             name: LONE_NAME.to_owned(),
+            storage: None,
             settings: settings.clone(),
             preferred: None,
             hooks: Hooks::default(),
             storage_time_max: None,
+            fail_back: None,
         };
         return Ok(NodeConfig {
             settings,
@@ -259,7 +290,7 @@ pub fn plan(line: File, mut file: File) -> Result<NodeConfig, ConfigError> {
         for address in &service.settings.listen {
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
                 let problem = format!("has {address}, which `{other}` has already");
-                return Err(wrong("service", &service.name, &problem));
+                return Err(wrong_at("addresses", &service.name, &problem));
             }
         }
         checked.push(service);
@@ -340,6 +371,8 @@ fn check_service(
         release_command,
         hook_seconds,
         storage_seconds,
+        failback,
+        failback_seconds,
     } = service;
     check_name("service.name", &name)?;
     for other in &names {
@@ -377,7 +410,7 @@ fn check_service(
     };
     let hooks = keys
         .check(need)
-        .map_err(|problem| wrong("service", &name, &problem))?;
+        .map_err(|(key, problem)| wrong_at(key, &name, &problem))?;
     if let (Some(preferred), Some(cluster)) = (&preferred, cluster) {
         let mut members = cluster.members.iter();
         if !members.any(|one| one.name == *preferred && !one.witness) {
@@ -388,9 +421,11 @@ fn check_service(
             ));
         }
     }
+    let fail_back = check_fail_back(failback, failback_seconds, preferred.is_some(), cluster)
+        .map_err(|(key, problem)| wrong_at(key, &name, &problem))?;
     if grace_seconds.is_some_and(|seconds| seconds > GRACE_SECONDS_MAX) {
         let problem = format!("has a grace_seconds of more than {GRACE_SECONDS_MAX}");
-        return Err(wrong("service", &name, &problem));
+        return Err(wrong_at("grace_seconds", &name, &problem));
     }
     let storage_time_max = match (cluster, storage_seconds) {
         // There is no other node that it could be given to.
@@ -429,11 +464,50 @@ fn check_service(
     };
     Ok(ServiceConfig {
         name,
+        storage: storage.filter(|_| cluster.is_some()),
         settings,
         preferred,
         hooks,
         storage_time_max: storage_time_max.map(Duration::from_secs),
+        fail_back,
     })
+}
+
+/// For how long the preferred node must live before a service goes back to it, if it ever does; or
+/// the key that makes no sense, and why.
+fn check_fail_back(
+    mode: Option<FailBackMode>,
+    seconds: Option<u64>,
+    has_preferred: bool,
+    cluster: Option<&ClusterConfig>,
+) -> Result<Option<Duration>, (&'static str, String)> {
+    let range = 1..=FAILBACK_SECONDS_MAX;
+    let (key, problem) = match (mode.unwrap_or(FailBackMode::Never), seconds) {
+        (FailBackMode::Never, None) => return Ok(None),
+        (FailBackMode::Never, Some(_)) => (
+            "failback_seconds",
+            "has failback_seconds, which are for failback = \"auto\": say that, or remove them",
+        ),
+        (FailBackMode::Auto, _) if cluster.is_none() => (
+            "failback",
+            "has failback = \"auto\", but without [cluster] there is no other node: remove it",
+        ),
+        (FailBackMode::Auto, _) if !has_preferred => (
+            "failback",
+            "has failback = \"auto\" and no preferred node to go back to: say preferred = \"NODE\"",
+        ),
+        (FailBackMode::Auto, Some(seconds)) if !range.contains(&seconds) => {
+            let problem = format!(
+                "has failback_seconds = {seconds}, which is not from 1 to {FAILBACK_SECONDS_MAX}"
+            );
+            return Err(("failback_seconds", problem));
+        }
+        (FailBackMode::Auto, seconds) => {
+            let seconds = seconds.unwrap_or(FAILBACK_SECONDS_DEFAULT);
+            return Ok(Some(Duration::from_secs(seconds)));
+        }
+    };
+    Err((key, problem.to_owned()))
 }
 
 /// Whether it can be the name of a network interface.
@@ -455,7 +529,7 @@ fn check_addresses(
     mode: Option<AddressMode>,
     interface: Option<String>,
 ) -> Result<(Vec<IpAddr>, Option<FloatingConfig>), ConfigError> {
-    let wrong_here = |problem: &str| Err(wrong("service", service, problem));
+    let wrong_here = |problem: &str| Err(wrong_at("addresses", service, problem));
     if addresses.is_empty() {
         return wrong_here("has no addresses: clients reach a service by its own address");
     }
@@ -525,6 +599,17 @@ fn wrong(name: &'static str, value: &str, problem: &str) -> ConfigError {
         name,
         value: value.to_owned(),
         problem: problem.to_owned(),
+        within: None,
+    }
+}
+
+/// The same of a service as a whole, whose line is that of a key of it.
+fn wrong_at(key: &'static str, service: &str, problem: &str) -> ConfigError {
+    ConfigError::Value {
+        name: "service",
+        value: service.to_owned(),
+        problem: problem.to_owned(),
+        within: Some(key),
     }
 }
 
@@ -536,6 +621,10 @@ const LEASE_MS_MAX: u32 = 60_000;
 /// Longer than a disk that works lets anybody wait, also a busy one.
 const STORAGE_SECONDS_DEFAULT: u64 = 10;
 const STORAGE_SECONDS_MAX: u64 = 600;
+/// How long a preferred node must live before a service goes back to it.
+const FAILBACK_SECONDS_DEFAULT: u64 = 60;
+/// A week.
+const FAILBACK_SECONDS_MAX: u64 = 604_800;
 const NAME_BYTES_MAX: usize = 64;
 /// What the kernel allows.
 const INTERFACE_BYTES_MAX: usize = 15;

@@ -80,8 +80,8 @@ impl HookKeys {
     /// Makes sense of it.
     ///
     /// # Errors
-    /// What is wrong, to be said after the name of the service.
-    pub(super) fn check(self, need: FenceNeed) -> Result<Hooks, String> {
+    /// The key, and what is wrong, to be said after the name of the service.
+    pub(super) fn check(self, need: FenceNeed) -> Result<Hooks, (&'static str, String)> {
         let Self {
             fence_command,
             takeover_command,
@@ -90,40 +90,43 @@ impl HookKeys {
         } = self;
         match (need, &fence_command) {
             (FenceNeed::Needed, None) => {
-                return Err(
+                return Err((
+                    "storage",
                     "has storage = \"fence\" and no fence_command: name a program that makes sure \
                      that the node HAVENFS_LOST_NODE can't write to the storage any more, and \
                      succeeds only then"
                         .to_owned(),
-                );
+                ));
             }
             (FenceNeed::Alone, Some(_)) => {
-                return Err(
+                return Err((
+                    "fence_command",
                     "has a fence_command, but without [cluster] there is no other node to fence: \
                      remove it"
                         .to_owned(),
-                );
+                ));
             }
             (FenceNeed::Arbitrated, Some(_)) => {
-                return Err(
+                return Err((
+                    "fence_command",
                     "has a fence_command, which would never be run: say storage = \"fence\", or \
                      remove it"
                         .to_owned(),
-                );
+                ));
             }
             (FenceNeed::Needed, Some(_)) | (_, None) => {}
         }
         let seconds = hook_seconds.unwrap_or(HOOK_SECONDS_DEFAULT);
         if !(1..=HOOK_SECONDS_MAX).contains(&seconds) {
-            return Err(format!(
-                "has hook_seconds = {seconds}, which is not from 1 to {HOOK_SECONDS_MAX}"
-            ));
+            let problem =
+                format!("has hook_seconds = {seconds}, which is not from 1 to {HOOK_SECONDS_MAX}");
+            return Err(("hook_seconds", problem));
         }
-        let command = |key: &str, words: Option<Vec<String>>| match words {
+        let command = |key: &'static str, words: Option<Vec<String>>| match words {
             None => Ok(None),
             Some(words) => HookCommand::of(words)
                 .map(Some)
-                .map_err(|problem| format!("has a {key} that {problem}")),
+                .map_err(|problem| (key, format!("has a {key} that {problem}"))),
         };
         Ok(Hooks {
             fence: command("fence_command", fence_command)?,
@@ -224,7 +227,7 @@ mod tests {
             (seconds(0), FenceNeed::Alone, "is not from 1 to 600"),
             (seconds(601), FenceNeed::Alone, "is not from 1 to 600"),
         ] {
-            let error = keys.check(need).unwrap_err();
+            let (_, error) = keys.check(need).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -192,6 +192,22 @@ pub(super) async fn notify(node: &Arc<Node>, words: &str) -> Result<Value, Value
     }
 }
 
+/// `announce SERVICE`.
+pub(super) async fn announce(node: &Arc<Node>, name: &str) -> Result<Value, Value> {
+    let locks = service(node)?;
+    let hosts = locks.notify_all().await.map_err(unavailable)?;
+    let text = if hosts == 0 {
+        format!("service `{name}` has no hosts that want to hear of restarts; none is told")
+    } else {
+        format!(
+            "telling {hosts} hosts that service `{name}` was restarted; `havenfs hosts list` shows \
+             who was reached"
+        )
+    };
+    let nsm_state = locks.state().nsm_state().0;
+    Ok(json!({ "done": text, "hosts": hosts, "nsm_state": nsm_state }))
+}
+
 /// `verify HOST`.
 pub(super) async fn verify(node: &Arc<Node>, words: &str) -> Result<Value, Value> {
     let address = address(words)?;

@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::acts;
 use crate::cluster::definition::Defined;
-use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, ServiceCommand, ServiceState};
+use crate::cluster::{
+    ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
+    ServiceState, Wish,
+};
 use crate::definitions;
 use crate::raft::MemberChange;
 use crate::services::{Health, Services, Slot, Takeover};
@@ -113,6 +117,11 @@ fn one(
         },
         "preferred": slot.and_then(|slot| slot.config.preferred.as_ref()),
         "active": active.map(|active| services.cluster.name_of(active.node)),
+        // An operator's word; it may still be stopping.
+        "released": service.is_some_and(|service| service.wish() == Wish::Nobody),
+        "placed": service
+            .and_then(ServiceState::placed)
+            .map(|node| services.cluster.name_of(node)),
         "serving": serving.is_some_and(|node| node.gate.is_open()),
         "unfenced": unfenced.unwrap_or_default(),
         "storage": slot.filter(|slot| slot.config.storage_time_max.is_some()).map(health),
@@ -192,6 +201,9 @@ pub(super) async fn answer(
     match word {
         "cluster" | "services" => Some(Ok(status(services))),
         "move" => Some(move_service(services, rest).await),
+        "take" => Some(take(services, rest).await),
+        "release" => Some(release(services, rest).await),
+        "announce" => Some(announce(services, rest).await),
         "confirm-fence" => Some(confirm_fence(services, rest).await),
         "transfer" | "add" | "remove" => Some(change_members(services, word, rest).await),
         _ => None,
@@ -232,16 +244,31 @@ async fn change_members(services: &Services, word: &str, rest: &str) -> Result<V
 
 /// `move SERVICE NODE`.
 async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Value> {
-    let error = |text: String| json!({ "error": text });
     let (name, to) = words
         .split_once(' ')
         .ok_or_else(|| error("say which service to move, and to which node".to_owned()))?;
-    let (service, active) = {
+    bring(services, name, to).await
+}
+
+/// `take SERVICE`: to the node that is asked.
+async fn take(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
+    in_cluster(services)?;
+    let own = services.config.node_name();
+    if services.config.is_witness() {
+        return Err(error(format!(
+            "node {own} is a witness, which serves nothing\nhint: say it on the node that is to \
+             serve `{name}`"
+        )));
+    }
+    bring(services, name, own).await
+}
+
+/// Has a node serve a service, wherever it is now.
+async fn bring(services: &Arc<Services>, name: &str, to: &str) -> Result<Value, Value> {
+    let (service, active, wish) = {
         let state = services.state();
-        let id = state
-            .service_named(name)
-            .ok_or_else(|| error(format!("the cluster has no service `{name}`")))?;
-        (id, state.service(id).and_then(ServiceState::active))
+        let (id, service) = known(&state, name)?;
+        (id, service.active(), service.wish())
     };
     let nodes = services.cluster.data_nodes();
     let node = services
@@ -258,7 +285,9 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
                 names.join(", ")
             ))
         })?;
-    if active.is_some_and(|active| active.node == node) {
+    // Else that is what is not wanted any more.
+    let stays = wish == Wish::Anywhere || wish == Wish::On(node);
+    if stays && active.is_some_and(|active| active.node == node) {
         return Err(error(format!("service `{name}` is on node {to} already")));
     }
     if !services.cluster.lives(node, &services.state()) {
@@ -277,19 +306,105 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
              `havenfs service list` there"
         )));
     }
-    let command = Command::Cluster(ClusterCommand::Move { service, to: node });
+    let command = ClusterCommand::Move { service, to: node };
+    change(services, name, Command::Cluster(command), "moved").await?;
+    let began = if wish == Wish::Nobody {
+        "is not released any more, and begins on"
+    } else {
+        "moves to"
+    };
+    Ok(json!({
+        "done": format!("service `{name}` {began} node {to}; see `havenfs status`"),
+    }))
+}
+
+/// `release SERVICE`: nobody serves it from now on.
+async fn release(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
+    in_cluster(services)?;
+    let (service, active, wish) = {
+        let state = services.state();
+        let (id, service) = known(&state, name)?;
+        (id, service.active(), service.wish())
+    };
+    if wish == Wish::Nobody && active.is_none() {
+        return Err(error(format!("service `{name}` is released already")));
+    }
+    let command = Command::Cluster(ClusterCommand::Withdraw { service });
+    change(services, name, command, "released").await?;
+    tracing::warn!(service = name, "an operator releases it");
+    let from = active.map(|active| {
+        let node = services.cluster.name_of(active.node);
+        if services.cluster.lives(active.node, &services.state()) {
+            format!(" as soon as node {node} has stopped it")
+        } else {
+            format!(
+                ". Node {node}, which had it, does not answer: it lets the storage go when it is \
+                 back"
+            )
+        }
+    });
+    Ok(json!({
+        "done": format!(
+            "service `{name}` is released: no node serves it{}; `havenfs service take {name}`, on \
+             the node that is to have it, ends that",
+            from.unwrap_or_default()
+        ),
+    }))
+}
+
+/// `announce SERVICE`: tells all its hosts again that it was restarted.
+async fn announce(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
+    let node = services.open(Some(name)).map_err(error)?;
+    let mut done = acts::announce(&node, name).await?;
+    if let Some(slot) = services.slot(Some(name)).ok().map(|slot| &slot.config) {
+        done["names"] = json!(slot.settings.service_names);
+    }
+    Ok(done)
+}
+
+fn error(text: String) -> Value {
+    json!({ "error": text })
+}
+
+/// Without other nodes there is nobody to give a service to, and none would take it.
+fn in_cluster(services: &Services) -> Result<(), Value> {
+    if services.config.cluster.is_some() {
+        return Ok(());
+    }
+    Err(error(
+        "this server is not part of a cluster\nhint: to have it serve nothing, stop it".to_owned(),
+    ))
+}
+
+fn known<'a>(state: &'a ClusterState, name: &str) -> Result<(ServiceId, &'a ServiceState), Value> {
+    let id = state.service_named(name);
+    let found = id.and_then(|id| Some((id, state.service(id)?)));
+    found.ok_or_else(|| {
+        let names: Vec<&str> = state.services().map(|(_, one)| one.name()).collect();
+        error(format!(
+            "the cluster has no service `{name}`; there are: {}",
+            names.join(", ")
+        ))
+    })
+}
+
+/// Has the log note what an operator wants.
+async fn change(
+    services: &Services,
+    name: &str,
+    command: Command,
+    what: &str,
+) -> Result<(), Value> {
     let asked = tokio::time::timeout(ASK_TIME_MAX, services.proposer.ask(command)).await;
     match asked {
-        Ok(Ok(Outcome::Done)) => Ok(json!({
-            "done": format!("service `{name}` moves to node {to}; see `havenfs status`"),
-        })),
+        Ok(Ok(Outcome::Done)) => Ok(()),
         Ok(Ok(_)) => Err(error(format!(
             "service `{name}` is not known to the cluster"
         ))),
         Ok(Err(problem)) => Err(error(problem.to_string())),
-        Err(_) => Err(error(
-            "the cluster has no majority now, so nothing can be moved".to_owned(),
-        )),
+        Err(_) => Err(error(format!(
+            "the cluster has no majority now, so nothing can be {what}"
+        ))),
     }
 }
 
@@ -297,7 +412,6 @@ async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Va
 /// for, can't write to the storage any more. In the epoch that is asked about: if another node is
 /// lost meanwhile, nothing is said of that one.
 async fn confirm_fence(services: &Arc<Services>, words: &str) -> Result<Value, Value> {
-    let error = |text: String| json!({ "error": text });
     let (name, node) = match words.split_once(' ') {
         Some((name, node)) => (name, Some(node)),
         None => (words, None),
@@ -305,10 +419,7 @@ async fn confirm_fence(services: &Arc<Services>, words: &str) -> Result<Value, V
     let name_of = |node: &NodeId| services.cluster.name_of(*node);
     let (id, epoch, nodes, all) = {
         let state = services.state();
-        let found = state.service_named(name);
-        let service = found.and_then(|id| Some((id, state.service(id)?)));
-        let (id, service) =
-            service.ok_or_else(|| error(format!("the cluster has no service `{name}`")))?;
+        let (id, service) = known(&state, name)?;
         let all: Vec<NodeId> = service.unfenced().collect();
         let mut nodes = all.clone();
         nodes.retain(|one| node.is_none_or(|node| name_of(one) == node));

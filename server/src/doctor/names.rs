@@ -1,4 +1,4 @@
-//! Names of hosts: those in the export lists, and our own.
+//! Names of hosts: those in the export lists, those that clients mount from, and our own.
 //!
 //! The resolver may hang for as long as it likes; each name is asked for on a thread of its own,
 //! and what has no answer in time is said to have none.
@@ -9,6 +9,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use super::Report;
+use crate::config::cluster::ServiceConfig;
 use crate::export::{ClientPattern, ExportSpec, NoAnswer, Resolver};
 
 /// How long all names together may take.
@@ -19,7 +20,7 @@ const NAMES_MAX: usize = 64;
 type Answer = Result<Vec<IpAddr>, NoAnswer>;
 
 /// Looks the names up.
-pub(super) fn look(report: &mut Report, specs: &[ExportSpec]) {
+pub(super) fn look(report: &mut Report, services: &[ServiceConfig], specs: &[ExportSpec]) {
     let nodename = rustix::system::uname()
         .nodename()
         .to_string_lossy()
@@ -32,6 +33,19 @@ pub(super) fn look(report: &mut Report, specs: &[ExportSpec]) {
         })
         .collect();
     let mut names: Vec<String> = exported.into_iter().take(NAMES_MAX).collect();
+    let exported = names.len();
+    // Without addresses of its own a service has those of this machine.
+    let services = services
+        .iter()
+        .filter(|service| !service.settings.listen.is_empty());
+    let mounted: Vec<(&str, &ServiceConfig)> = services
+        .flat_map(|service| {
+            let names = service.settings.service_names.iter();
+            names.map(move |name| (name.as_str(), service))
+        })
+        .take(NAMES_MAX)
+        .collect();
+    names.extend(mounted.iter().map(|(name, _)| (*name).to_owned()));
     names.push(nodename);
     // Room for every answer: no thread waits here.
     let (sender, answers) = sync_channel(names.len());
@@ -58,6 +72,11 @@ pub(super) fn look(report: &mut Report, specs: &[ExportSpec]) {
     for (index, (name, answer)) in names.iter().zip(&found).enumerate() {
         if index == own {
             tell_own(report, name, answer.as_ref());
+        } else if let Some((_, service)) = index
+            .checked_sub(exported)
+            .and_then(|index| mounted.get(index))
+        {
+            tell_mounted(report, name, answer.as_ref(), service);
         } else {
             tell_exported(report, name, answer.as_ref());
         }
@@ -86,6 +105,44 @@ fn tell_exported(report: &mut Report, name: &str, answer: Option<&Answer>) {
             topic,
             format!("nobody answers for exported host `{name}`: its calls are delayed until then"),
             "check /etc/resolv.conf, add the name to /etc/hosts, or write the address in its place",
+        ),
+    }
+}
+
+/// A name of a service should be one of its addresses and nothing else.
+fn tell_mounted(report: &mut Report, name: &str, answer: Option<&Answer>, service: &ServiceConfig) {
+    let (topic, own) = ("names", &service.settings.listen);
+    let service = &service.name;
+    match answer {
+        Some(Ok(found)) if !found.is_empty() => {
+            let others: Vec<IpAddr> = found
+                .iter()
+                .filter(|address| !own.contains(address))
+                .copied()
+                .collect();
+            if others.is_empty() {
+                let found = list(found);
+                report.ok(
+                    topic,
+                    format!("name `{name}` of service `{service}` is {found}"),
+                );
+                return;
+            }
+            report.warning(
+                topic,
+                format!(
+                    "name `{name}` of service `{service}` is {}, and not only an address of it ({})",
+                    list(&others),
+                    list(own)
+                ),
+                "correct DNS or /etc/hosts, or the addresses of the service",
+            );
+        }
+        // A name without a domain may be resolved by clients alone.
+        Some(Ok(_) | Err(_)) | None => report.warning(
+            topic,
+            format!("name `{name}` of service `{service}` does not resolve here"),
+            "fine, if clients resolve it; else add it to DNS, or remove it from `names`",
         ),
     }
 }

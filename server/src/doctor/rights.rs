@@ -82,8 +82,7 @@ const CAP_NET_BIND_SERVICE: u32 = 10;
 
 /// Looks at identity, capabilities, user namespace and limits.
 pub(super) fn look(report: &mut Report, settings: &Settings) {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = effective_set(&status);
+    let effective = effective_capabilities();
     let own_namespace = !is_whole_map(fs::read_to_string("/proc/self/uid_map").ok().as_deref());
     look_at_identity(report, own_namespace);
     look_at_capabilities(report, settings, effective);
@@ -170,6 +169,11 @@ fn look_at_capabilities(report: &mut Report, settings: &Settings, effective: Opt
             ),
         );
     }
+}
+
+/// The effective capabilities of this process, if the kernel says them.
+pub(super) fn effective_capabilities() -> Option<u64> {
+    effective_set(&fs::read_to_string("/proc/self/status").ok()?)
 }
 
 /// The effective capabilities in the text of `/proc/self/status`.

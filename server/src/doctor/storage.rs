@@ -182,7 +182,12 @@ pub(super) fn look_at_state(
 }
 
 /// Whether an export shares the state directory's file system, or even contains it.
-fn look_at_neighbours(report: &mut Report, place: &Path, dir: &Path, specs: &[ExportSpec]) {
+pub(super) fn look_at_neighbours(
+    report: &mut Report,
+    place: &Path,
+    dir: &Path,
+    specs: &[ExportSpec],
+) {
     let topic = "state";
     let shown = dir.display();
     let Ok(device) = fs::metadata(place).map(|found| found.dev()) else {
@@ -300,7 +305,7 @@ fn can_make_files(dir: &Path) -> Result<(), String> {
 }
 
 /// The directory itself, or the nearest one above it that exists.
-fn existing(dir: &Path) -> &Path {
+pub(super) fn existing(dir: &Path) -> &Path {
     let mut above = dir
         .ancestors()
         .filter(|path| !path.as_os_str().is_empty() && path.symlink_metadata().is_ok());

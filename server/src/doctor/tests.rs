@@ -11,7 +11,8 @@ use havenfs_rpc::portmap::{Mapping, Protocol};
 use havenfs_rpc::program;
 
 use super::*;
-use crate::config::{self, File};
+use crate::config::hooks::Hooks;
+use crate::config::{self, File, Settings};
 use crate::register::PortmapMode;
 
 /// Settings whose every part lies in `dir`, and whose ports the kernel would choose.
@@ -30,6 +31,25 @@ fn settings(dir: &Path) -> Settings {
         ..File::default()
     };
     config::merge(line, File::default()).unwrap()
+}
+
+/// What is found for a server without a cluster.
+fn run(settings: &Settings) -> Report {
+    let service = ServiceConfig {
+        name: "default".into(),
+        storage: None,
+        settings: settings.clone(),
+        preferred: None,
+        hooks: Hooks::default(),
+        storage_time_max: None,
+        fail_back: None,
+    };
+    super::run(&NodeConfig {
+        settings: settings.clone(),
+        cluster: None,
+        services: vec![service],
+        origin: None,
+    })
 }
 
 fn with_export(dir: &Path, rule: &str) -> Settings {
@@ -292,4 +312,116 @@ error    state       bad
               "hint": "do this\nand that" },
         ] })
     );
+}
+
+const MEMBER: &str = r#"
+node = "n1"
+portmap = "off"
+metrics = "off"
+[cluster]
+key_file = "DIR/cluster.key"
+[[cluster.member]]
+name = "n1"
+address = "127.0.77.9:7300"
+[[cluster.member]]
+name = "n2"
+address = "192.0.2.2:7300"
+[[service]]
+name = "alpha"
+names = ["localhost", "none.invalid"]
+addresses = ["127.0.77.8/8"]
+interface = "lo"
+exports = ["DIR/later:*(rw)"]
+storage = "fence"
+fence_command = ["DIR/fence"]
+takeover_command = ["/bin/sh"]
+release_command = ["/bin/sh"]
+"#;
+
+/// What is found for a member of a cluster whose files lie in `dir`.
+fn run_member(dir: &Path, text: &str) -> Report {
+    let own = "node = \"n1\"\nstate_dir = \"DIR/state\"\ncontrol = \"DIR/control\"";
+    let text = text.replace("node = \"n1\"", own);
+    let path = dir.join("havenfs.toml");
+    std::fs::write(&path, text.replace("DIR", dir.to_str().unwrap())).unwrap();
+    let file = File::read(&path).unwrap();
+    super::run(&config::cluster::plan(File::default(), file).unwrap())
+}
+
+#[test]
+fn what_a_member_of_a_cluster_needs_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let report = run_member(dir, MEMBER);
+    let severity = |report: &Report, topic, part: &str| about(report, topic, part).severity;
+    for (topic, part, expected) in [
+        ("key", "cannot read the cluster key", Severity::Error),
+        (
+            "members",
+            "127.0.77.9:7300, where others reach `n1`, is an address of this machine",
+            Severity::Ok,
+        ),
+        (
+            "commands",
+            "fence` can't be run now: there is no",
+            Severity::Warning,
+        ),
+        ("commands", "takeover_command `/bin/sh`, 30 s", Severity::Ok),
+        ("addresses", "interface lo is there", Severity::Ok),
+        (
+            "addresses",
+            "127.0.77.8 is on this machine, and no havenfs runs",
+            Severity::Error,
+        ),
+        ("exports", "once the takeover_command has", Severity::Ok),
+        (
+            "names",
+            "`localhost` of service `alpha` is 127.0.0.1",
+            Severity::Warning,
+        ),
+        (
+            "names",
+            "`none.invalid` of service `alpha` does not resolve here",
+            Severity::Warning,
+        ),
+    ] {
+        assert_eq!(severity(&report, topic, part), expected, "{part}");
+    }
+    // What is not executable, an interface that is not there, somebody else's file.
+    std::fs::write(dir.join("fence"), "").unwrap();
+    let mistaken = MEMBER
+        .replace("\"lo\"", "\"none0\"")
+        .replace("127.0.77.9", "192.0.2.1")
+        .replace("127.0.77.8/8", "192.0.2.100/24");
+    let report = run_member(dir, &mistaken);
+    for (topic, part, expected) in [
+        (
+            "members",
+            "192.0.2.1:7300, where others reach `n1`, is no address",
+            Severity::Error,
+        ),
+        (
+            "commands",
+            "fence` can't be run now: Permission",
+            Severity::Warning,
+        ),
+        (
+            "addresses",
+            "this machine has no interface none0",
+            Severity::Error,
+        ),
+        (
+            "addresses",
+            "192.0.2.100 is not on this machine now",
+            Severity::Ok,
+        ),
+    ] {
+        assert_eq!(severity(&report, topic, part), expected, "{part}");
+    }
+    let fixed = MEMBER
+        .replace("interface = \"lo\"\n", "")
+        .replace("127.0.77.8/8", "192.0.2.100");
+    let part = "the fixed address 192.0.2.100 is none of this machine";
+    let report = run_member(dir, &fixed);
+    assert_eq!(severity(&report, "addresses", part), Severity::Error);
 }

@@ -41,6 +41,7 @@ pub use options::{Fsid, Options, Squash};
 
 pub use problem::{ExportErrors, Origin, Problem, Severity, Source};
 pub use table::{Export, ExportTable, Verdict};
+pub use words::nearest;
 
 /// One exported directory, as all lists together describe it.
 ///

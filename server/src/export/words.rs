@@ -281,19 +281,18 @@ fn without_effect(word: &str) -> Remark {
 
 /// Refuses a word and names the known one that its author may have meant.
 fn unknown<'a>(what: &str, word: &[u8], known: impl Iterator<Item = &'a str>) -> Remark {
-    let nearest = known
-        .map(|known| {
-            (
-                distance(&word.to_ascii_lowercase(), known.as_bytes()),
-                known,
-            )
-        })
-        .min()
-        .filter(|(distance, known)| *distance <= (known.len() / 2).max(1));
     Remark::Refused {
         message: format!("unknown {what} `{}`", shown(word)),
-        hint: nearest.map(|(_, known)| format!("did you mean `{known}`?")),
+        hint: nearest(word, known).map(|known| format!("did you mean `{known}`?")),
     }
+}
+
+/// The known word that is most like this one, if any is like it at all.
+pub fn nearest<'a>(word: &[u8], known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_ascii_lowercase();
+    let by_distance = known.map(|known| (distance(&word, known.as_bytes()), known));
+    let (distance, known) = by_distance.min()?;
+    (distance <= (known.len() / 2).max(1)).then_some(known)
 }
 
 /// Counts the letters to insert, remove, replace or swap with a neighbour.

@@ -113,10 +113,19 @@ impl LockService {
     /// rises first: hosts pass over a number that they have seen. Returns under how many addresses
     /// of ours the host is known.
     pub async fn notify(&self, host: IpAddr) -> Result<usize, Unavailable> {
+        self.notify_if(|address| address == host).await
+    }
+
+    /// The same for all hosts that want to hear of it; returns how many are being told.
+    pub async fn notify_all(&self) -> Result<usize, Unavailable> {
+        self.notify_if(|_| true).await
+    }
+
+    async fn notify_if(&self, is_meant: impl Fn(IpAddr) -> bool) -> Result<usize, Unavailable> {
         let targets: BTreeSet<Target> = {
             let state = self.state();
             let hosts = state.table().monitored_hosts(true);
-            let hosts = hosts.filter(|key| key.address == host);
+            let hosts = hosts.filter(|key| is_meant(key.address));
             hosts.map(announcing::target).collect()
         };
         if targets.is_empty() {
@@ -128,15 +137,19 @@ impl LockService {
         };
         self.change(command).await?;
         let number = self.state().nsm_state();
-        let serving = self.serving();
-        let Some(serving) = &*serving else {
+        let to_tell = self
+            .serving()
+            .as_ref()
+            .map(|serving| serving.to_tell.clone());
+        let Some(to_tell) = to_tell else {
             return Ok(0);
         };
-        // What does not fit is told when asked for again.
-        let told = targets
-            .iter()
-            .filter(|target| serving.to_tell.try_send((**target, number)).is_ok());
-        Ok(told.count())
+        let mut told = 0;
+        for target in targets {
+            // It fails when the service is closed, and whoever opens it next tells all.
+            told += usize::from(to_tell.send((target, number)).await.is_ok());
+        }
+        Ok(told)
     }
 
     /// Tells a host of a restart and waits until it has reclaimed all that it holds, or has not

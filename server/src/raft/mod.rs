@@ -104,6 +104,15 @@ use crate::cluster::{ClusterState, NodeId};
 use crate::config::cluster::ClusterConfig;
 
 const HEARTBEAT_MS: u64 = 50;
+/// Looks whether a file can be the key of a cluster.
+///
+/// # Errors
+/// What to tell people, with a hint.
+pub fn check_key_file(path: &Path) -> Result<(), String> {
+    let key = peer::ClusterKey::read(path);
+    key.map(drop).map_err(|error| error.to_string())
+}
+
 /// A leader that is silent for the longer of these is not followed any more, and the first that
 /// wants to lead says so after the two together; so the next one leads after 0.5 to 0.7 s, which
 /// must be well below a lease.

@@ -29,7 +29,7 @@ use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
 use crate::cluster::service::{Active, ServiceState};
-use crate::cluster::{ClusterCommand, Command, Outcome, Queue, ServiceId};
+use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, Queue, ServiceId};
 use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
 use crate::services::{Health, Slot, Takeover};
@@ -266,6 +266,7 @@ impl Keeper {
             is_reachable: *self.link.borrow(),
             storage_works: !self.health.borrow().fails(),
             may_be_up: self.storage.may_be_up(),
+            fail_back: self.slot.config.fail_back,
         };
         self.reconciler.poll(boot_time(), sight)
     }
@@ -292,6 +293,10 @@ impl Keeper {
                 self.reconciler.taken(taken);
             }
             Step::Open { .. } => self.open().await?,
+            Step::GoBack { epoch, to } => {
+                self.go_back(epoch, to).await;
+                self.reconciler.asked_back(boot_time());
+            }
             Step::Silence => {
                 let holds = self.gate.as_ref().is_some_and(|gate| gate.is_open());
                 if !*self.link.borrow() {
@@ -345,6 +350,13 @@ impl Keeper {
                             "its storage does not work on this node: giving it to another one"
                         );
                         (Duration::ZERO, Reason::Failed)
+                    }
+                    Why::Withdrawn => {
+                        tracing::warn!(
+                            service = name,
+                            "an operator releases it: nobody serves it until it is taken or moved"
+                        );
+                        (MOVE_TIME_MAX, Reason::Stop)
                     }
                     Why::Ends => (STOP_TIME_MAX, Reason::Stop),
                 };
@@ -459,6 +471,20 @@ impl Keeper {
         }
     }
 
+    /// Asks the log for the service to go to the node that it prefers. It is served meanwhile.
+    async fn go_back(&self, epoch: u32, to: NodeId) {
+        let name = self.shared.services.cluster.name_of(to);
+        tracing::info!(
+            service = self.slot.config.name,
+            to = name,
+            "going back to the preferred node, which has lived for long enough"
+        );
+        let service = self.id;
+        let command = Command::Cluster(ClusterCommand::GoBack { service, epoch, to });
+        // Asked again later if nothing comes of it.
+        let _ = timeout(GO_BACK_TIME_MAX, self.shared.proposer.ask(command)).await;
+    }
+
     /// Gives the service back; nothing of it answers here any more.
     async fn release(&mut self, epoch: u32) {
         self.let_go().await;
@@ -493,4 +519,6 @@ const CLOCK_STEP: Duration = Duration::from_millis(1);
 const MOVE_TIME_MAX: Duration = Duration::from_millis(100);
 /// How long they may take at the end of the process.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the log may take to note that the service is to go back.
+const GO_BACK_TIME_MAX: Duration = Duration::from_millis(500);
 const RELEASE_TIME_MAX: Duration = Duration::from_millis(500);

@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use havenfs_tests::cluster::Cluster;
+use havenfs_tests::lab::havenfs_binary;
+use serde_json::Value;
 
 use crate::scene::{ONE, TWO};
 
@@ -76,6 +80,52 @@ fn mistakes_are_named_with_their_place() -> Result<()> {
             ensure!(log.contains(word), "{to}: no `{word}` in: {log}");
         }
     }
+    Ok(())
+}
+
+/// Asks for a check of a file; returns whether it is good, and what is said.
+fn check(path: &Path, options: &[&str]) -> Result<(bool, String)> {
+    let mut command = Command::new(havenfs_binary()?);
+    let output = command
+        .args(["config", "check"])
+        .arg(path)
+        .args(options)
+        .output()?;
+    ensure!(output.status.code().is_some_and(|code| code < 2));
+    let told = String::from_utf8(output.stdout)?;
+    Ok((output.status.success(), told))
+}
+
+#[test]
+fn a_check_says_what_will_happen_and_changes_nothing() -> Result<()> {
+    let cluster = Cluster::new(&TWO)?;
+    let config = cluster.site.config("n1");
+    let (is_good, told) = check(&config, &[])?;
+    ensure!(is_good && told.contains("\n0 errors, "), "{told}");
+    for words in [
+        "n1, n2, n3: 2 of 3 must live, so one may be lost",
+        "`alpha`: clients mount from alpha.example",
+        "everybody: read and write, root stays root",
+        "`beta` begins on n2 the first time; it stays where it is",
+    ] {
+        ensure!(told.contains(words), "{told}");
+    }
+    ensure!(!cluster.site.state("n1").exists(), "it made something");
+    let (_, told) = check(&config, &["--json"])?;
+    let told: Value = serde_json::from_str(&told)?;
+    let findings = told["findings"].as_array().map_or(0, Vec::len);
+    ensure!(findings > 10, "{told}");
+    let text = cluster.site.config_text("n1")?;
+    let line = text.lines().position(|line| line.contains("preferred"));
+    fs::write(&config, text.replacen("preferred", "prefered", 1))?;
+    let (is_good, told) = check(&config, &[])?;
+    let place = format!("{}:{}: ", config.display(), line.unwrap_or_default() + 1);
+    ensure!(!is_good && told.contains(&place), "{told}");
+    ensure!(told.contains("hint: did you mean `preferred`?"), "{told}");
+    let (is_good, told) = check(&cluster.site.path().join("none"), &["--json"])?;
+    let told: Value = serde_json::from_str(&told)?;
+    let first = &told["findings"][0];
+    ensure!(!is_good && first["severity"] == "error", "{told}");
     Ok(())
 }
 

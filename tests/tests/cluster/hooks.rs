@@ -105,7 +105,7 @@ fn an_operator_can_confirm_a_fence_that_fails() -> Result<()> {
         let confirm = |words: &str| hooked.cluster.ask(next, &format!("confirm-fence {words}"));
         let unknown = confirm("beta")?;
         ensure!(
-            unknown["error"] == "the cluster has no service `beta`",
+            unknown["error"] == "the cluster has no service `beta`; there are: alpha",
             "{unknown}"
         );
         let wrong = confirm(&format!("{ALPHA} {next}"))?;

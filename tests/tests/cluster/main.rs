@@ -10,6 +10,7 @@
 mod config;
 mod connections;
 mod defined;
+mod failback;
 mod hooked;
 mod hooks;
 mod hooks_left;
@@ -17,6 +18,7 @@ mod late;
 mod majority;
 mod members;
 mod moves;
+mod operator;
 mod pause;
 mod repairs;
 mod root_disks;

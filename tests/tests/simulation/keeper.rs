@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use havenfs::cluster::command::{Assign, Release, RenewalId, StorageNote};
 use havenfs::cluster::lease::{Moment, wait};
@@ -168,6 +169,8 @@ impl World {
             is_reachable: true,
             storage_works: !fails,
             may_be_up: false,
+            // Soon enough to be in the way of everything else.
+            fail_back: (s == 0).then_some(Duration::from_millis(1500)),
         };
         let step = reconciler.poll(now, sight);
         node.keepers[s].reconciler = reconciler;
@@ -198,6 +201,15 @@ impl World {
                 }
                 let took = MS + self.short_time();
                 self.done_after(n, s, took, Deed::Opened);
+            }
+            Step::GoBack { epoch, to } => {
+                self.count("services going back");
+                let service = id;
+                let command = Command::Cluster(ClusterCommand::GoBack { service, epoch, to });
+                self.propose(n, Queue::Leases, command, Then::Nothing);
+                let now = self.local(n);
+                self.nodes[n].keepers[s].reconciler.asked_back(now);
+                self.idle(n, s);
             }
             Step::Silence => {
                 self.count("silences");

@@ -116,6 +116,7 @@ impl Scene {
             is_reachable: self.is_reachable,
             storage_works: self.storage_works,
             may_be_up: self.may_be_up,
+            fail_back: None,
         };
         self.reconciler.poll(at(ms), sight)
     }
@@ -507,6 +508,7 @@ fn two_nodes_do_not_pass_it_to_and_fro_in_a_tight_loop() {
                 is_alone: false,
                 is_reachable: true,
                 storage_works: !is_bad,
+                fail_back: None,
                 may_be_up: false,
             };
             match nodes[n].poll(at(ms), sight) {
@@ -540,4 +542,74 @@ fn two_nodes_do_not_pass_it_to_and_fro_in_a_tight_loop() {
     let service = scene.state.service(scene.service()).unwrap();
     // Five pauses of each node: 1, 2, 4, 8 and the rest of 20 seconds.
     assert!((4..=10).contains(&service.epoch()), "{}", service.epoch());
+}
+
+#[test]
+fn what_nobody_is_to_serve_is_stopped_released_and_left_alone() {
+    let mut scene = Scene::serving();
+    let service = scene.service();
+    scene.log(ClusterCommand::Withdraw { service });
+    // Whether there is another one to take it does not matter.
+    assert_eq!(scene.poll(5500), Step::Stop(Why::Withdrawn));
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5501), Step::Release { epoch: 1 });
+    scene.log(ClusterCommand::Release(Release {
+        service,
+        epoch: 1,
+        node: NODES[0],
+        incarnation: 1,
+    }));
+    scene.reconciler.released();
+    assert_eq!(scene.poll(9000), Step::Wait(at(10_000)));
+    // The end of the process changes nothing.
+    scene.reconciler.end();
+    assert_eq!(scene.poll(9001), Step::End);
+    scene.reconciler = Reconciler::default();
+    assert_eq!(scene.poll(20_000), Step::Wait(at(21_000)));
+    // The one that is wanted has its turn first, also after a long time.
+    let to = NODES[1];
+    scene.other_seen = Some((1, at(20_000)));
+    scene.log(ClusterCommand::Move { service, to });
+    assert_eq!(scene.poll(20_001), Step::Wait(at(20_301)));
+    let to = NODES[0];
+    scene.log(ClusterCommand::Move { service, to });
+    let take = Step::Take {
+        expected_epoch: 1,
+        after: None,
+    };
+    assert_eq!(scene.poll(20_002), take);
+}
+
+#[test]
+fn what_an_earlier_life_did_not_release_is_let_go_taken_and_released() {
+    let mut scene = Scene::new();
+    let service = scene.service();
+    let earlier = Renewal {
+        incarnation: 0,
+        ..renewal(1)
+    };
+    scene.log(ClusterCommand::Assign(Assign {
+        service,
+        expected_epoch: 0,
+        after: None,
+        renewal: earlier,
+        unix_seconds: 0,
+        recover: false,
+    }));
+    scene.log(ClusterCommand::Withdraw { service });
+    scene.may_be_up = true;
+    assert_eq!(scene.poll(5000), Step::LetGo);
+    scene.may_be_up = false;
+    let take = Step::Take {
+        expected_epoch: 1,
+        after: None,
+    };
+    assert_eq!(scene.poll(5001), take);
+    scene.assign(1, 1, None);
+    scene.reconciler.taken(Some(2));
+    scene.lease = at(6200);
+    // Nothing is opened, and nobody fenced.
+    assert_eq!(scene.poll(5002), Step::Stop(Why::Withdrawn));
+    scene.reconciler.stopped();
+    assert_eq!(scene.poll(5003), Step::Release { epoch: 2 });
 }

@@ -349,7 +349,7 @@ fn definitions_mounts_and_lenience_come_back() {
 /// numbers, a service, no writers, no locks, handles and connections.
 #[test]
 fn a_state_of_version_3_is_read() {
-    let mut bytes = vec![FIXED_VERSION];
+    let mut bytes = vec![WRITERS_VERSION];
     let out = &mut bytes;
     let mut buffer = Vec::new();
     write_end(out).unwrap();
@@ -365,7 +365,7 @@ fn a_state_of_version_3_is_read() {
     let state = ClusterState::read(&mut bytes.as_slice()).unwrap();
     let service = state.service(SERVICE).unwrap();
     assert_eq!((service.name(), service.epoch()), ("a", 3));
-    assert_eq!(service.wanted(), Some(NodeId(2)));
+    assert_eq!(service.wish(), Wish::On(NodeId(2)));
     assert_eq!(service.unfenced().collect::<Vec<_>>(), [NodeId(2)]);
     assert_eq!((service.version(), service.mounts().len()), (0, 0));
     assert!(!service.table().is_lenient());
@@ -465,6 +465,77 @@ fn the_first_node_brings_its_service_and_its_keys_along() {
     assert_eq!(story.state.service_named("alpha"), Some(SERVICE));
     let keys = story.state.members().handle_keys();
     assert_eq!(keys, [key(1, 7), key(2, 9)]);
+}
+
+#[test]
+fn what_nobody_is_to_serve_is_assigned_to_nobody_but_who_has_it() {
+    let mut story = Story::new();
+    let withdraw = || ClusterCommand::Withdraw { service: SERVICE };
+    let to = NodeId(2);
+    let go = || ClusterCommand::Move {
+        service: SERVICE,
+        to,
+    };
+    assert_eq!(story.assign((1, 1, 1), 0, None), Outcome::Assigned(1));
+    assert_eq!(story.tell(2, 1, withdraw()), Outcome::Done);
+    // Neither after the wait nor by a release.
+    let refused = story.assign((2, 1, 1), 1, Some((1, 1)));
+    assert_eq!(refused, Outcome::NotAssigned);
+    assert_eq!(story.assign((1, 2, 1), 1, None), Outcome::Assigned(2));
+    let wish = |story: &Story| story.state.service(SERVICE).unwrap().wish();
+    assert_eq!(wish(&story), Wish::Nobody);
+    let release = Release {
+        service: SERVICE,
+        epoch: 2,
+        node: NodeId(1),
+        incarnation: 2,
+    };
+    let outcome = story.tell(1, 2, ClusterCommand::Release(release));
+    assert_eq!(outcome, Outcome::Done);
+    assert_eq!(story.assign((1, 2, 2), 2, None), Outcome::NotAssigned);
+    let again = ClusterState::read(&mut written(&story.state).as_slice()).unwrap();
+    assert_eq!(again, story.state);
+    assert_eq!(story.tell(1, 2, go()), Outcome::Done);
+    assert_eq!(story.assign((2, 1, 2), 2, None), Outcome::Assigned(3));
+    assert_eq!(wish(&story), Wish::Anywhere);
+}
+
+#[test]
+fn a_service_goes_back_only_if_no_operator_has_put_it_where_it_is() {
+    let mut story = Story::new();
+    assert_eq!(story.assign((2, 1, 1), 0, None), Outcome::Assigned(1));
+    let back = |epoch| ClusterCommand::GoBack {
+        service: SERVICE,
+        epoch,
+        to: NodeId(1),
+    };
+    let service = |story: &Story| {
+        let service = story.state.service(SERVICE).unwrap();
+        (service.wish(), service.placed())
+    };
+    assert_eq!(story.tell(2, 1, back(0)), Outcome::EarlierEpoch);
+    assert_eq!(story.tell(2, 1, back(1)), Outcome::Done);
+    assert_eq!(service(&story), (Wish::On(NodeId(1)), None));
+    // An operator's word is the last one.
+    let to = NodeId(3);
+    let go = ClusterCommand::Move {
+        service: SERVICE,
+        to,
+    };
+    story.tell(1, 1, go);
+    assert_eq!(story.tell(2, 1, back(1)), Outcome::EarlierEpoch);
+    let after = Some((1, 1));
+    assert_eq!(story.assign((3, 1, 1), 1, after), Outcome::Assigned(2));
+    assert_eq!(service(&story), (Wish::Anywhere, Some(to)));
+    // Also after a restart of the node, until another one has it.
+    assert_eq!(story.assign((3, 2, 1), 2, None), Outcome::Assigned(3));
+    assert_eq!(story.tell(3, 2, back(3)), Outcome::EarlierEpoch);
+    let again = ClusterState::read(&mut written(&story.state).as_slice()).unwrap();
+    assert_eq!(again, story.state);
+    let after = Some((2, 1));
+    assert_eq!(story.assign((2, 1, 2), 3, after), Outcome::Assigned(4));
+    assert_eq!(service(&story), (Wish::Anywhere, None));
+    assert_eq!(story.tell(2, 1, back(4)), Outcome::Done);
 }
 
 #[test]

@@ -90,30 +90,34 @@ fn mistakes_are_named() {
         (
             "node = \"n2\"",
             "node = \"n9\"",
-            "node: `n9` is no [[cluster.member]]",
+            ":2: node: `n9` is no [[cluster.member]]",
         ),
-        ("name = \"w\"", "name = \"n1\"", "`n1` is there twice"),
+        (
+            "name = \"w\"",
+            "name = \"n1\"",
+            ":10: cluster.member.name: `n1` is there twice",
+        ),
         ("name = \"w\"", "name = \"a/b\"", "`a/b` is no name"),
         ("192.0.2.3:7300", "192.0.2.3", ":7: invalid socket address"),
         (
             "192.0.2.3:7300",
             "192.0.2.3:0",
-            "is no address that others can reach",
+            ":7: cluster.member.address: `192.0.2.3:0` is no address that others can reach",
         ),
         (
             "storage = \"cluster-fs\"",
             "",
-            "does not say what keeps a node",
+            ":15: service: `alpha` does not say what keeps a node",
         ),
         (
             "cluster-fs",
             "fence",
-            "`alpha` has storage = \"fence\" and no",
+            ":19: service: `alpha` has storage = \"fence\" and no",
         ),
         (
             "preferred = \"n1\"",
             "fence_command = ['/f']",
-            "`alpha` has a fence_command, which would never",
+            ":20: service: `alpha` has a fence_command, which would never",
         ),
         (
             "preferred = \"n1\"",
@@ -123,29 +127,49 @@ fn mistakes_are_named() {
         (
             "cluster-fs",
             "drbd",
-            "unknown variant `drbd`, expected one of",
+            ":19: unknown variant `drbd`, expected one of",
         ),
         (
             "preferred = \"n1\"",
             "preferred = \"w\"",
-            "`w` is no member with data",
+            ":20: service.preferred: `w` is no member with data",
         ),
         ("addresses = [\"192.0.2.100\"]", "", "has no addresses"),
         ("exports = [\"/srv:*(rw)\"]", "", "exports nothing"),
         (
             "[\"192.0.2.100\"]",
             "[\"192.0.2.100\", \"192.0.2.100\"]",
-            "`alpha` has 192.0.2.100, which `alpha` has already",
+            ":17: service: `alpha` has 192.0.2.100, which `alpha` has already",
         ),
         (
             "key_file = \"/k\"",
             "key_file = \"/k\"\nlease_ms = 100",
-            "is not from 1000",
+            ":5: cluster.lease_ms: `100` is not from 1000",
+        ),
+        (
+            "preferred = \"n1\"",
+            "failback = 'auto'",
+            ":20: service: `alpha` has failback = \"auto\" and no preferred node",
+        ),
+        (
+            "preferred = \"n1\"",
+            "preferred = 'n1'\nfailback_seconds = 9",
+            "which are for failback = \"auto\"",
+        ),
+        (
+            "preferred = \"n1\"",
+            "preferred = 'n1'\nfailback = 'allways'",
+            "unknown variant `allways`, expected",
+        ),
+        (
+            "preferred = \"n1\"",
+            "preferred = 'n1'\nfailback = 'auto'\nfailback_seconds = 0",
+            "has failback_seconds = 0, which is not from 1 to",
         ),
         (
             "witness = true",
             "witnes = true",
-            "unknown field `witnes`, expected",
+            ":8: unknown field `witnes`\nhint: did you mean `witness`?",
         ),
         (
             "node = \"n2\"",
@@ -194,4 +218,20 @@ fn addresses_that_move_have_a_prefix_and_an_interface() {
 fn an_export_is_not_a_line_of_an_export_list() {
     let error = read(&WHOLE.replace("/srv:*(rw)", "/srv *(rw)")).unwrap_err();
     assert!(error.contains("has a colon between"), "{error}");
+}
+
+#[test]
+fn a_service_goes_back_after_a_minute_if_nothing_else_is_said() {
+    let with = |lines: &str| {
+        let lines = format!("preferred = \"n1\"\n{lines}");
+        read(&WHOLE.replace("preferred = \"n1\"\n", &lines))
+            .unwrap()
+            .services[0]
+            .fail_back
+    };
+    assert_eq!(with(""), None);
+    assert_eq!(with("failback = 'never'\n"), None);
+    assert_eq!(with("failback = 'auto'\n"), Some(Duration::from_mins(1)));
+    let seconds = "failback = 'auto'\nfailback_seconds = 5\n";
+    assert_eq!(with(seconds), Some(Duration::from_secs(5)));
 }

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::PoisonError;
 
+use crate::cluster::Wish;
 use crate::cluster::service::ServiceState;
 use crate::services::{Health, Services, Slot};
 
@@ -70,6 +71,20 @@ pub(super) fn put(text: &mut String, services: &Services) {
             "service_epoch",
             &[("service", name)],
             u64::from(epoch),
+        );
+    }
+    family(
+        text,
+        "service_released",
+        "1 if an operator has released a service, so that nobody serves it.",
+    );
+    for (_, name, service) in &named {
+        let released = service.is_some_and(|service| service.wish() == Wish::Nobody);
+        sample(
+            text,
+            "service_released",
+            &[("service", name)],
+            u64::from(released),
         );
     }
     family(text, "service_unfenced", "Nodes whose fence is waited for.");

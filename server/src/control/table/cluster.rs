@@ -79,6 +79,10 @@ fn one(answer: &Value, service: &Value) -> String {
     let is = |name: &str| service.get(name).and_then(Value::as_bool) == Some(true);
     let here = text_of(answer, "node");
     let place = match service.get("active").and_then(Value::as_str) {
+        Some(active) if is("released") => format!("on {active}, BEING RELEASED by an operator"),
+        None if is("released") => {
+            "RELEASED by an operator: on no node until it is taken or moved".to_owned()
+        }
         Some(active) if active == here && is("serving") => format!("on {active}, here"),
         Some(active) if active == here && !list(service, "unfenced").is_empty() => {
             format!(
@@ -90,13 +94,25 @@ fn one(answer: &Value, service: &Value) -> String {
         Some(active) => format!("on {active}"),
         None => "on NO NODE".to_owned(),
     };
+    // Else it is where it would be anyway.
+    let is_put = match (service.get("placed"), service.get("preferred")) {
+        (Some(Value::String(placed)), Some(Value::String(preferred))) => {
+            placed != preferred && service.get("active") == service.get("placed")
+        }
+        _ => false,
+    };
+    let put = if is_put {
+        ", where an operator has put it"
+    } else {
+        ""
+    };
     let table = if is("complete") {
         ""
     } else {
         ", LOCKS MAY BE MISSING"
     };
     let mut out = format!(
-        "service          {}: {place}; epoch {}, NSM state {}{table}\n{:17}{} locks, {} waiting",
+        "service          {}: {place}{put}; epoch {}, NSM state {}{table}\n{:17}{} locks, {} waiting",
         get("name"),
         get("epoch"),
         get("nsm_state"),
@@ -247,6 +263,22 @@ service          alpha: on n1, here; epoch 3, NSM state 7
 ";
         assert_eq!(shown, expected);
         assert!(!shown.contains("FENCE"), "{shown}");
+        answer["services"][0]["released"] = json!(true);
+        let shown = whole(&answer);
+        let released = "alpha: on n1, BEING RELEASED by an operator; epoch 3";
+        assert!(shown.contains(released), "{shown}");
+        answer["services"][0]["active"] = Value::Null;
+        let shown = whole(&answer);
+        assert!(shown.contains("alpha: RELEASED by an operator"), "{shown}");
+        answer["services"][0]["released"] = json!(false);
+        assert!(whole(&answer).contains("alpha: on NO NODE"), "{shown}");
+        answer["services"][0]["active"] = json!("n1");
+        answer["services"][0]["placed"] = json!("n1");
+        answer["services"][0]["preferred"] = json!("n2");
+        let shown = whole(&answer);
+        let put = "alpha: on n1, here, where an operator has put it; epoch 3";
+        assert!(shown.contains(put), "{shown}");
+        answer["services"][0]["placed"] = Value::Null;
         answer["leader"] = Value::Null;
         answer["services"][0]["serving"] = json!(false);
         let shown = whole(&answer);

@@ -244,7 +244,9 @@ impl World {
                     (
                         Command::Cluster(ClusterCommand::Renew(renewal)),
                         Some(Outcome::Renewed(services)),
-                    ) if renewal.node.0 == node.id => node.lease.renewed(renewal.seq, &services),
+                    ) if renewal.node.0 == node.id => {
+                        node.lease.renewed(renewal.seq, &services);
+                    }
                     (
                         Command::Cluster(ClusterCommand::Assign(assign)),
                         Some(Outcome::Assigned(epoch)),
@@ -309,6 +311,7 @@ impl World {
             free_since: Moment::default(),
             joined: Moment::default(),
             not_before: Moment::default(),
+            is_stale: false,
         };
         if let Turn::Mine { after } = view.turn(at(self.now)) {
             self.take(n, after);

@@ -35,9 +35,10 @@ impl Keeper {
         let (before, was_moved) = {
             let state = self.shared.services.state();
             let service = state.service(self.id);
-            let service = service.map(|service| (service.active(), service.wanted()));
-            let (active, wanted) = service.unwrap_or_default();
-            (active, active.is_none() && wanted == Some(renewal.node))
+            let service = service.map(|service| (service.active(), service.wish()));
+            let (active, wish) = service.unwrap_or_default();
+            let is_wanted = wish.node() == Some(renewal.node);
+            (active, active.is_none() && is_wanted)
         };
         let seq = renewal.seq;
         let from = before.map(|before| before.node);
