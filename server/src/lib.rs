@@ -34,6 +34,8 @@
 //!   serves the control socket, metrics, the registration with rpcbind, the keepers and the calls
 //!   to hosts, so that a slow exported disk delays none of them. Consensus has a thread that waits
 //!   for the log and for the other nodes, and the lease one that waits for nothing.
+//! - What a service is (names, addresses, exports) is replicated as well; [`definitions`] stands
+//!   between that and the files of this node, which are a proposal of it.
 //! - State that must outlive the process lies in the [`state`] directory, in files with versions.
 //!
 //! What is deliberately absent: no path is walked that a client gave; no handle holds a device

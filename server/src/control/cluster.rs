@@ -151,6 +151,8 @@ fn definition(defined: &Defined, service: &ServiceState, slot: Option<&Arc<Slot>
     let addresses = definition.addresses.iter();
     json!({
         "version": version,
+        // The last one that the active node has made something of.
+        "in_force": in_force.version,
         "addresses": addresses.map(ToString::to_string).collect::<Vec<_>>(),
         "exports": definition.exports.len(),
         "differs": differs.unwrap_or_default(),
