@@ -305,7 +305,11 @@ impl Round {
             // An answer that is there counts, however late anybody comes to look.
             biased;
             Some((place, found)) = self.told.recv(), if !self.waiting.is_empty() => {
-                self.waiting.retain(|waiting| waiting.place != place);
+                if let Some(at) = self.waiting.iter().position(|one| one.place == place)
+                    && let Some((volume, _)) = self.waiting.swap_remove(at).volume
+                {
+                    volume.set_hangs(false);
+                }
                 self.note(found);
             }
             () = sleep(look), if !self.waiting.is_empty() => {}
@@ -328,7 +332,12 @@ impl Round {
         }
         let mut late = self.waiting.iter();
         match late.find(|waiting| waiting.silent > time_max) {
-            Some(waiting) => Progress::Late(waiting.path.clone()),
+            Some(waiting) => {
+                if let Some((volume, _)) = &waiting.volume {
+                    volume.set_hangs(true);
+                }
+                Progress::Late(waiting.path.clone())
+            }
             None => Progress::Waits,
         }
     }

@@ -9,6 +9,7 @@
 
 mod config;
 mod connections;
+mod dead_storage;
 mod hooked;
 mod hooks;
 mod hooks_left;

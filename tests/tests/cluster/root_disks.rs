@@ -229,6 +229,14 @@ fn where_the_disks_of_all_hang_it_stays_and_goes_on_when_one_works() -> Result<(
         // What needs no disk is answered.
         scene.is_held()?;
         ensure!(scene.a.getattr(&scene.fh)?.is_ok());
+        // What needs one is put off, so that no client waits for an answer that can't come.
+        let journal = scene.journal.clone();
+        let error = scene.a.write(&journal, 0, b"later").err();
+        let error = error.context("a WRITE on a disk that hangs")?.to_string();
+        ensure!(
+            error.contains("JUKEBOX") || error.contains("10008"),
+            "{error}"
+        );
         let next = cluster.others(&[before.node])[1];
         let thawed = Instant::now();
         thaw(&cluster.site, next)?;

@@ -278,6 +278,44 @@ fn a_state_without_fences_and_connections_is_read() {
     assert_eq!(again, state);
 }
 
+/// What was written before nodes told of their storage and handed replies over.
+#[test]
+fn a_state_of_version_3_is_read() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    let mut bytes = written(&story.state);
+    let before = story.state.clone();
+    // The last three rows are: nobody fails, replies for no epoch, and no further service.
+    let new = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let end = [0, 0, 0, 0];
+    assert!(bytes.ends_with(&[&new[..], &end[..]].concat()));
+    bytes.truncate(bytes.len() - new.len() - end.len());
+    bytes.extend(end);
+    bytes[0] = 3;
+    assert_eq!(ClusterState::read(&mut bytes.as_slice()).unwrap(), before);
+}
+
+#[test]
+fn who_says_that_its_storage_fails_is_noted_until_it_says_otherwise() {
+    let mut story = Story::new();
+    let mut note = |node, fails| {
+        let node = NodeId(node);
+        let note = ClusterCommand::NoteStorage(StorageNote {
+            service: SERVICE,
+            node,
+            fails,
+        });
+        assert_eq!(story.tell(node.0, 1, note), Outcome::Done);
+        let read = ClusterState::read(&mut written(&story.state).as_slice()).unwrap();
+        assert_eq!(read, story.state);
+        story.state.service(SERVICE).unwrap().failing().to_vec()
+    };
+    assert_eq!(note(1, true), [NodeId(1)]);
+    assert_eq!(note(1, true), [NodeId(1)]);
+    assert_eq!(note(2, true), [NodeId(1), NodeId(2)]);
+    assert_eq!(note(1, false), [NodeId(2)]);
+}
+
 #[test]
 fn a_log_of_one_node_goes_on() {
     let mut state = ClusterState::default();
