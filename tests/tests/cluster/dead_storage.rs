@@ -1,5 +1,5 @@
-//! Nodes whose storage is dead, by a planted fault, and says so at once: nobody gives them a service,
-//! and they take none, also if nobody else is left; but what such a node was given it gives back.
+//! Nodes whose storage is dead, by a planted fault, and says so at once: nobody gives them a
+//! service, and they take none, also if nobody else is left.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,8 +42,8 @@ fn a_service_does_not_go_where_the_storage_is_dead() -> Result<()> {
 
         // The only node on which it works dies.
         cluster.kill("n1")?;
-        let until = Instant::now() + WATCHED;
-        while Instant::now() < until {
+        let deadline = Instant::now() + WATCHED;
+        while Instant::now() < deadline {
             let serving = cluster.serving(ALPHA)?;
             ensure!(serving.is_none(), "{serving:?}");
             thread::sleep(POLL);
