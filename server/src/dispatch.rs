@@ -132,6 +132,13 @@ pub fn serve(
     served
 }
 
+/// Answers a call of NFS, whose header is right, that it is to be made again later.
+pub fn put_off(call: &Call<'_>, out: &mut Vec<u8>) {
+    let mut writer = Writer::new(out);
+    message::reply_accepted(&mut writer, call.xid, AcceptStat::Success);
+    programs::nfs3::put_off(call.procedure, &mut writer);
+}
+
 fn note_time(node: &Node, call: &Call<'_>, clock: &mut Instant) {
     let now = Instant::now();
     let elapsed = now.duration_since(*clock);

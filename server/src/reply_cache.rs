@@ -287,6 +287,11 @@ impl ReplyCache {
         sink.send(reply)
     }
 
+    /// Whether a call is known: it runs, or was answered.
+    pub fn has(&self, key: &Key) -> bool {
+        self.lock().entries.contains_key(key)
+    }
+
     /// How many replies are kept.
     pub fn len(&self) -> usize {
         self.lock().entries.len()

@@ -1,8 +1,8 @@
 //! Whether a file system still takes a write and brings it to disk.
 //!
-//! Two forms. [`Form::Write`]: a file without a name (O_TMPFILE) is made in the export's root, 4 KiB
-//! are written and synced, and it is gone with its descriptor: no listing, no time of a directory
-//! and no notice shows it to anybody. [`Form::Look`], where nothing may be written or the file
+//! Two forms. [`Form::Write`]: a file without a name (O_TMPFILE) is made in the export's root,
+//! 4 KiB are written and synced, and it is gone with its descriptor: no listing, no time of a
+//! directory and no notice shows it to anybody. [`Form::Look`], where nothing may be written or the file
 //! system has no such files: its figures are asked for (statfs) and the directory is synced, which
 //! finds out less, since both may be answered from memory.
 //!
@@ -57,10 +57,10 @@ pub fn probe(directory: BorrowedFd<'_>, expected: Expected) -> Result<Form, Errn
     credential::as_server();
     if expected != Expected::Readable {
         match write(directory) {
-            Ok(()) => return Ok(Form::Write),
+            // That it is full is an answer.
+            Ok(()) | Err(Errno::NOSPC | Errno::DQUOT) => return Ok(Form::Write),
             Err(Errno::ROFS) if expected == Expected::Writable => return Err(Errno::ROFS),
             Err(errno) if is_dead(errno) => return Err(errno),
-            Err(Errno::NOSPC | Errno::DQUOT) => return Ok(Form::Write),
             // No such files here, or no right to make one.
             Err(_) => {}
         }

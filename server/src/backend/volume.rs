@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, fstat, fstatfs, openat};
 use rustix::io::Errno;
@@ -40,6 +40,8 @@ pub struct Volume {
     pub mount_id: i32,
     /// How often something that was written was brought to disk.
     syncs: AtomicU64,
+    /// It does not answer.
+    hangs: AtomicBool,
     root: OwnedFd,
     /// The directory through the mount that everybody sees: as long as it is open, the file system
     /// can't be unmounted and given to another node while this one still writes to it.
@@ -92,6 +94,7 @@ impl Volume {
             in_memory: magic == TMPFS,
             mount_id,
             syncs: AtomicU64::new(0),
+            hangs: AtomicBool::new(false),
             root,
             _pin: pin,
         })
@@ -115,6 +118,16 @@ impl Volume {
     /// How often that was so.
     pub fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Whether a probe of it has not come back in time: what may wait for it is put off.
+    pub fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
+    }
+
+    /// Notes that.
+    pub fn set_hangs(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::Relaxed);
     }
 
     /// Brings all that is written to the file system to disk, by whomever. Waits for the disk.

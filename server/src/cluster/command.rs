@@ -144,8 +144,8 @@ pub struct Release {
     pub incarnation: u64,
 }
 
-/// What a node found when it tried the storage of a service. It stays noted until the same node says
-/// otherwise, over its death too: what was dead before is not believed to work again unseen.
+/// What a node found when it tried the storage of a service. It stays noted until the same node
+/// says otherwise, over its death too: what was dead is not believed to work again unseen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageNote {
     /// Which service.

@@ -126,6 +126,10 @@ pub struct Reconciler {
 
 /// What the node knows, besides what the [`Reconciler`] does.
 #[derive(Debug, Clone, Copy)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent thing that a node can know"
+)]
 pub struct Sight<'a, S> {
     /// The state, the node, the candidates; its moments are filled in here.
     pub view: View<'a, S>,
@@ -350,7 +354,8 @@ impl Reconciler {
         }
         // It would be given back at once. But what it has already only this node can give back: its
         // lease is not over, since this life of it renews that.
-        if !(sight.is_reachable && sight.storage_works) && !sight.is_alone && !is_mine {
+        let can_serve = sight.is_reachable && sight.storage_works;
+        if !(can_serve || sight.is_alone || is_mine) {
             return Step::Wait(now + LOOK_AGAIN);
         }
         let view = View {

@@ -13,6 +13,7 @@ use tokio::time::timeout_at;
 use super::limits::Share;
 use super::mailbox::{Mailbox, Sink};
 use crate::backend::handle::{self, HANDLE_BYTES_MAX};
+use crate::backend::volume::Volume;
 use crate::call::{Mode, Origin, Port, Proposal, Served};
 use crate::dispatch;
 use crate::export::{Export, Verdict};
@@ -75,7 +76,13 @@ impl Intake<'_> {
             }
         };
         let reserved = message.len() + reply_bytes_max(&call);
-        let kind = (call.procedure as usize % KINDS, disk_of(self.node, &call));
+        let disk = disk_of(self.node, &call);
+        // Its threads hang already: the client asks again, as often as it likes, and holds nothing.
+        let hangs = disk.as_ref().is_some_and(|disk| disk.hangs());
+        let kind = (
+            call.procedure as usize % KINDS,
+            disk.map_or(0, |disk| disk.dev),
+        );
         let key = self.node.reply_cache.key(origin, &call);
         let Some(key) = key.filter(|_| self.port == Port::Nfs) else {
             let start = begin_record(out);
@@ -101,6 +108,10 @@ impl Intake<'_> {
                         locks.submit(origin.host(), proposal, sink);
                     }
                 }
+                Served::Wait if hangs => {
+                    out.truncate(start);
+                    put_off(&call, out);
+                }
                 Served::Wait | Served::Pending => {
                     out.truncate(start);
                     let sink = self.sink(reserved);
@@ -125,6 +136,9 @@ impl Intake<'_> {
             }
             return;
         };
+        if hangs && self.node.gate.is_open() && !self.node.reply_cache.has(&key) {
+            return put_off(&call, out);
+        }
         let sink = self.sink(reserved);
         match self.node.reply_cache.begin(key, sink) {
             Begin::New => {
@@ -217,17 +231,22 @@ impl Intake<'_> {
     }
 }
 
-/// The device number of the disk that a call may wait for. The handle is not checked: a forged one
-/// is refused before any disk is asked.
-fn disk_of(node: &Node, call: &Call<'_>) -> u64 {
+/// Answers a call of NFS that it is to be made again later.
+fn put_off(call: &Call<'_>, out: &mut Vec<u8>) {
+    let start = begin_record(out);
+    dispatch::put_off(call, out);
+    end_record(out, start);
+}
+
+/// The disk that a call may wait for. The handle is not checked: a forged one is refused before any
+/// disk is asked.
+fn disk_of(node: &Node, call: &Call<'_>) -> Option<Arc<Volume>> {
     if call.program != program::NFS {
-        return 0;
+        return None;
     }
     let handle = Reader::new(call.args).opaque(HANDLE_BYTES_MAX).ok();
     let export = handle.and_then(handle::export_id_claimed);
-    export
-        .and_then(|id| node.files.volume(id, 0))
-        .map_or(0, |volume| volume.dev)
+    export.and_then(|id| node.files.volume(id, 0))
 }
 
 /// How many bytes the reply to a call may have, as its arguments say. The last field of READ,

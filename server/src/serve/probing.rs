@@ -3,9 +3,9 @@
 //!
 //! One task for each service, for as long as the process runs, in a cluster only. It makes one
 //! round after the other; a round [tries](crate::backend::probe) each exported file system once.
-//! While the service is served here the round goes through the same threads as its calls, so that it
-//! finds out about them as well. While it is not, the task tries the exported directories by itself,
-//! unless commands make the storage ready: then it must not be touched. So a node that stands by is
+//! While the service is served here the round goes through the same threads as its calls, so that
+//! it finds out about them as well. While it is not, the task tries the exported directories by
+//! itself, unless commands make the storage ready: then it must not be touched. So a node that stands by is
 //! known to be no better off before the service is given to it; and a node that gave it away takes
 //! it only when its storage works again. Does not decide what follows: it tells the slot, and the
 //! [keeper](super::keeper) tells the log, and asks `cluster::reconcile`.
@@ -21,8 +21,8 @@
 //! the active one judges, and it stays where it is.
 //!
 //! A disk that is busy is not dead. While clients' syncs come back, a round may take as long as it
-//! takes; and only time in which this process ran counts, since one that was stopped would else take
-//! its own absence for that of the disk. The cost is a sync of 4 KiB in every pause: 36 a minute
+//! takes; and only time in which this process ran counts, since one that was stopped would else
+//! take its own absence for that of the disk. The cost is a sync of 4 KiB in every pause: 36 a minute
 //! with the default deadline, on each node that may touch the storage.
 
 use std::fs::File;
@@ -305,7 +305,11 @@ impl Round {
             // An answer that is there counts, however late anybody comes to look.
             biased;
             Some((place, found)) = self.told.recv(), if !self.waiting.is_empty() => {
-                self.waiting.retain(|waiting| waiting.place != place);
+                if let Some(at) = self.waiting.iter().position(|one| one.place == place)
+                    && let Some((volume, _)) = self.waiting.swap_remove(at).volume
+                {
+                    volume.set_hangs(false);
+                }
                 self.note(found);
             }
             () = sleep(look), if !self.waiting.is_empty() => {}
@@ -328,7 +332,12 @@ impl Round {
         }
         let mut late = self.waiting.iter();
         match late.find(|waiting| waiting.silent > time_max) {
-            Some(waiting) => Progress::Late(waiting.path.clone()),
+            Some(waiting) => {
+                if let Some((volume, _)) = &waiting.volume {
+                    volume.set_hangs(true);
+                }
+                Progress::Late(waiting.path.clone())
+            }
             None => Progress::Waits,
         }
     }

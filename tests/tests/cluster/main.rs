@@ -9,6 +9,7 @@
 
 mod config;
 mod connections;
+mod dead_storage;
 mod defined;
 mod failback;
 mod hooked;

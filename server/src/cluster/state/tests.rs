@@ -539,6 +539,27 @@ fn a_service_goes_back_only_if_no_operator_has_put_it_where_it_is() {
 }
 
 #[test]
+fn who_says_that_its_storage_fails_is_noted_until_it_says_otherwise() {
+    let mut story = Story::new();
+    let mut note = |node, fails| {
+        let node = NodeId(node);
+        let note = ClusterCommand::NoteStorage(StorageNote {
+            service: SERVICE,
+            node,
+            fails,
+        });
+        assert_eq!(story.tell(node.0, 1, note), Outcome::Done);
+        let read = ClusterState::read(&mut written(&story.state).as_slice()).unwrap();
+        assert_eq!(read, story.state);
+        story.state.service(SERVICE).unwrap().failing().to_vec()
+    };
+    assert_eq!(note(1, true), [NodeId(1)]);
+    assert_eq!(note(1, true), [NodeId(1)]);
+    assert_eq!(note(2, true), [NodeId(1), NodeId(2)]);
+    assert_eq!(note(1, false), [NodeId(2)]);
+}
+
+#[test]
 fn a_log_of_one_node_goes_on() {
     let mut state = ClusterState::default();
     let activation = Activation {

@@ -53,6 +53,23 @@ fn a_cluster_is_read_with_its_members_by_name() {
 }
 
 #[test]
+fn the_storage_of_a_service_is_asked_unless_told_otherwise() {
+    let with = |line: &str| read(&format!("{WHOLE}{line}\n"));
+    let time_max = |line| with(line).unwrap().services[0].storage_time_max;
+    assert_eq!(time_max(""), Some(Duration::from_secs(10)));
+    assert_eq!(
+        time_max("storage_seconds = 600"),
+        Some(Duration::from_mins(10))
+    );
+    assert_eq!(time_max("storage_seconds = 0"), None);
+    let error = with("storage_seconds = 601").unwrap_err();
+    assert!(
+        error.contains("storage_seconds of more than 600"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_service_may_have_commands_for_its_storage() {
     let commands = "storage = 'fence'\nfence_command = ['/sbin/fence', '-v']\nhook_seconds = 5\n\
                     takeover_command = ['/bin/mount', '/srv']";

@@ -99,6 +99,22 @@ pub fn serve(node: &Node, request: &Request<'_>, writer: &mut Writer<'_>) -> Res
     }
 }
 
+/// Appends the results of a procedure that is to be called again later, without attributes.
+pub fn put_off(procedure: u32, writer: &mut Writer<'_>) {
+    writer.u32(Nfsstat3::Jukebox as u32);
+    // `wcc_data` is two of `attributes_follow`, `post_op_attr` is one.
+    let absent = match procedure {
+        1 => 0,
+        2 | 7..=13 | 21 => 2,
+        14 => 4,
+        15 => 3,
+        _ => 1,
+    };
+    for _ in 0..absent {
+        writer.u32(0);
+    }
+}
+
 /// One call with what all procedures need.
 struct Nfs3<'a> {
     node: &'a Node,
