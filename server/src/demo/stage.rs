@@ -13,7 +13,7 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use havenfs::backend::sys;
 use rustix::process::geteuid;
 use rustix::thread::UnshareFlags;
@@ -32,6 +32,13 @@ pub(super) fn raise() -> Result<ExitCode> {
          root\nhint: run it with sudo, or run `havenfs demo`, which shows the same on loopback \
          addresses and needs no root"
     );
+    for (program, package) in [("ip", "iproute2"), ("mount", "mount")] {
+        ensure!(
+            find(program).is_some(),
+            "the program `{program}` is not there\nhint: install the package {package}, or run \
+             `havenfs demo` without --netns, which needs nothing"
+        );
+    }
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     // Before the namespaces: a thread can't be started by whoever has left those for processes.
     interrupt::watch()?;
@@ -81,7 +88,7 @@ pub(super) fn ip(lines: &str) -> Result<()> {
     run("ip", &["-batch", "-"], Some(lines))
 }
 
-/// Whether a program is there, and what to say if it is not.
+/// Where a program of the system is, if it is there.
 pub(super) fn find(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into);
@@ -92,16 +99,7 @@ pub(super) fn find(program: &str) -> Option<std::path::PathBuf> {
 /// Runs a program of the system to its end, which must be a good one.
 fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<()> {
     use std::io::Write as _;
-    let package = match program {
-        "ip" => "iproute2",
-        _ => "util-linux",
-    };
-    let Some(path) = find(program) else {
-        bail!(
-            "the program `{program}` is not there\nhint: install {package}, or run `havenfs demo` \
-             without --netns, which needs nothing"
-        );
-    };
+    let path = find(program).with_context(|| format!("the program `{program}` is not there"))?;
     let mut command = Command::new(path);
     command.args(args).stdin(Stdio::piped());
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
