@@ -1,10 +1,10 @@
 //! Whether a file system still takes a write and brings it to disk.
 //!
-//! Two forms. [`Form::Write`]: a file without a name (O_TMPFILE) is made in the export's root,
-//! 4 KiB are written and synced, and it is gone with its descriptor: no listing, no time of a
-//! directory and no notice shows it to anybody. [`Form::Look`], where nothing may be written or the file
-//! system has no such files: its figures are asked for (statfs) and the directory is synced, which
-//! finds out less, since both may be answered from memory.
+//! Two forms. [`Form::Write`]: a file without a name (O_TMPFILE) is made in the export's root, 4
+//! KiB are written and synced, and it is gone with its descriptor: no listing, no time of a
+//! directory and no notice shows it to anybody. [`Form::Look`], where nothing may be written or the
+//! file system has no such files: its figures are asked for (statfs) and the directory is synced,
+//! which finds out less, since both may be answered from memory.
 //!
 //! Only errors that say "this storage is dead" count as such. That it is full says that it works;
 //! what this process lacks (descriptors, memory, rights) says nothing about it.
