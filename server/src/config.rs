@@ -8,6 +8,7 @@ pub mod floating;
 pub mod hooks;
 mod lock_limits;
 mod places;
+pub mod service;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -18,10 +19,11 @@ use havenfs_nsm::nsm_name;
 use havenfs_rpc::program;
 use serde::Deserialize;
 
-use self::cluster::{ClusterFile, ServiceFile};
+use self::cluster::ClusterFile;
 use self::floating::FloatingConfig;
 use self::lock_limits::LockLimits;
 use self::places::{Places, line_of};
+use self::service::ServiceFile;
 use crate::export::{self, Sources};
 use crate::register::PortmapMode;
 

@@ -20,8 +20,8 @@ use std::path::Path;
 
 use crate::cluster::definition::{Defined, Definition, ServiceAddress};
 use crate::config::Settings;
-use crate::config::cluster::ServiceConfig;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
+use crate::config::service::ServiceConfig;
 use crate::export::{self, ExportSpec, Source};
 use crate::services::Services;
 use crate::state::replace_file;

@@ -22,7 +22,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::config::cluster::{NodeConfig, ServiceConfig};
+use crate::config::cluster::NodeConfig;
+use crate::config::service::ServiceConfig;
 use crate::export::{self, DirectoryFault, ExportSpec, Loaded, Problem};
 
 mod cluster;

@@ -116,8 +116,9 @@ pub struct Reconciler {
     /// It is not taken before this, since it failed here.
     not_before: Moment,
     failures: u32,
-    /// Since when it was served without a failure, or is.
-    well_since: Moment,
+    /// Since when it is served without a failure, or was when it went elsewhere; none if it failed
+    /// here last.
+    well_since: Option<Moment>,
     ends: bool,
     /// The epoch whose release was proposed last.
     given_back: u32,
@@ -157,7 +158,7 @@ impl Default for Reconciler {
             free_since: None,
             not_before: Moment::default(),
             failures: 0,
-            well_since: Moment::default(),
+            well_since: None,
             ends: false,
             given_back: 0,
             fail_back: FailBack::default(),
@@ -185,11 +186,10 @@ impl Reconciler {
             return;
         };
         if is_open {
-            self.well_since = now;
+            self.well_since = Some(now);
             let speaks = true;
             self.phase = Phase::Serving { epoch, speaks };
         } else {
-            self.well_since = now;
             self.failed(now);
             self.phase = Phase::Stopped { epoch };
         }
@@ -198,7 +198,8 @@ impl Reconciler {
     /// It is left to others for longer than the last time, unless it went well for long since: so
     /// that two nodes on which it fails soon after it was opened don't pass it to and fro.
     fn failed(&mut self, now: Moment) {
-        if now.since(self.well_since) >= WELL_TIME {
+        let well_since = self.well_since.take();
+        if well_since.is_some_and(|since| now.since(since) >= WELL_TIME) {
             self.failures = 0;
         }
         let pause = FAILED_PAUSE.saturating_mul(1 << self.failures.min(FAILED_MAX));

@@ -40,12 +40,12 @@
 //! other node by node. Those who fence do so for all that had the storage with a fence, and for
 //! nobody who was lost long ago without one. But a node that has no fence yet waits for none.
 
-use std::io::{self, Read, Write};
+mod stored;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use havenfs_nlm::keys::Stamp;
-use havenfs_nlm::records::Record;
 use havenfs_nlm::table::LockTable;
 use havenfs_nsm::inbound;
 use havenfs_nsm::nsm_state::NsmState;
@@ -59,8 +59,6 @@ use super::definition::{Defined, Definition, Definitions, InForce};
 use super::handles::HandleEntry;
 use super::mounts::{self, Mount};
 use super::replies::{Handed, KeptReply};
-use super::rows::{damaged, read_row, write_end, write_row};
-use super::state::{DEFINED_VERSION, WRITERS_VERSION};
 use super::wish::{Placed, Wish};
 
 /// Whether the table has every lock that a host was ever told to have.
@@ -127,15 +125,6 @@ struct Service {
     /// Where it is wanted.
     wish: Wish,
     /// Whether locks may be missing.
-    completeness: Completeness,
-}
-
-/// [`Service`] as it was stored when there was one service and one node.
-#[derive(Deserialize)]
-struct LoneService {
-    epoch: u32,
-    nsm_state: NsmState,
-    incarnation: u64,
     completeness: Completeness,
 }
 
@@ -527,114 +516,6 @@ impl ServiceState {
         let meant = |names: &[&[u8]]| meant(mon_name, names);
         self.table.losing(address, state, meant)
     }
-
-    /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
-    /// nodes may write, the rows of the lock table, those of the handle table, the connections,
-    /// the definition with what became of it, the mounts, whose storage fails, the replies, and
-    /// where it was put, each with its length in front.
-    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut buffer = Vec::new();
-        write_row(out, &mut buffer, &self.service)?;
-        write_row(out, &mut buffer, &self.writers)?;
-        for record in self.table.records() {
-            write_row(out, &mut buffer, &record)?;
-        }
-        write_end(out)?;
-        for row in &self.handles {
-            write_row(out, &mut buffer, &row)?;
-        }
-        write_end(out)?;
-        connections::write(&self.connections, out, &mut buffer)?;
-        let Definitions { defined, in_force } = &self.definitions;
-        write_row(out, &mut buffer, &(defined.as_deref(), &**in_force))?;
-        mounts::write(&self.mounts, out, &mut buffer)?;
-        write_row(out, &mut buffer, &self.failing)?;
-        self.handed.write(out, &mut buffer)?;
-        write_row(out, &mut buffer, &self.placed)
-    }
-
-    /// Reads what [`ServiceState::write`] wrote, or an earlier version of it, which has less.
-    pub(super) fn read(input: &mut impl Read, version: u8) -> io::Result<Self> {
-        let mut buffer = Vec::new();
-        let service = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let writers = if version >= WRITERS_VERSION {
-            read_row(input, &mut buffer)?.ok_or_else(damaged)?
-        } else {
-            Vec::new()
-        };
-        let table = read_table(input, &mut buffer)?;
-        let mut handles = OrdMap::new();
-        while let Some((id, entry)) = read_row(input, &mut buffer)? {
-            handles.insert(id, entry);
-        }
-        let connections = if version >= WRITERS_VERSION {
-            connections::read(input, &mut buffer)?
-        } else {
-            OrdSet::new()
-        };
-        let (mut definitions, mut mounts) = (Definitions::default(), OrdSet::new());
-        let (mut failing, mut handed) = (Vec::new(), Handed::default());
-        let mut placed = Placed::default();
-        if version >= DEFINED_VERSION {
-            let row: (Option<Defined>, InForce) =
-                read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-            definitions = Definitions::restored(row.0, row.1).ok_or_else(damaged)?;
-            mounts = mounts::read(input, &mut buffer)?;
-            failing = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-            handed = Handed::read(input, &mut buffer)?;
-            placed = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        }
-        Ok(Self {
-            service,
-            writers,
-            table,
-            handles,
-            connections,
-            definitions,
-            mounts,
-            failing,
-            handed,
-            placed,
-        })
-    }
-
-    /// Reads the state of a store from the time when there was one service and one node.
-    pub(super) fn read_lone(input: &mut impl Read, name: &str) -> io::Result<Self> {
-        let mut buffer = Vec::new();
-        let lone: LoneService = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
-        let active = Active {
-            node: NodeId::LONE,
-            incarnation: lone.incarnation,
-        };
-        Ok(Self {
-            service: Service {
-                name: name.into(),
-                epoch: lone.epoch,
-                nsm_state: lone.nsm_state,
-                active: (lone.epoch > 0).then_some(active),
-                wish: Wish::Anywhere,
-                completeness: lone.completeness,
-            },
-            writers: Vec::new(),
-            table: read_table(input, &mut buffer)?,
-            handles: OrdMap::new(),
-            connections: OrdSet::new(),
-            definitions: Definitions::default(),
-            mounts: OrdSet::new(),
-            failing: Vec::new(),
-            handed: Handed::default(),
-            placed: Placed::default(),
-        })
-    }
-}
-
-fn read_table(input: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<LockTable> {
-    let mut table = LockTable::default();
-    while let Some(record) = read_row::<Record>(input, buffer)? {
-        table.restore(record).map_err(|_| damaged())?;
-    }
-    table.restored().map_err(|_| damaged())?;
-    Ok(table)
 }
 
 /// The hosts that a notice means, by their names.

@@ -13,7 +13,8 @@ use rustix::fs::{Access, access};
 use super::Report;
 use super::rights::effective_capabilities;
 use super::server::Running;
-use crate::config::cluster::{ClusterConfig, NodeConfig, ServiceConfig};
+use crate::config::cluster::{ClusterConfig, NodeConfig};
+use crate::config::service::ServiceConfig;
 use crate::raft;
 
 /// Looks at all of it.

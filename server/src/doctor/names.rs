@@ -9,7 +9,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use super::Report;
-use crate::config::cluster::ServiceConfig;
+use crate::config::service::ServiceConfig;
 use crate::export::{ClientPattern, ExportSpec, NoAnswer, Resolver};
 
 /// How long all names together may take.

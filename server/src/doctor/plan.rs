@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::{Report, cluster, storage, tell};
 use crate::cluster::lease::margin;
-use crate::config::cluster::{ClusterConfig, NodeConfig, ServiceConfig, Storage};
+use crate::config::cluster::{ClusterConfig, NodeConfig};
+use crate::config::service::{ServiceConfig, Storage};
 use crate::config::{Announce, Settings};
 use crate::export;
 use crate::register::PortmapMode;

@@ -1,6 +1,7 @@
 //! What activations, epochs and grace do to locks, and that a state survives being written.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::io;
 use std::net::IpAddr;
 
 use havenfs_nlm::host::{CallDigest, HostKey};

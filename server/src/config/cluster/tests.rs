@@ -1,6 +1,8 @@
 //! What the cluster part of a configuration says, and how its mistakes are told.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::time::Duration;
+
 use super::*;
 
 const WHOLE: &str = r#"

@@ -10,7 +10,7 @@ use super::Keeper;
 use crate::cluster::definition::Defined;
 use crate::cluster::service::ServiceState;
 use crate::cluster::{ClusterCommand, Command, Outcome};
-use crate::config::cluster::ServiceConfig;
+use crate::config::service::ServiceConfig;
 use crate::definitions;
 use crate::serve::defining::keep_copy;
 
