@@ -1,6 +1,8 @@
 //! The command line.
 
 mod cluster;
+mod locks;
+mod service;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::IpAddr;
@@ -23,6 +25,8 @@ use havenfs::{export, serve};
 use serde_json::Value;
 
 use self::cluster::ClusterCommand;
+use self::locks::{HostsCommand, LocksCommand, run_hosts, run_locks};
+use self::service::{ServiceCommand, run_service};
 use crate::demo;
 
 /// NFSv3 service of a node in one process: NFS, MOUNT and portmapper.
@@ -224,80 +228,6 @@ struct ExportsArgs {
 }
 
 #[derive(Debug, Subcommand)]
-enum LocksCommand {
-    /// Show who holds what
-    List(ControlArgs),
-    /// Show who waits for what
-    Waiting(ControlArgs),
-    /// Have a host reclaim its locks now, and show those that it does not know of
-    Verify {
-        /// The host's address
-        host: IpAddr,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// End the locks of a host that will not unlock them itself: whoever waits gets them. Programs
-    /// on that host may still write as if they had them
-    Break {
-        /// The host's address
-        host: IpAddr,
-        /// Only those on this file, as `locks list` shows it
-        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
-        path: Option<String>,
-        /// Refuse what the host writes to that file, or to any, until `locks allow`
-        #[arg(long)]
-        refuse_writes: bool,
-        /// Don't ask
-        #[arg(long)]
-        yes: bool,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Show whose writes are refused
-    Refused(ControlArgs),
-    /// Let a host write again
-    Allow {
-        /// The host's address
-        host: IpAddr,
-        /// Only to this file
-        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
-        path: Option<String>,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum HostsCommand {
-    /// Show the machines that lock files
-    List(ControlArgs),
-    /// Show all about a host: what it holds and waits for, and whether it heard of the last restart
-    Show {
-        /// The host's address
-        host: IpAddr,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Tell a host that the service was restarted, so that it reclaims its locks
-    Notify {
-        /// The host's address
-        host: IpAddr,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// End all that a host has, since it is gone for good, and tell it of restarts no more
-    Expire {
-        /// The host's address
-        host: IpAddr,
-        /// Don't ask
-        #[arg(long)]
-        yes: bool,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Say what `serve` will do with a configuration file, and what is wrong with it; contacts
     /// nobody and changes nothing
@@ -308,59 +238,6 @@ enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum ServiceCommand {
-    /// Show where each service is
-    List(ControlArgs),
-    /// Move a service to another node: clients notice a short pause
-    Move {
-        /// The service
-        name: String,
-        /// The node that is to serve it
-        #[arg(long, value_name = "NODE")]
-        to: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Have the node that you are on serve a service, also if it was released. If another node has
-    /// it, it is moved: clients notice a short pause
-    Take {
-        /// The service
-        name: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Stop a service and have no node serve it, over restarts of all nodes, until `take` or
-    /// `move`: to work on its storage. Locks are kept
-    Release {
-        /// The service
-        name: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Tell all machines that lock files of a service that it was restarted, so that they reclaim
-    /// their locks. To be said on the node that serves it
-    Announce {
-        /// The service
-        name: String,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// Say that you have made sure that a lost node is off, where its fence fails: the service is
-    /// opened without it. If the node can still write, files will be damaged
-    ConfirmFence {
-        /// The service
-        name: String,
-        /// The node that is off; all that the service waits for if left out
-        #[arg(long, value_name = "NODE")]
-        node: Option<String>,
-        #[command(flatten)]
-        control: ControlArgs,
-    },
-    /// End grace now: locks that were not reclaimed are gone
-    EndGrace(ControlArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -528,93 +405,6 @@ fn configuration(args: ServeArgs) -> anyhow::Result<NodeConfig> {
     let mut config = config::cluster::plan(line.clone(), file)?;
     config.origin = args.config.map(|path| ConfigOrigin { line, path });
     Ok(config)
-}
-
-fn run_locks(command: LocksCommand) -> anyhow::Result<()> {
-    match command {
-        LocksCommand::List(control) => show(&control, "locks"),
-        LocksCommand::Waiting(control) => show(&control, "waiting"),
-        LocksCommand::Verify { host, control } => show(&control, &format!("verify {host}")),
-        LocksCommand::Break {
-            host,
-            path,
-            refuse_writes,
-            yes,
-            control,
-        } => {
-            let what = subject(host, path.as_deref());
-            agree(yes, &control, &what)?;
-            // First, so that no write comes between.
-            if refuse_writes {
-                show(&control, &format!("refuse {what}"))?;
-            }
-            show(&control, &format!("break {what}"))
-        }
-        LocksCommand::Refused(control) => show(&control, "refused"),
-        LocksCommand::Allow {
-            host,
-            path,
-            control,
-        } => show(
-            &control,
-            &format!("allow {}", subject(host, path.as_deref())),
-        ),
-    }
-}
-
-fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
-    match command {
-        ServiceCommand::EndGrace(control) => show(&control, "end-grace"),
-        ServiceCommand::List(control) => show(&control, "services"),
-        ServiceCommand::ConfirmFence {
-            name,
-            node,
-            control,
-        } => {
-            let words = ["confirm-fence".to_owned(), name].into_iter().chain(node);
-            show(&control, &words.collect::<Vec<_>>().join(" "))
-        }
-        ServiceCommand::Take { name, control } => show(&control, &format!("take {name}")),
-        ServiceCommand::Release { name, control } => show(&control, &format!("release {name}")),
-        ServiceCommand::Announce { name, control } => show(&control, &format!("announce {name}")),
-        ServiceCommand::Move { name, to, control } => show(&control, &format!("move {name} {to}")),
-    }
-}
-
-fn run_hosts(command: HostsCommand) -> anyhow::Result<()> {
-    match command {
-        HostsCommand::List(control) => show(&control, "hosts"),
-        HostsCommand::Show { host, control } => show(&control, &format!("host {host}")),
-        HostsCommand::Notify { host, control } => show(&control, &format!("notify {host}")),
-        HostsCommand::Expire { host, yes, control } => {
-            agree(yes, &control, &host.to_string())?;
-            show(&control, &format!("expire {host}"))
-        }
-    }
-}
-
-fn subject(host: IpAddr, path: Option<&str>) -> String {
-    path.map_or_else(|| host.to_string(), |path| format!("{host} {path}"))
-}
-
-/// Says what breaking locks will do, and asks, unless `yes` was said already.
-fn agree(yes: bool, control: &ControlArgs, what: &str) -> anyhow::Result<()> {
-    if yes {
-        return Ok(());
-    }
-    let answer = ask_server(control, &format!("would-break {what}"))?;
-    let plan = answer.get("done").and_then(Value::as_str);
-    let question = format!("{}\nGo on? [y/N] ", plan.unwrap_or_default());
-    anyhow::ensure!(confirmed(&question)?, "nothing was changed");
-    Ok(())
-}
-
-/// Asks a question and reads the answer; anything but yes is no.
-fn confirmed(question: &str) -> anyhow::Result<bool> {
-    print(question)?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 fn run_doctor(args: ServeArgs, json: bool) -> anyhow::Result<ExitCode> {
