@@ -57,7 +57,7 @@ fn writes_that_are_answered_too_early_are_caught() -> Result<()> {
         )?;
         // The new node owes writes as well, and may do them.
         scene.end_writing()?;
-        is_caught(scene.nothing_is_lost(), "acknowledged, but lost")
+        is_caught(scene.nothing_is_lost(), &["acknowledged, but lost"])
     })
 }
 
