@@ -2,18 +2,16 @@
 //! takeover with an empty table beside one with a million locks.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use havenfs_rpc::program::NFS;
 
-use crate::compare::{self, WHO};
+use crate::compare::{Site, WHO};
 use crate::dataset;
 use crate::measure::{self, LOCK_SHAPES, Place, Row};
 use crate::nodes::{Nodes, others};
 use crate::notices::Hosts;
-use crate::peers::{Peer, Setup};
 use crate::scale::{LOCKED, Locks};
 use crate::session::Session;
 use crate::workload::Workload;
@@ -33,13 +31,8 @@ pub(crate) struct ClusterArgs {
     /// How long each row of calls is measured
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Where the nodes keep their state: on a disk like that of a real server [default: a folder
-    /// beside the programs]
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
-    /// The mount point of the tmpfs; set by the command itself
-    #[arg(long, hide = true)]
-    inside: Option<PathBuf>,
+    #[command(flatten)]
+    site: Site,
 }
 
 const NOTICE_TIME_MAX: Duration = Duration::from_mins(2);
@@ -47,29 +40,11 @@ const POLL: Duration = Duration::from_millis(1);
 
 /// Measures, and prints each figure when it is there.
 pub(crate) fn run(args: &ClusterArgs) -> anyhow::Result<()> {
-    let Some(base) = &args.inside else {
-        compare::build(&[Peer::Havenfs])?;
-        return compare::run_in_namespaces(&["--net"]);
+    let Some(setup) = args.site.enter()? else {
+        return Ok(());
     };
-    compare::enter_network()?;
-    compare::mount_tmpfs(base)?;
-    let export = base.join("export");
     let files = args.locks.div_ceil(args.per_file);
-    dataset::make(&export, WHO.uid, WHO.gid, 0)?;
-    dataset::fill_empty(&export, LOCKED, files, WHO.uid, WHO.gid)?;
-    let setup = Setup {
-        export,
-        scratch: base.join("scratch"),
-        state: compare::state_directory(args.state.as_deref())?,
-        havenfs: compare::havenfs_binary(),
-        nfsserve: PathBuf::new(),
-        who: WHO,
-        locks: true,
-        grace: None,
-    };
-    for directory in [&setup.scratch, &setup.state] {
-        compare::empty(directory)?;
-    }
+    dataset::fill_empty(&setup.export, LOCKED, files, WHO.uid, WHO.gid)?;
     let mut out = std::io::stdout().lock();
     let mut nodes = Nodes::start(&setup, 1)?;
     rates(&nodes, Duration::from_secs_f64(args.seconds), &mut out)?;

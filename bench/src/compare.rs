@@ -110,6 +110,47 @@ impl CompareArgs {
     }
 }
 
+/// Where a measurement of our server alone takes place.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Site {
+    /// Where the servers keep their state: on a disk like that of a real server [default: a folder
+    /// beside the programs]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The mount point of the tmpfs; set by the command itself
+    #[arg(long, hide = true)]
+    inside: Option<PathBuf>,
+}
+
+impl Site {
+    /// Builds the server, and runs this very command again in namespaces of its own: there is
+    /// nothing left to do then. There, it makes the files, and empty directories for the rest.
+    pub(crate) fn enter(&self) -> anyhow::Result<Option<Setup>> {
+        let Some(base) = &self.inside else {
+            build(&[Peer::Havenfs])?;
+            run_in_namespaces(&["--net"])?;
+            return Ok(None);
+        };
+        enter_network()?;
+        mount_tmpfs(base)?;
+        let setup = Setup {
+            export: base.join("export"),
+            scratch: base.join("scratch"),
+            state: state_directory(self.state.as_deref())?,
+            havenfs: havenfs_binary(),
+            nfsserve: PathBuf::new(),
+            who: WHO,
+            locks: true,
+            grace: None,
+        };
+        dataset::make(&setup.export, WHO.uid, WHO.gid, 0)?;
+        for directory in [&setup.scratch, &setup.state] {
+            empty(directory)?;
+        }
+        Ok(Some(setup))
+    }
+}
+
 /// A folder of our own, since it is emptied, in the one that was chosen or beside the programs.
 pub(crate) fn state_directory(chosen: Option<&Path>) -> anyhow::Result<PathBuf> {
     let parent = chosen.map_or_else(target_directory, Path::to_path_buf);

@@ -6,12 +6,11 @@
 //! long as with the kill, while the other one's manager has to find out first.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use crate::compare::{self, WHO};
+use crate::compare::{self, Site, WHO};
 use crate::dataset;
 use crate::nodes::{Nodes, others};
 use crate::outage::{self, Outage};
@@ -30,37 +29,16 @@ pub(crate) struct FailoverArgs {
     /// How often Ganesha with each grace; a round takes as long as that
     #[arg(long, default_value_t = 2)]
     peer_rounds: usize,
-    /// Where the servers keep their state: on a disk like that of a real server [default: a folder
-    /// beside the programs]
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
-    /// The mount point of the tmpfs; set by the command itself
-    #[arg(long, hide = true)]
-    inside: Option<PathBuf>,
+    #[command(flatten)]
+    site: Site,
 }
 
 /// Prints a line for each round, and the medians as a table.
 pub(crate) fn run(args: &FailoverArgs) -> anyhow::Result<()> {
-    let Some(base) = &args.inside else {
-        compare::build(&[Peer::Havenfs])?;
-        return compare::run_in_namespaces(&["--net"]);
+    let Some(mut setup) = args.site.enter()? else {
+        return Ok(());
     };
-    compare::enter_network()?;
-    compare::mount_tmpfs(base)?;
-    let export = base.join("export");
-    for directory in [&export, &base.join("other")] {
-        dataset::make(directory, WHO.uid, WHO.gid, 0)?;
-    }
-    let mut setup = Setup {
-        export,
-        scratch: base.join("scratch"),
-        state: compare::state_directory(args.state.as_deref())?,
-        havenfs: compare::havenfs_binary(),
-        nfsserve: PathBuf::new(),
-        who: WHO,
-        locks: true,
-        grace: None,
-    };
+    dataset::make(&setup.export.with_file_name("other"), WHO.uid, WHO.gid, 0)?;
     let mut lines = ours(&mut setup, args.rounds)?;
     for grace in [90, 20] {
         setup.grace = Some(grace);

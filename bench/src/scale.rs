@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use havenfs_nlm::wire::{Nlm4Lock, procedure};
 use havenfs_rpc::program::{NFS, NLM};
 
-use crate::compare::{self, WHO};
+use crate::compare::{Site, WHO};
 use crate::cpu;
 use crate::dataset::{self, file_name};
 use crate::load::Figures;
@@ -45,41 +45,18 @@ pub(crate) struct ScaleArgs {
     /// Locks on each file
     #[arg(long, default_value_t = 10)]
     per_file: usize,
-    /// Where the server keeps its state: on a disk like that of a real server [default: a folder
-    /// beside the programs]
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
-    /// The mount point of the tmpfs; set by the command itself
-    #[arg(long, hide = true)]
-    inside: Option<PathBuf>,
+    #[command(flatten)]
+    site: Site,
 }
 
 /// Fills a server with locks and prints what that costs.
 pub(crate) fn run(args: &ScaleArgs) -> anyhow::Result<()> {
-    let Some(base) = &args.inside else {
-        compare::build(&[Peer::Havenfs])?;
-        return compare::run_in_namespaces(&["--net"]);
+    let Some(setup) = args.site.enter()? else {
+        return Ok(());
     };
-    compare::enter_network()?;
-    compare::mount_tmpfs(base)?;
-    let export = base.join("export");
     let files = args.locks.div_ceil(args.per_file);
-    dataset::make(&export, WHO.uid, WHO.gid, 0)?;
-    dataset::fill_empty(&export, LOCKED, files, WHO.uid, WHO.gid)?;
-    let state = compare::state_directory(args.state.as_deref())?;
-    let setup = Setup {
-        export,
-        scratch: base.join("scratch"),
-        state: state.clone(),
-        havenfs: compare::havenfs_binary(),
-        nfsserve: PathBuf::new(),
-        who: WHO,
-        locks: true,
-        grace: None,
-    };
-    for directory in [&setup.scratch, &state] {
-        compare::empty(directory)?;
-    }
+    dataset::fill_empty(&setup.export, LOCKED, files, WHO.uid, WHO.gid)?;
+    let state = setup.state.clone();
     let server = peers::start(Peer::Havenfs, &setup)?;
     let scale = Scale {
         state,
