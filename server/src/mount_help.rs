@@ -312,12 +312,12 @@ fn windows(out: &mut String, host: &str, path: &str, secure: bool, served: &Serv
             "\nWindows (turn the feature \"Client for NFS\" on first; in cmd, not as administrator)"
         ),
     );
-    put(out, format_args!("  mount -o anon {unc} X:"));
+    put(out, format_args!("  mount -o anon,mtype=hard {unc} X:"));
     put(
         out,
         format_args!(
             "  (anon: calls come as user and group -2, so let that user write, or export with\n   \
-             all_squash,anonuid=UID,anongid=GID)"
+             all_squash,anonuid=UID,anongid=GID; mtype=hard: wait for the server, not give up)"
         ),
     );
     if secure {
@@ -386,8 +386,8 @@ mod tests {
             "mount -t nfs -o nfsv3,tcp nfs-service:/srv/data /mnt"
         );
         assert_eq!(
-            line(&text, "mount -o anon"),
-            "mount -o anon \\\\nfs-service\\srv\\data X:"
+            line(&text, "mount -o anon,mtype=hard"),
+            "mount -o anon,mtype=hard \\\\nfs-service\\srv\\data X:"
         );
         assert!(!text.contains("needs a portmapper"), "{text}");
         assert!(
@@ -415,8 +415,8 @@ mod tests {
         assert!(text.contains("Why no locks"), "{text}");
         assert!(text.contains("[2001:db8::7]:/srv/data/a\\040b  /mnt  nfs"));
         assert_eq!(
-            line(&text, "mount -o anon"),
-            "mount -o anon \"\\\\2001-db8--7.ipv6-literal.net\\srv\\data\\a b\" X:"
+            line(&text, "mount -o anon,mtype=hard"),
+            "mount -o anon,mtype=hard \"\\\\2001-db8--7.ipv6-literal.net\\srv\\data\\a b\" X:"
         );
         assert_eq!(text.matches("needs a portmapper").count(), 2, "{text}");
     }

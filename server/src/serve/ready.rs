@@ -76,9 +76,13 @@ pub(super) fn member_line(node: &str, config: &NodeConfig) -> String {
         .iter()
         .map(|one| one.name.as_str())
         .collect();
+    let services = if config.is_witness() {
+        "a witness".to_owned()
+    } else {
+        format!("services {}", services.join(", "))
+    };
     format!(
-        "havenfs ready: node {node}, services {}, control socket {}",
-        services.join(", "),
+        "havenfs ready: node {node}, {services}, control socket {}",
         config.settings.control.display()
     )
 }

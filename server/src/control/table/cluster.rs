@@ -106,10 +106,11 @@ fn one(answer: &Value, service: &Value) -> String {
     } else {
         ""
     };
-    let table = if is("complete") {
-        ""
-    } else {
+    // Of a service that the log has not named yet nothing is known.
+    let table = if service.get("complete") == Some(&Value::Bool(false)) {
         ", LOCKS MAY BE MISSING"
+    } else {
+        ""
     };
     let mut out = format!(
         "service          {}: {place}{put}; epoch {}, NSM state {}{table}\n{:17}{} locks, {} waiting",
