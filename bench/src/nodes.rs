@@ -1,5 +1,5 @@
-//! Three nodes of a cluster on loopback, with one service or two, for measuring what a cluster costs
-//! and how long a takeover takes.
+//! Three nodes of a cluster on loopback, with one service or two, for measuring what a cluster
+//! costs and how long a takeover takes.
 //!
 //! Owns their processes; dropping it ends them. Every node has a state directory of its own on the
 //! disk that the caller names, and all export the same tmpfs, as a cluster file system would be.
