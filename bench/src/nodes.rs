@@ -111,7 +111,7 @@ impl Nodes {
                     return false;
                 };
                 let members = told["members"].as_array();
-                members.is_some_and(|members| members.iter().all(|one| one["heard"] != false))
+                members.is_some_and(|members| members.iter().all(|one| one["lives"] == true))
             });
             if heard {
                 return Ok(());
@@ -188,8 +188,10 @@ impl Nodes {
 
     /// Asks for a planned move.
     pub(crate) fn move_to(&self, service: usize, name: &str) -> anyhow::Result<()> {
+        // It knows for sure where the service is.
+        let active = self.active(service)?;
         let service = SERVICES.get(service).context("no such service")?;
-        let answer = self.ask(name, &format!("move {service} {name}"))?;
+        let answer = self.ask(active, &format!("move {service} {name}"))?;
         ensure!(answer["error"].is_null(), "no move: {answer}");
         Ok(())
     }
