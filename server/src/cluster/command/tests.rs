@@ -56,7 +56,7 @@ fn commands_keep_their_numbers() {
         ),
         (16, ServiceCommand::NeedsFence { epoch }),
         (
-            17,
+            20,
             ServiceCommand::Replies {
                 epoch,
                 replies: Vec::new(),
@@ -86,7 +86,7 @@ fn commands_keep_their_numbers() {
         (4, ClusterCommand::Name { name: "a".into() }),
         (5, ClusterCommand::Allot(Allot::Import(Vec::new()))),
         (
-            6,
+            8,
             ClusterCommand::NoteStorage(StorageNote {
                 service: ServiceId(1),
                 node: NodeId(2),
