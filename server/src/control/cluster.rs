@@ -358,10 +358,21 @@ async fn release(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
 async fn announce(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
     let node = services.open(Some(name)).map_err(error)?;
     let mut done = acts::announce(&node, name).await?;
-    if let Some(slot) = services.slot(Some(name)).ok().map(|slot| &slot.config) {
-        done["names"] = json!(slot.settings.service_names);
+    if let Ok(slot) = services.slot(Some(name)) {
+        done["names"] = json!(names_of(services, slot));
     }
     Ok(done)
+}
+
+/// What hosts are told that it is called.
+fn names_of(services: &Services, slot: &Slot) -> Vec<String> {
+    let state = services.state();
+    let service = slot.id.get().and_then(|id| state.service(*id));
+    let defined = service.and_then(ServiceState::defined);
+    defined.map_or_else(
+        || slot.config.settings.service_names.clone(),
+        |defined| definitions::names_of(&defined.definition),
+    )
 }
 
 fn error(text: String) -> Value {
