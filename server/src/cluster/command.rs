@@ -24,6 +24,7 @@ use super::members::MemberCommand;
 use super::mounts::Mount;
 use super::numbers::Allot;
 use super::replies::KeptReply;
+use super::service::running::RunningNote;
 use super::{NodeId, ServiceId};
 
 /// One change of the replicated state.
@@ -87,6 +88,8 @@ pub enum ClusterCommand {
         /// Where to.
         to: NodeId,
     },
+    /// A node tells with which addresses it runs.
+    NoteRunning(RunningNote),
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,

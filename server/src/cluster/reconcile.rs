@@ -140,7 +140,8 @@ pub struct Sight<'a, S> {
     pub lease: Moment,
     /// Whether there are no other voters, so that nothing need be released.
     pub is_alone: bool,
-    /// Whether clients can reach this node, as far as it can know.
+    /// Whether clients can reach this node, as far as it can know, and by addresses that no other
+    /// service has.
     pub is_reachable: bool,
     /// Whether the storage works on this node, as far as it can know.
     pub storage_works: bool,

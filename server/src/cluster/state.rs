@@ -21,6 +21,8 @@
 //! Entries may be in the log twice, since proposals are sent again when a leader is lost. The
 //! second one is recognised by its [`Origin`] and does nothing.
 
+mod addresses;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -30,10 +32,10 @@ use serde::{Deserialize, Serialize};
 use super::command::{
     Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId, StorageNote,
 };
-use super::definition::{Definition, Undefined};
 use super::members::{MemberCommand, Members};
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
+use super::service::running::RunningNote;
 use super::service::{Active, ServiceState};
 use super::{NodeId, Origin, Queue, ServiceId, Wish};
 
@@ -161,6 +163,10 @@ impl ClusterState {
                 definition,
             } => self.define(*service, *expected_version, definition),
             ClusterCommand::Members(command) => self.change_members(command),
+            ClusterCommand::NoteRunning(RunningNote { service, runs }) => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| service.note_running(runs))
+            }
         }
     }
 
@@ -248,24 +254,6 @@ impl ClusterState {
             let active = assign.renewal.active();
             service.assign(active, assign.unix_seconds, assign.recover)
         })
-    }
-
-    /// A definition is new, or follows the one that its proposer knew. An address names one
-    /// service.
-    fn define(&mut self, id: ServiceId, expected_version: u64, new: &Definition) -> Outcome {
-        let others = self.services.iter().filter(|(other, _)| **other != id);
-        let mut taken = others
-            .filter_map(|(_, other)| other.defined())
-            .flat_map(|defined| {
-                let addresses = defined.definition.addresses.iter();
-                addresses.map(|address| address.ip)
-            });
-        let taken = taken.find(|taken| new.addresses.iter().any(|own| own.ip == *taken));
-        match (self.services.get_mut(&id), taken) {
-            (None, _) => Outcome::NoSuchService,
-            (_, Some(ip)) => Outcome::NotDefined(Undefined::AddressTaken(ip)),
-            (Some(service), None) => service.define(expected_version, new),
-        }
     }
 
     fn note(&mut self, renewal: &Renewal) {

@@ -110,6 +110,12 @@ async fn propose(
                  is still wanted"
             ))
         }
+        Outcome::NotDefined(
+            problem @ (Undefined::AddressTaken { .. } | Undefined::AddressInUse { .. }),
+        ) => Err(format!(
+            "service `{name}` is not defined anew: {}",
+            problem.told(|node| services.cluster.name_of(node))
+        )),
         Outcome::NotDefined(problem) => Err(format!(
             "service `{name}` is not defined anew: {problem}\nhint: correct the files of this node"
         )),
