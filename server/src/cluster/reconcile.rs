@@ -411,7 +411,7 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
     /// Where it is wanted, if it can go there now.
     fn moves_to(&self, now: Moment) -> Option<NodeId> {
         let wanted = self.service()?.wish().node()?;
-        (wanted != self.view.me && self.view.is_able(wanted, now)).then_some(wanted)
+        (wanted != self.view.me && self.view.is_fit(wanted, now)).then_some(wanted)
     }
 
     /// Whether clients can't reach this node, and there is no other one that they might reach.

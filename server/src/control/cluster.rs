@@ -308,6 +308,17 @@ async fn bring(services: &Arc<Services>, name: &str, to: &str) -> Result<Value, 
              `havenfs service list` there"
         )));
     }
+    let is_stale = {
+        let state = services.state();
+        let service = state.service(service);
+        service.is_some_and(|service| service.is_stale_on(node))
+    };
+    if is_stale {
+        return Err(error(format!(
+            "node {to} runs with other addresses than service `{name}` has now\nhint: restart node \
+             {to} first"
+        )));
+    }
     let command = ClusterCommand::Move { service, to: node };
     change(services, name, Command::Cluster(command), "moved").await?;
     let began = if wish == Wish::Nobody {
