@@ -90,6 +90,14 @@ pub enum ClusterCommand {
     },
     /// A node tells with which addresses it runs.
     NoteRunning(RunningNote),
+    /// An operator ends a service that no node has in its files any more. Void if somebody has it.
+    Forget {
+        /// Which one.
+        service: ServiceId,
+        /// The last renewal of the active node, after which the proposer waited; none if there is
+        /// no active node, or it has been started anew since.
+        after: Option<RenewalId>,
+    },
 }
 
 /// A node says that it lives. It serves no longer than `lease_ms` after it has proposed this,

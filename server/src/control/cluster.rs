@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::acts;
+use super::{acts, forgetting};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
@@ -206,6 +206,8 @@ pub(super) async fn answer(
         "take" => Some(take(services, rest).await),
         "release" => Some(release(services, rest).await),
         "announce" => Some(announce(services, rest).await),
+        "forget" => Some(forgetting::forget(services, rest).await),
+        "would-forget" => Some(forgetting::would_forget(services, rest)),
         "confirm-fence" => Some(confirm_fence(services, rest).await),
         "transfer" | "add" | "remove" => Some(change_members(services, word, rest).await),
         _ => None,
@@ -391,7 +393,7 @@ fn error(text: String) -> Value {
 }
 
 /// Without other nodes there is nobody to give a service to, and none would take it.
-fn in_cluster(services: &Services) -> Result<(), Value> {
+pub(super) fn in_cluster(services: &Services) -> Result<(), Value> {
     if services.config.cluster.is_some() {
         return Ok(());
     }
@@ -400,7 +402,10 @@ fn in_cluster(services: &Services) -> Result<(), Value> {
     ))
 }
 
-fn known<'a>(state: &'a ClusterState, name: &str) -> Result<(ServiceId, &'a ServiceState), Value> {
+pub(super) fn known<'a>(
+    state: &'a ClusterState,
+    name: &str,
+) -> Result<(ServiceId, &'a ServiceState), Value> {
     let id = state.service_named(name);
     let found = id.and_then(|id| Some((id, state.service(id)?)));
     found.ok_or_else(|| {

@@ -69,6 +69,8 @@ pub(super) struct Keeper {
     version: u64,
     /// This node runs with an address that another service has.
     clashes: bool,
+    /// The cluster does not know the service any more.
+    is_forgotten: bool,
 }
 
 impl Keeper {
@@ -102,6 +104,7 @@ impl Keeper {
             recover,
             version: 0,
             clashes: false,
+            is_forgotten: false,
         }
     }
 
@@ -131,6 +134,7 @@ impl Keeper {
             self.link.borrow_and_update();
             self.look_at_definition();
             self.look_for_clash();
+            self.look_whether_forgotten();
             self.health.borrow_and_update();
             // Before the step: who is given the service knows that it is not to be given back.
             self.note_health();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod addresses;
+mod forgetting;
 
 use super::*;
 use crate::cluster::command::{Activation, ServiceCommand};

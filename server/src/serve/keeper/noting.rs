@@ -69,9 +69,29 @@ impl Keeper {
         service.is_some_and(|service| service.failing().contains(&own))
     }
 
+    /// Whether an operator has had the service forgotten: it is not to be had any more by this
+    /// process. Says so once.
+    pub(super) fn look_whether_forgotten(&mut self) {
+        let is_forgotten = {
+            let state = self.shared.services.state();
+            state.service(self.id).is_none()
+        };
+        if is_forgotten && !self.is_forgotten {
+            tracing::error!(
+                service = self.slot.config.name,
+                "an operator has had this service forgotten: take it out of the files of this \
+                 node, or restart this node to have it begin anew, without locks"
+            );
+        }
+        self.is_forgotten = is_forgotten;
+    }
+
     /// Has the log say of this node's storage what is so; if that gets lost, again later.
     pub(super) fn note_health(&self) {
         let fails = self.health.borrow().fails();
+        if self.is_forgotten {
+            return;
+        }
         if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
             return;
         }
