@@ -2,11 +2,12 @@
 //! needs it, within the limits, and forgotten when nothing does any more.
 //!
 //! A host stays as long as there is room, since its last calls are remembered with it; when there
-//! is none, the one that has had nothing for longest gives way.
+//! is none, the one that has had nothing for longest gives way; one that has lost locks without its
+//! doing only if there is no other, since it is to be denied them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::host::{HostKey, HostRecord};
+use crate::host::{HostKey, HostRecord, IdleOrder};
 use crate::keys::{FileKey, FileNo, HostNo, LockOwner, OwnerKey, OwnerNo};
 use crate::limits::Limit;
 use crate::table::LockTable;
@@ -21,23 +22,23 @@ impl LockTable {
         if let Some(limit) = self.limits.reached(Limit::HostsPerAddress, behind.len()) {
             let idle = behind.into_iter().filter_map(|host| {
                 let record = self.hosts.value(host.0)?;
-                record.is_idle().then_some((record.used, host))
+                record.is_idle().then_some((record.idle_order(), host))
             });
             self.forget_host(idle.min().ok_or(limit)?);
         }
         while let Some(limit) = self.limits.reached(Limit::Hosts, self.hosts.len()) {
-            // The one that has been idle longest gives way.
+            // The one that has been idle longest gives way, of those that have lost no lock.
             self.forget_host(self.idle_hosts.get_min().copied().ok_or(limit)?);
         }
         let bytes = host.caller_name.len() as u32;
         self.must_have_room(bytes)?;
         let number = HostNo(self.hosts.enter(host, HostRecord::default));
         self.count_name(number, bytes);
-        self.idle_hosts.insert((0, number));
+        self.idle_hosts.insert(((false, 0), number));
         Ok(number)
     }
 
-    fn forget_host(&mut self, idle: (u64, HostNo)) {
+    fn forget_host(&mut self, idle: (IdleOrder, HostNo)) {
         self.idle_hosts.remove(&idle);
         let record = self.hosts.value(idle.1.0);
         self.name_bytes -= record.map_or(0, |record| u64::from(record.name_bytes));

@@ -97,6 +97,10 @@ pub struct HostRecord {
     pub(crate) reboots: [i32; REBOOTS_MAX],
     /// Its locks that ended without its doing, oldest first; forgotten when it reboots.
     pub(crate) tombstones: Arc<VecDeque<Tombstone>>,
+    /// Whether there were more of them than are remembered: then nothing that the table does not
+    /// have is believed to be its lock, until it reboots. A row of its own in a snapshot.
+    #[serde(skip)]
+    pub(crate) lost_more: bool,
     /// A notice of a reboot that was not believed.
     pub(crate) doubt: Option<Doubt>,
 }
@@ -120,6 +124,7 @@ impl HostRecord {
             self.repeats = Arc::default();
         }
         self.tombstones = Arc::default();
+        self.lost_more = false;
         self.doubt = None;
         self.reboots.rotate_right(1);
         self.reboots[0] = state;
@@ -144,15 +149,31 @@ impl HostRecord {
             parts.into_iter().flatten().map(part)
         });
         self.tombstones = Arc::new(kept.collect());
+        // What was one may be two now.
+        self.forget_oldest(TOMBSTONES_MAX);
     }
 
-    /// Remembers a lock that ended without its owner's doing; the oldest one is forgotten.
+    /// Remembers a lock that ended without its owner's doing; the oldest one is forgotten, but not
+    /// that there was one.
     pub(crate) fn bury(&mut self, tombstone: Tombstone) {
-        let tombstones = Arc::make_mut(&mut self.tombstones);
-        while tombstones.len() >= TOMBSTONES_MAX {
-            tombstones.pop_front();
+        self.forget_oldest(TOMBSTONES_MAX - 1);
+        Arc::make_mut(&mut self.tombstones).push_back(tombstone);
+    }
+
+    /// Leaves so many lost locks.
+    fn forget_oldest(&mut self, left: usize) {
+        if self.tombstones.len() <= left {
+            return;
         }
-        tombstones.push_back(tombstone);
+        let tombstones = Arc::make_mut(&mut self.tombstones);
+        tombstones.drain(..tombstones.len() - left);
+        self.lost_more = true;
+    }
+
+    /// The order in which idle hosts give way: those that have lost locks come last, since they
+    /// could reclaim them afterwards.
+    pub(crate) fn idle_order(&self) -> IdleOrder {
+        (self.lost_more || !self.tombstones.is_empty(), self.used)
     }
 
     /// Whether nothing would be lost with it but the memory of its calls.
@@ -160,6 +181,9 @@ impl HostRecord {
         self.held == 0 && self.blocked == 0
     }
 }
+
+/// Whether a host has lost locks, and when it was last heard of.
+pub(crate) type IdleOrder = (bool, u64);
 
 /// The last calls of a host and their answers.
 ///

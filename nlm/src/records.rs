@@ -32,6 +32,8 @@ enum Row {
     Limits(Limits),
     Refused(IpAddr, Option<FileKey>),
     Lenient,
+    /// See [`HostRecord`]: more of its locks ended than are remembered.
+    LostMore(HostNo),
 }
 
 /// How many there were so far.
@@ -60,6 +62,7 @@ impl LockTable {
             suspicions: self.suspicions,
         };
         let refused = self.refused.iter();
+        let lost_more = self.hosts.iter().filter(|(.., host)| host.lost_more);
         let hosts = self.hosts.iter();
         let owners = self.owners.iter();
         let files = self.files.iter();
@@ -82,6 +85,7 @@ impl LockTable {
             .chain(std::iter::once(Row::Limits(self.limits)))
             .chain(refused.map(|(address, file)| Row::Refused(*address, file.clone())))
             .chain(self.lenient.then_some(Row::Lenient))
+            .chain(lost_more.map(|(number, ..)| Row::LostMore(HostNo(number))))
             .map(Record)
     }
 
@@ -111,11 +115,17 @@ impl LockTable {
             }
             Row::Limits(limits) => self.limits = limits,
             Row::Lenient => self.lenient = true,
+            Row::LostMore(host) => {
+                self.hosts.key(host.0).ok_or(Inconsistent)?;
+                self.update_host(host, |record| record.lost_more = true);
+            }
             Row::Refused(address, file) => {
                 self.refused.insert((address, file));
             }
             Row::Host(number, key, record) => {
-                let idle = record.is_idle().then_some((record.used, HostNo(number)));
+                let idle = record
+                    .is_idle()
+                    .then_some((record.idle_order(), HostNo(number)));
                 let bytes = key.caller_name.len() as u32;
                 let record = HostRecord {
                     name_bytes: 0,

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{CallDigest, HostKey, HostRecord, Settled};
+use crate::host::{CallDigest, HostKey, HostRecord, IdleOrder, Settled};
 use crate::keys::{FileKey, FileNo, HostNo, LockOwner, OwnerKey, OwnerNo, Stamp};
 use crate::limits::{Limit, Limits};
 use crate::numbered::Numbered;
@@ -115,8 +115,8 @@ pub struct LockTable {
     pub(crate) grants: OrdMap<GrantId, Grant>,
     pub(crate) shares: OrdMap<(FileNo, OwnerNo), Share>,
     pub(crate) shares_of: OrdSet<(OwnerNo, FileNo)>,
-    /// Hosts that hold nothing, by when they were last heard of.
-    pub(crate) idle_hosts: OrdSet<(u64, HostNo)>,
+    /// Hosts that hold nothing, in the order in which they give way.
+    pub(crate) idle_hosts: OrdSet<(IdleOrder, HostNo)>,
     /// Calls so far.
     pub(crate) calls: u64,
     /// The number of the last blocked request.
@@ -186,8 +186,7 @@ impl LockTable {
         let may_reclaim = || {
             conflict.is_none()
                 && !self.is_buried(host, request)
-                && (stamp.in_grace
-                    || self.lenient
+                && ((stamp.in_grace || self.lenient) && !self.has_lost_more(host)
                     || self.has_all(file, owner, request.range, request.exclusive))
         };
         let outcome = if request.reclaim && !may_reclaim() {
@@ -301,6 +300,13 @@ impl LockTable {
         })
     }
 
+    /// Whether more locks of a host ended without its doing than are remembered: what it reclaims
+    /// may be one of them.
+    fn has_lost_more(&self, host: HostNo) -> bool {
+        let record = self.hosts.value(host.0);
+        record.is_some_and(|record| record.lost_more)
+    }
+
     /// The hosts that want to hear of our restarts and have something to lose; all that want to, if
     /// `all`.
     pub fn monitored_hosts(&self, all: bool) -> impl Iterator<Item = &HostKey> {
@@ -347,13 +353,13 @@ impl LockTable {
     /// Changes what is known of a host, and keeps the list of idle ones right.
     pub(crate) fn update_host(&mut self, host: HostNo, update: impl FnOnce(&mut HostRecord)) {
         if let Some(record) = self.hosts.value_mut(host.0) {
-            let (was_idle, used) = (record.is_idle(), record.used);
+            let (was_idle, order) = (record.is_idle(), record.idle_order());
             update(record);
             if was_idle {
-                self.idle_hosts.remove(&(used, host));
+                self.idle_hosts.remove(&(order, host));
             }
             if record.is_idle() {
-                self.idle_hosts.insert((record.used, host));
+                self.idle_hosts.insert((record.idle_order(), host));
             }
         }
     }

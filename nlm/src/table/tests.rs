@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod deadlock;
+mod lost;
 mod model;
 mod stories;
 mod suspicions;
@@ -102,7 +103,9 @@ pub(super) fn check(table: &LockTable) {
             .filter(|(_, owner)| owners.contains(owner));
         assert_eq!(record.held as usize, held.count() + shares.count(), "{key}");
         assert_eq!(record.blocked as usize, blocked.count(), "{key}");
-        let idle = table.idle_hosts.contains(&(record.used, HostNo(number)));
+        let idle = table
+            .idle_hosts
+            .contains(&(record.idle_order(), HostNo(number)));
         assert_eq!(idle, record.is_idle(), "{key}");
     }
     assert!(table.idle_hosts.len() <= table.hosts.len());

@@ -95,7 +95,7 @@ pub(super) fn run_locks(command: LocksCommand) -> anyhow::Result<()> {
             control,
         } => {
             let what = subject(host, path.as_deref());
-            agree(yes, &control, &what)?;
+            agree(yes, &control, &format!("would-break {what}"))?;
             // First, so that no write comes between.
             if refuse_writes {
                 show(&control, &format!("refuse {what}"))?;
@@ -120,7 +120,7 @@ pub(super) fn run_hosts(command: HostsCommand) -> anyhow::Result<()> {
         HostsCommand::Show { host, control } => show(&control, &format!("host {host}")),
         HostsCommand::Notify { host, control } => show(&control, &format!("notify {host}")),
         HostsCommand::Expire { host, yes, control } => {
-            agree(yes, &control, &host.to_string())?;
+            agree(yes, &control, &format!("would-break {host}"))?;
             show(&control, &format!("expire {host}"))
         }
     }
@@ -130,12 +130,12 @@ fn subject(host: IpAddr, path: Option<&str>) -> String {
     path.map_or_else(|| host.to_string(), |path| format!("{host} {path}"))
 }
 
-/// Says what breaking locks will do, and asks, unless `yes` was said already.
-fn agree(yes: bool, control: &ControlArgs, what: &str) -> anyhow::Result<()> {
+/// Has the server say what would be done, and asks, unless `yes` was said already.
+pub(super) fn agree(yes: bool, control: &ControlArgs, request: &str) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }
-    let answer = ask_server(control, &format!("would-break {what}"))?;
+    let answer = ask_server(control, request)?;
     let plan = answer.get("done").and_then(Value::as_str);
     let question = format!("{}\nGo on? [y/N] ", plan.unwrap_or_default());
     anyhow::ensure!(confirmed(&question)?, "nothing was changed");

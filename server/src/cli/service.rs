@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::locks::agree;
 use super::{ControlArgs, show};
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +54,17 @@ pub(super) enum ServiceCommand {
         #[command(flatten)]
         control: ControlArgs,
     },
+    /// End a service that is in the files of no node any more, as after it was renamed there: its
+    /// locks are gone, and its addresses and directories are free for others
+    Forget {
+        /// The service
+        name: String,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        control: ControlArgs,
+    },
     /// End grace now: locks that were not reclaimed are gone
     EndGrace(ControlArgs),
 }
@@ -68,6 +80,10 @@ pub(super) fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
         } => {
             let words = ["confirm-fence".to_owned(), name].into_iter().chain(node);
             show(&control, &words.collect::<Vec<_>>().join(" "))
+        }
+        ServiceCommand::Forget { name, yes, control } => {
+            agree(yes, &control, &format!("would-forget {name}"))?;
+            show(&control, &format!("forget {name}"))
         }
         ServiceCommand::Take { name, control } => show(&control, &format!("take {name}")),
         ServiceCommand::Release { name, control } => show(&control, &format!("release {name}")),

@@ -24,6 +24,7 @@ use super::members::MemberCommand;
 use super::mounts::Mount;
 use super::numbers::Allot;
 use super::replies::KeptReply;
+use super::service::running::RunningNote;
 use super::{NodeId, ServiceId};
 
 /// One change of the replicated state.
@@ -86,6 +87,16 @@ pub enum ClusterCommand {
         epoch: u32,
         /// Where to.
         to: NodeId,
+    },
+    /// A node tells with which addresses it runs.
+    NoteRunning(RunningNote),
+    /// An operator ends a service that no node has in its files any more. Void if somebody has it.
+    Forget {
+        /// Which one.
+        service: ServiceId,
+        /// The last renewal of the active node, after which the proposer waited; none if there is
+        /// no active node, or it has been started anew since.
+        after: Option<RenewalId>,
     },
 }
 

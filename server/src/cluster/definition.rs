@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::NodeId;
+
 /// What a service is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
@@ -85,7 +87,7 @@ pub struct Definitions {
 }
 
 /// Why a definition is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Undefined {
     /// Somebody else has changed it meanwhile.
     #[error("the definition has version {0} by now")]
@@ -94,8 +96,40 @@ pub enum Undefined {
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
     /// An address names one service.
-    #[error("another service has the address {0}")]
-    AddressTaken(IpAddr),
+    #[error(
+        "service `{by}` has the address {ip}\nhint: if `{by}` is in the files of no node any more, \
+         `havenfs service forget {by}` ends it"
+    )]
+    AddressTaken {
+        /// The address.
+        ip: IpAddr,
+        /// Whose it is.
+        by: Box<str>,
+    },
+    /// The active node of another service runs with an address that this one had before.
+    #[error("node number {node} still serves `{by}` on {ip}: restart that node first", node = node.0)]
+    AddressInUse {
+        /// The address.
+        ip: IpAddr,
+        /// What is served on it.
+        by: Box<str>,
+        /// Where.
+        node: NodeId,
+    },
+}
+
+impl Undefined {
+    /// The same for people, who know nodes by their names.
+    pub fn told(&self, name_of: impl FnOnce(NodeId) -> String) -> String {
+        match self {
+            Self::AddressInUse { ip, by, node } => format!(
+                "node {node} still serves `{by}` on {ip}\nhint: restart node {node} first: it runs \
+                 with the addresses that `{by}` had before",
+                node = name_of(*node)
+            ),
+            _ => self.to_string(),
+        }
+    }
 }
 
 /// A bound that a definition is above.

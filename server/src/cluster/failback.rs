@@ -1,7 +1,7 @@
 //! When the active node gives a service back to the node that it prefers, where that is configured.
 //!
 //! Local and pure. The preferred node must have been able without a break, in one life of its
-//! process, for as long as was configured; an operator must not have put the service where it is;
+//! process, for as long as was configured, with the addresses that the service has now; an operator must not have put the service where it is;
 //! and it must not have failed there lately. A service never goes to and fro: if the preferred node
 //! does not keep what went back to it, each further try waits twice as long, up to an hour.
 //!
@@ -59,7 +59,7 @@ impl FailBack {
             return;
         };
         let life = view.state.last_renewal(preferred);
-        let life = life.filter(|_| view.is_able(preferred, now));
+        let life = life.filter(|_| view.is_fit(preferred, now));
         self.able = life.map(|renewal| match self.able {
             Some((life, since)) if life == renewal.incarnation => (life, since),
             _ => (renewal.incarnation, now),

@@ -124,10 +124,23 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
         }
     }
 
-    /// Whether a node lives and has the data, on storage that works as far as it has said.
+    /// Whether a node lives and has the data, on storage that works as far as it has said, and runs
+    /// with no address that another service has.
     pub(super) fn is_able(&self, node: NodeId, now: Moment) -> bool {
-        let lives = || self.over(node, now) > now && !self.fails_on(node);
+        let clashes = || self.state.clash(self.service, node).is_some();
+        let lives = || self.over(node, now) > now && !self.fails_on(node) && !clashes();
         self.candidates.contains(&node) && (node == self.me || lives())
+    }
+
+    /// The same of a node to which the service would be given although it can stay where it is:
+    /// one that runs with other addresses is to be restarted before.
+    pub(super) fn is_fit(&self, node: NodeId, now: Moment) -> bool {
+        self.is_able(node, now) && !self.is_stale_on(node)
+    }
+
+    fn is_stale_on(&self, node: NodeId) -> bool {
+        let service = self.state.service(self.service);
+        service.is_some_and(|service| service.is_stale_on(node))
     }
 
     fn fails_on(&self, node: NodeId) -> bool {
@@ -161,7 +174,9 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
         let before = self.candidates.iter().filter(|node| {
             let node = **node;
             let is_other = node != self.me && active != Some(node);
-            is_other && key(node) < own && self.is_able(node, now)
+            // One that can't bring the addresses waits until all others had their turns.
+            let is_first = || self.is_stale || !self.is_stale_on(node);
+            is_other && key(node) < own && self.is_able(node, now) && is_first()
         });
         u32::try_from(before.count()).unwrap_or(u32::MAX)
     }
@@ -176,9 +191,8 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
 
 /// How long the next in rank gives the one before it.
 const TURN_STEP: Duration = Duration::from_millis(300);
-/// How long a node that can't bring the addresses gives all others. Nobody knows of another node
-/// whether it can; who can comes first by that, and if none can, clients find some of the addresses
-/// at least.
+/// How long a node that can't bring the addresses gives all others, which may be starting: who can
+/// comes first by that, and if none can, clients find some of the addresses at least.
 const STALE_TIME: Duration = Duration::from_secs(3);
 /// How long others give the preferred node at the first start ever.
 const FIRST_START_TIME: Duration = Duration::from_secs(2);

@@ -140,7 +140,8 @@ pub struct Sight<'a, S> {
     pub lease: Moment,
     /// Whether there are no other voters, so that nothing need be released.
     pub is_alone: bool,
-    /// Whether clients can reach this node, as far as it can know.
+    /// Whether clients can reach this node, as far as it can know, and by addresses that no other
+    /// service has.
     pub is_reachable: bool,
     /// Whether the storage works on this node, as far as it can know.
     pub storage_works: bool,
@@ -410,7 +411,7 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
     /// Where it is wanted, if it can go there now.
     fn moves_to(&self, now: Moment) -> Option<NodeId> {
         let wanted = self.service()?.wish().node()?;
-        (wanted != self.view.me && self.view.is_able(wanted, now)).then_some(wanted)
+        (wanted != self.view.me && self.view.is_fit(wanted, now)).then_some(wanted)
     }
 
     /// Whether clients can't reach this node, and there is no other one that they might reach.

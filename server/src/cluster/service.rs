@@ -40,6 +40,7 @@
 //! other node by node. Those who fence do so for all that had the storage with a fence, and for
 //! nobody who was lost long ago without one. But a node that has no fence yet waits for none.
 
+pub mod running;
 mod stored;
 
 use std::net::IpAddr;
@@ -60,6 +61,7 @@ use super::handles::HandleEntry;
 use super::mounts::{self, Mount};
 use super::replies::{Handed, KeptReply};
 use super::wish::{Placed, Wish};
+use running::Runs;
 
 /// Whether the table has every lock that a host was ever told to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +103,8 @@ pub struct ServiceState {
     /// What the last active node had answered.
     handed: Handed,
     placed: Placed,
+    /// With which addresses the nodes run, as each says of itself.
+    running: Vec<Runs>,
 }
 
 /// Who serves.

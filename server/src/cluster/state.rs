@@ -21,6 +21,9 @@
 //! Entries may be in the log twice, since proposals are sent again when a leader is lost. The
 //! second one is recognised by its [`Origin`] and does nothing.
 
+mod addresses;
+mod forgetting;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -30,10 +33,10 @@ use serde::{Deserialize, Serialize};
 use super::command::{
     Assign, ClusterCommand, Command, Outcome, Release, Renewal, RenewalId, StorageNote,
 };
-use super::definition::{Definition, Undefined};
 use super::members::{MemberCommand, Members};
 use super::numbers::{Allot, Numbers};
 use super::rows::{damaged, read_row, write_end, write_row};
+use super::service::running::RunningNote;
 use super::service::{Active, ServiceState};
 use super::{NodeId, Origin, Queue, ServiceId, Wish};
 
@@ -44,6 +47,8 @@ pub struct ClusterState {
     services: BTreeMap<ServiceId, ServiceState>,
     numbers: Arc<Numbers>,
     members: Members,
+    /// The highest id of a service that was forgotten.
+    last_forgotten: ServiceId,
 }
 
 /// What is known of a node.
@@ -161,6 +166,11 @@ impl ClusterState {
                 definition,
             } => self.define(*service, *expected_version, definition),
             ClusterCommand::Members(command) => self.change_members(command),
+            ClusterCommand::Forget { service, after } => self.forget(*service, *after),
+            ClusterCommand::NoteRunning(RunningNote { service, runs }) => {
+                let service = self.services.get_mut(service);
+                service.map_or(Outcome::NoSuchService, |service| service.note_running(runs))
+            }
         }
     }
 
@@ -250,24 +260,6 @@ impl ClusterState {
         })
     }
 
-    /// A definition is new, or follows the one that its proposer knew. An address names one
-    /// service.
-    fn define(&mut self, id: ServiceId, expected_version: u64, new: &Definition) -> Outcome {
-        let others = self.services.iter().filter(|(other, _)| **other != id);
-        let mut taken = others
-            .filter_map(|(_, other)| other.defined())
-            .flat_map(|defined| {
-                let addresses = defined.definition.addresses.iter();
-                addresses.map(|address| address.ip)
-            });
-        let taken = taken.find(|taken| new.addresses.iter().any(|own| own.ip == *taken));
-        match (self.services.get_mut(&id), taken) {
-            (None, _) => Outcome::NoSuchService,
-            (_, Some(ip)) => Outcome::NotDefined(Undefined::AddressTaken(ip)),
-            (Some(service), None) => service.define(expected_version, new),
-        }
-    }
-
     fn note(&mut self, renewal: &Renewal) {
         self.nodes.entry(renewal.node).or_default().renewal = Some(renewal.clone());
     }
@@ -276,8 +268,7 @@ impl ClusterState {
         if let Some(id) = self.service_named(name) {
             return id;
         }
-        let last = self.services.keys().next_back();
-        let id = last.map_or(ServiceId::FIRST, |last| ServiceId(last.0.saturating_add(1)));
+        let id = self.next_id();
         let mut service = ServiceState::named(name);
         if self.members.is_forced() {
             // What is not known may have been known to those who are lost.
@@ -336,7 +327,8 @@ impl ClusterState {
     }
 
     /// Writes the whole state as [`ClusterState::read`] reads it: a version, the nodes, the
-    /// numbers, the members, and the services, each with its rows.
+    /// numbers, the members, the last service that was forgotten, and the services, each with its
+    /// rows.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         out.write_all(&[VERSION])?;
         let mut buffer = Vec::new();
@@ -346,6 +338,7 @@ impl ClusterState {
         write_end(out)?;
         write_row(out, &mut buffer, &*self.numbers)?;
         write_row(out, &mut buffer, &self.members)?;
+        write_row(out, &mut buffer, &self.last_forgotten)?;
         for (id, service) in &self.services {
             write_row(out, &mut buffer, id)?;
             service.write(out)?;
@@ -390,6 +383,7 @@ impl ClusterState {
         state.numbers = Arc::new(read_row(input, &mut buffer)?.ok_or_else(damaged)?);
         if version >= DEFINED_VERSION {
             state.members = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+            state.last_forgotten = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         }
         while let Some(id) = read_row(input, &mut buffer)? {
             let service = ServiceState::read(input, version)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::acts;
+use super::{acts, forgetting};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
@@ -206,6 +206,8 @@ pub(super) async fn answer(
         "take" => Some(take(services, rest).await),
         "release" => Some(release(services, rest).await),
         "announce" => Some(announce(services, rest).await),
+        "forget" => Some(forgetting::forget(services, rest).await),
+        "would-forget" => Some(forgetting::would_forget(services, rest)),
         "confirm-fence" => Some(confirm_fence(services, rest).await),
         "transfer" | "add" | "remove" => Some(change_members(services, word, rest).await),
         _ => None,
@@ -308,6 +310,17 @@ async fn bring(services: &Arc<Services>, name: &str, to: &str) -> Result<Value, 
              `havenfs service list` there"
         )));
     }
+    let is_stale = {
+        let state = services.state();
+        let service = state.service(service);
+        service.is_some_and(|service| service.is_stale_on(node))
+    };
+    if is_stale {
+        return Err(error(format!(
+            "node {to} runs with other addresses than service `{name}` has now\nhint: restart node \
+             {to} first"
+        )));
+    }
     let command = ClusterCommand::Move { service, to: node };
     change(services, name, Command::Cluster(command), "moved").await?;
     let began = if wish == Wish::Nobody {
@@ -358,10 +371,21 @@ async fn release(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
 async fn announce(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
     let node = services.open(Some(name)).map_err(error)?;
     let mut done = acts::announce(&node, name).await?;
-    if let Some(slot) = services.slot(Some(name)).ok().map(|slot| &slot.config) {
-        done["names"] = json!(slot.settings.service_names);
+    if let Ok(slot) = services.slot(Some(name)) {
+        done["names"] = json!(names_of(services, slot));
     }
     Ok(done)
+}
+
+/// What hosts are told that it is called.
+fn names_of(services: &Services, slot: &Slot) -> Vec<String> {
+    let state = services.state();
+    let service = slot.id.get().and_then(|id| state.service(*id));
+    let defined = service.and_then(ServiceState::defined);
+    defined.map_or_else(
+        || slot.config.settings.service_names.clone(),
+        |defined| definitions::names_of(&defined.definition),
+    )
 }
 
 fn error(text: String) -> Value {
@@ -369,7 +393,7 @@ fn error(text: String) -> Value {
 }
 
 /// Without other nodes there is nobody to give a service to, and none would take it.
-fn in_cluster(services: &Services) -> Result<(), Value> {
+pub(super) fn in_cluster(services: &Services) -> Result<(), Value> {
     if services.config.cluster.is_some() {
         return Ok(());
     }
@@ -378,7 +402,10 @@ fn in_cluster(services: &Services) -> Result<(), Value> {
     ))
 }
 
-fn known<'a>(state: &'a ClusterState, name: &str) -> Result<(ServiceId, &'a ServiceState), Value> {
+pub(super) fn known<'a>(
+    state: &'a ClusterState,
+    name: &str,
+) -> Result<(ServiceId, &'a ServiceState), Value> {
     let id = state.service_named(name);
     let found = id.and_then(|id| Some((id, state.service(id)?)));
     found.ok_or_else(|| {

@@ -3,6 +3,7 @@
 mod acts;
 mod cluster;
 pub mod early;
+mod forgetting;
 pub mod locks;
 pub mod metrics_page;
 mod reload;

@@ -110,6 +110,12 @@ async fn propose(
                  is still wanted"
             ))
         }
+        Outcome::NotDefined(
+            problem @ (Undefined::AddressTaken { .. } | Undefined::AddressInUse { .. }),
+        ) => Err(format!(
+            "service `{name}` is not defined anew: {}",
+            problem.told(|node| services.cluster.name_of(node))
+        )),
         Outcome::NotDefined(problem) => Err(format!(
             "service `{name}` is not defined anew: {problem}\nhint: correct the files of this node"
         )),
@@ -128,7 +134,13 @@ fn read(services: &Services, name: &str) -> Result<Definition, String> {
     let definition = definitions::of_files(service).map_err(|error| error.to_string())?;
     let specs = definitions::specs_of(name, &definition).map_err(|error| error.to_string())?;
     let checked = definitions::check_overlap(services, name, &specs);
-    checked.map_err(|error| error.to_string())?;
+    checked.map_err(|error| match &error {
+        volumes::ExportsError::Overlap { other, .. } => format!(
+            "{error}\nhint: if `{other}` is in the files of no node any more, `havenfs service \
+             forget {other}` ends it"
+        ),
+        _ => error.to_string(),
+    })?;
     Ok(definition)
 }
 

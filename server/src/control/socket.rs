@@ -4,10 +4,10 @@
 //! `refused`, `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`,
 //! and with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
 //! `services`, `move SERVICE NODE`, `confirm-fence SERVICE [NODE]`, and with a `SERVICE` behind
-//! them `take`, `release` and `announce`; `transfer [NODE]`, `add NAME ADDRESS [witness]` and
-//! `remove NAME`. `@NAME ` in front of a request names the service that it is about, if there are
-//! several. The socket belongs to the server's user and to nobody else. A socket that is left over
-//! from a dead server is replaced.
+//! them `take`, `release`, `announce`, `would-forget` and `forget`; `transfer [NODE]`,
+//! `add NAME ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a request names the
+//! service that it is about, if there are several. The socket belongs to the server's user and to
+//! nobody else. A socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;

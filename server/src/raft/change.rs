@@ -440,7 +440,8 @@ impl Changes {
                 let service = state.service(id).map_or("?", ServiceState::name);
                 return Err(refused(format!(
                     "node `{name}` has service `{service}`\nhint: say `havenfs service move \
-                     {service} --to NODE` first"
+                     {service} --to NODE` first, or `havenfs service forget {service}` if it is in \
+                     the files of no node any more"
                 )));
             }
             Ok(Ok(_)) => {}

@@ -6,10 +6,11 @@
 //! matter when this task comes to run.
 
 mod defined;
+mod noting;
 mod taking;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -24,7 +25,7 @@ use super::probing;
 use super::storage::{Prepared, Reason, Storage};
 use crate::address::AddressError;
 use crate::clock::boot_time;
-use crate::cluster::command::{Release, StorageNote};
+use crate::cluster::command::Release;
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
@@ -66,6 +67,10 @@ pub(super) struct Keeper {
     recover: bool,
     /// The version of the definition that was looked at last.
     version: u64,
+    /// This node runs with an address that another service has.
+    clashes: bool,
+    /// The cluster does not know the service any more.
+    is_forgotten: bool,
 }
 
 impl Keeper {
@@ -98,6 +103,8 @@ impl Keeper {
             takeover: None,
             recover,
             version: 0,
+            clashes: false,
+            is_forgotten: false,
         }
     }
 
@@ -111,6 +118,7 @@ impl Keeper {
     ) -> Result<(), ServeError> {
         let defining = async {
             self.name().await;
+            self.note_running().await;
             self.define().await;
         };
         tokio::select! {
@@ -125,6 +133,8 @@ impl Keeper {
             self.changes.borrow_and_update();
             self.link.borrow_and_update();
             self.look_at_definition();
+            self.look_for_clash();
+            self.look_whether_forgotten();
             self.health.borrow_and_update();
             // Before the step: who is given the service knows that it is not to be given back.
             self.note_health();
@@ -212,31 +222,6 @@ impl Keeper {
         Some(probing)
     }
 
-    fn is_noted_failing(&self) -> bool {
-        let own = self.shared.services.cluster.own().node;
-        let state = self.shared.services.state();
-        let service = state.service(self.id);
-        service.is_some_and(|service| service.failing().contains(&own))
-    }
-
-    /// Has the log say of this node's storage what is so; if that gets lost, again later.
-    fn note_health(&self) {
-        let fails = self.health.borrow().fails();
-        if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let note = Command::Cluster(ClusterCommand::NoteStorage(StorageNote {
-            service: self.id,
-            node: self.shared.services.cluster.own().node,
-            fails,
-        }));
-        let noting = Arc::clone(&self.noting);
-        let proposer = &self.shared.proposer;
-        proposer.propose_in(Queue::Leases, note, move |_| {
-            noting.store(false, Ordering::Release);
-        });
-    }
-
     /// What is to be done now.
     fn step(&mut self) -> Step {
         let services = &self.shared.services;
@@ -263,7 +248,7 @@ impl Keeper {
             joined: self.leases.joined(),
             lease: self.lease(),
             is_alone: self.leases.is_alone(),
-            is_reachable: *self.link.borrow(),
+            is_reachable: *self.link.borrow() && !self.clashes,
             storage_works: !self.health.borrow().fails(),
             may_be_up: self.storage.may_be_up(),
             fail_back: self.slot.config.fail_back,
@@ -299,7 +284,13 @@ impl Keeper {
             }
             Step::Silence => {
                 let holds = self.gate.as_ref().is_some_and(|gate| gate.is_open());
-                if !*self.link.borrow() {
+                if self.clashes {
+                    tracing::warn!(
+                        service = name,
+                        "another service has an address of it: serving nothing until this node is \
+                         restarted"
+                    );
+                } else if !*self.link.borrow() {
                     tracing::warn!(
                         service = name,
                         "clients can't reach this node, nor is there another one: waiting"

@@ -12,6 +12,7 @@ mod connections;
 mod dead_storage;
 mod defined;
 mod failback;
+mod given_on;
 mod hooked;
 mod hooks;
 mod hooks_left;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
+use crate::cluster::service::running::Runs;
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -56,7 +57,7 @@ fn commands_keep_their_numbers() {
         ),
         (16, ServiceCommand::NeedsFence { epoch }),
         (
-            17,
+            20,
             ServiceCommand::Replies {
                 epoch,
                 replies: Vec::new(),
@@ -86,12 +87,30 @@ fn commands_keep_their_numbers() {
         (4, ClusterCommand::Name { name: "a".into() }),
         (5, ClusterCommand::Allot(Allot::Import(Vec::new()))),
         (
-            6,
+            8,
             ClusterCommand::NoteStorage(StorageNote {
                 service: ServiceId(1),
                 node: NodeId(2),
                 fails: true,
             }),
+        ),
+        (
+            11,
+            ClusterCommand::NoteRunning(RunningNote {
+                service: ServiceId(1),
+                runs: Runs {
+                    node: NodeId(2),
+                    incarnation: 3,
+                    addresses: Vec::new(),
+                },
+            }),
+        ),
+        (
+            12,
+            ClusterCommand::Forget {
+                service: ServiceId(1),
+                after: None,
+            },
         ),
     ] {
         let bytes = Command::Cluster(command.clone()).encode();

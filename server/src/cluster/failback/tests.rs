@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::cluster::command::{Assign, Renewal};
+use crate::cluster::definition::{Definition, ServiceAddress};
+use crate::cluster::service::running::{RunningNote, Runs};
 use crate::cluster::{ClusterCommand, ClusterState, Command, Origin, ServiceId};
 
 const SERVICE: ServiceId = ServiceId::FIRST;
@@ -199,4 +201,42 @@ fn what_was_asked_in_vain_is_not_asked_again_at_once() {
     assert_eq!(scene.look(1060), Return::Now(NODES[0]));
     scene.fail_back.asked(at(1060));
     assert_eq!(scene.look(1060), Return::NotBefore(at(1065)));
+}
+
+/// A node that is to be restarted for the addresses of the service is not given it.
+#[test]
+fn it_does_not_go_back_to_a_node_with_other_addresses() {
+    let mut scene = Scene::new();
+    let runs = |incarnation, last: u8| {
+        let ip = [192, 0, 2, last].into();
+        let addresses = vec![ServiceAddress { ip, prefix: None }];
+        let node = NODES[0];
+        ClusterCommand::NoteRunning(RunningNote {
+            service: SERVICE,
+            runs: Runs {
+                node,
+                incarnation,
+                addresses,
+            },
+        })
+    };
+    scene.log(ClusterCommand::Define {
+        service: SERVICE,
+        expected_version: 0,
+        definition: Definition {
+            addresses: vec![ServiceAddress {
+                ip: [192, 0, 2, 2].into(),
+                prefix: None,
+            }],
+            ..Definition::default()
+        },
+    });
+    scene.log(runs(1, 1));
+    scene.lives(1, 1000);
+    assert_eq!(scene.look(1000), Return::No);
+    scene.lives(1, 1100);
+    assert_eq!(scene.look(1100), Return::No);
+    scene.log(runs(2, 2));
+    scene.lives(2, 1200);
+    assert_eq!(scene.look(1200), Return::NotBefore(at(1260)));
 }

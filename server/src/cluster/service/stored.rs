@@ -31,8 +31,8 @@ struct LoneService {
 impl ServiceState {
     /// Writes the state as [`ServiceState::read`] reads it: what is known of the service, which
     /// nodes may write, the rows of the lock table, those of the handle table, the connections,
-    /// the definition with what became of it, the mounts, whose storage fails, the replies, and
-    /// where it was put, each with its length in front.
+    /// the definition with what became of it, the mounts, whose storage fails, the replies,
+    /// where it was put, and with which addresses nodes run, each with its length in front.
     pub(in crate::cluster) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = Vec::new();
         write_row(out, &mut buffer, &self.service)?;
@@ -51,7 +51,8 @@ impl ServiceState {
         mounts::write(&self.mounts, out, &mut buffer)?;
         write_row(out, &mut buffer, &self.failing)?;
         self.handed.write(out, &mut buffer)?;
-        write_row(out, &mut buffer, &self.placed)
+        write_row(out, &mut buffer, &self.placed)?;
+        write_row(out, &mut buffer, &self.running)
     }
 
     /// Reads what [`ServiceState::write`] wrote, or an earlier version of it, which has less.
@@ -75,7 +76,7 @@ impl ServiceState {
         };
         let (mut definitions, mut mounts) = (Definitions::default(), OrdSet::new());
         let (mut failing, mut handed) = (Vec::new(), Handed::default());
-        let mut placed = Placed::default();
+        let (mut placed, mut running) = (Placed::default(), Vec::new());
         if version >= DEFINED_VERSION {
             let row: (Option<Defined>, InForce) =
                 read_row(input, &mut buffer)?.ok_or_else(damaged)?;
@@ -84,6 +85,7 @@ impl ServiceState {
             failing = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
             handed = Handed::read(input, &mut buffer)?;
             placed = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
+            running = read_row(input, &mut buffer)?.ok_or_else(damaged)?;
         }
         Ok(Self {
             service,
@@ -96,6 +98,7 @@ impl ServiceState {
             failing,
             handed,
             placed,
+            running,
         })
     }
 

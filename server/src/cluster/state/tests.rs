@@ -1,9 +1,12 @@
 //! Who may serve, told as what the log says.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod addresses;
+mod forgetting;
+
 use super::*;
 use crate::cluster::command::{Activation, ServiceCommand};
-use crate::cluster::definition::{InForce, ServiceAddress};
+use crate::cluster::definition::{Definition, InForce, ServiceAddress, Undefined};
 use crate::cluster::members::HandleSecret;
 use crate::cluster::mounts::Mount;
 
@@ -289,7 +292,10 @@ fn a_service_is_defined_by_who_knew_what_it_was_and_addresses_are_of_one_service
     let before = story.state.service(SERVICE).unwrap().clone();
     let refused = Outcome::NotDefined(Undefined::OtherVersion(1));
     assert_eq!(define(&mut story, 1, 0, definition("x", two)), refused);
-    let refused = Outcome::NotDefined(Undefined::AddressTaken(one.into()));
+    let refused = Outcome::NotDefined(Undefined::AddressTaken {
+        ip: one.into(),
+        by: "a".into(),
+    });
     assert_eq!(define(&mut story, 2, 0, definition("b", one)), refused);
     assert_eq!(*story.state.service(SERVICE).unwrap(), before);
     assert_eq!(

@@ -71,7 +71,10 @@ impl Keeper {
             Outcome::Defined(_) => Ok(()),
             // Another node was faster.
             _ if self.defined().is_some() => Ok(()),
-            Outcome::NotDefined(problem) => Err(problem.to_string()),
+            Outcome::NotDefined(problem) => {
+                let cluster = &self.shared.services.cluster;
+                Err(problem.told(|node| cluster.name_of(node)))
+            }
             _ => Err("the cluster does not know it".to_owned()),
         }
     }

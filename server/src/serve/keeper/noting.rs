@@ -1,0 +1,109 @@
+//! What a keeper has the log note of its node: with which addresses it runs, and whether its
+//! storage works.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::sleep;
+
+use super::{Keeper, TAKE_AGAIN};
+use crate::cluster::command::StorageNote;
+use crate::cluster::service::running::{RunningNote, Runs};
+use crate::cluster::{ClusterCommand, Command, Outcome, Queue};
+use crate::definitions;
+
+impl Keeper {
+    /// Has the log say with which addresses this process runs, before it can take the service.
+    pub(super) async fn note_running(&self) {
+        let services = &self.shared.services;
+        if services.config.cluster.is_none() {
+            return;
+        }
+        let own = services.cluster.own();
+        let note = Command::Cluster(ClusterCommand::NoteRunning(RunningNote {
+            service: self.id,
+            runs: Runs {
+                node: own.node,
+                incarnation: own.incarnation,
+                addresses: definitions::addresses_of(&self.slot.config.settings),
+            },
+        }));
+        loop {
+            // If it was forgotten just now, it is not taken either.
+            if let Ok(Outcome::Done | Outcome::NoSuchService) =
+                self.shared.proposer.ask(note.clone()).await
+            {
+                return;
+            }
+            // The store is busy, or ends, and then the process does.
+            sleep(TAKE_AGAIN).await;
+        }
+    }
+
+    /// Whether this node runs with an address that another service has by now. Says so once.
+    pub(super) fn look_for_clash(&mut self) {
+        let services = &self.shared.services;
+        let node = services.cluster.own().node;
+        let other = {
+            let state = services.state();
+            let other = state.clash(self.id, node);
+            other.map(|other| other.name().to_owned())
+        };
+        if let Some(other) = &other
+            && !self.clashes
+        {
+            tracing::error!(
+                service = self.slot.config.name,
+                other,
+                "this node runs with an address that another service has by now, so that it does \
+                 not serve this one: restart this node"
+            );
+        }
+        self.clashes = other.is_some();
+    }
+
+    pub(super) fn is_noted_failing(&self) -> bool {
+        let own = self.shared.services.cluster.own().node;
+        let state = self.shared.services.state();
+        let service = state.service(self.id);
+        service.is_some_and(|service| service.failing().contains(&own))
+    }
+
+    /// Whether an operator has had the service forgotten: it is not to be had any more by this
+    /// process. Says so once.
+    pub(super) fn look_whether_forgotten(&mut self) {
+        let is_forgotten = {
+            let state = self.shared.services.state();
+            state.service(self.id).is_none()
+        };
+        if is_forgotten && !self.is_forgotten {
+            tracing::error!(
+                service = self.slot.config.name,
+                "an operator has had this service forgotten: take it out of the files of this \
+                 node, or restart this node to have it begin anew, without locks"
+            );
+        }
+        self.is_forgotten = is_forgotten;
+    }
+
+    /// Has the log say of this node's storage what is so; if that gets lost, again later.
+    pub(super) fn note_health(&self) {
+        let fails = self.health.borrow().fails();
+        if self.is_forgotten {
+            return;
+        }
+        if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let note = Command::Cluster(ClusterCommand::NoteStorage(StorageNote {
+            service: self.id,
+            node: self.shared.services.cluster.own().node,
+            fails,
+        }));
+        let noting = Arc::clone(&self.noting);
+        let proposer = &self.shared.proposer;
+        proposer.propose_in(Queue::Leases, note, move |_| {
+            noting.store(false, Ordering::Release);
+        });
+    }
+}
