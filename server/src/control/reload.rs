@@ -54,7 +54,7 @@ pub(super) async fn reload(
     let services = Arc::clone(services);
     on_worker(move || {
         volumes::check_lists(&services.config.export_lists())?;
-        volumes::reload(volumes::read_lists(&sources)?, &node)
+        volumes::reload(volumes::read_lists(&sources)?, &node, false)
     })
     .await
 }

@@ -168,7 +168,7 @@ fn bring_exports(
 ) -> Result<String, ExportsError> {
     let specs = definitions::specs_of(service, &defined.definition)?;
     definitions::check_overlap(&shared.services, service, &specs)?;
-    volumes::reload(specs, node)
+    volumes::reload(specs, node, shared.services.config.cluster.is_some())
 }
 
 /// Keeps a copy for the next start, if there is no newer one; without holding anybody up.

@@ -116,7 +116,7 @@ pub(super) fn make(
     locks.set_names(&names);
     // Nobody else sets it.
     let _ = node.locks.set(Arc::clone(&locks));
-    volumes::open_exports(&node, &[])?;
+    volumes::open_exports(&node)?;
     Ok((node, locks))
 }
 
