@@ -177,8 +177,11 @@ fn what_cannot_be_brought_into_force_changes_nothing() -> Result<()> {
             && error.contains("does not exist");
         ensure!(told, "{answer}");
         ensure!(mount(cluster, &export)? == 0);
-        let told = wait_definition(cluster, "n2", "taken back", |found| found["version"] == 3)?;
-        ensure!(told["refused"]["version"] == 2, "{told}");
+        let told = wait_definition(cluster, "n2", "taken back", |found| {
+            found["version"] == 3 && found["in_force"] == 3
+        })?;
+        let problem = told["refused"]["problem"].as_str().unwrap_or_default();
+        ensure!(problem.starts_with("version 2: "), "{told}");
         cluster.kill("n1")?;
         cluster.wait_serving(ALPHA, |serving| serving.node != "n1")?;
         ensure!(mount(cluster, &export)? == 0);
