@@ -42,6 +42,12 @@ struct Other {
     shown: Option<Arc<Vec<Shown>>>,
 }
 
+impl Other {
+    fn is_redefined(&self) -> bool {
+        self.defined.version > 1
+    }
+}
+
 /// Looks whether exports may be proposed for a service. Waits for the disks of all services.
 ///
 /// # Errors
@@ -150,7 +156,9 @@ fn is_settled(service: &ServiceState) -> bool {
 
 fn all_settled(others: &[Other]) -> Result<(), ExportsError> {
     let mut others = others.iter();
-    match others.find(|other| other.is_active && !other.is_settled) {
+    // Of a first definition it is known what can be in force: that, or nothing.
+    let may_differ = |other: &&Other| other.is_active && !other.is_settled && other.is_redefined();
+    match others.find(may_differ) {
         Some(other) => Err(ExportsError::Unsettled(other.name.clone())),
         None => Ok(()),
     }
@@ -216,6 +224,9 @@ mod tests {
         assert!(told(true, true).is_ok());
         // Whoever opens it begins with the definition.
         assert!(told(false, false).is_ok());
+        let mut first = other(&["/b"], false, true);
+        Arc::make_mut(&mut first.defined).version = 1;
+        assert!(all_settled(&[first]).is_ok());
     }
 
     #[test]
