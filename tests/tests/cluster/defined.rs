@@ -309,3 +309,31 @@ fn files_of_another_service_are_refused() -> Result<()> {
         Ok(())
     })
 }
+
+/// By two reloads, first out of the one and then into the other; and they stay there.
+#[test]
+fn files_go_from_one_service_to_another() -> Result<()> {
+    Cluster::run(&TWO, |cluster| {
+        let (alpha, beta) = (cluster.site.export(ALPHA), cluster.site.export(BETA));
+        another(cluster)?;
+        export_another(cluster, "n3")?;
+        let [from, to] = [&beta, &alpha].map(|path| format!("\"{}:", path.display()));
+        change(cluster, "n3", &from, &to)?;
+        let reload = |service: &str| cluster.ask("n3", &format!("@{service} reload"));
+        let answer = reload(BETA)?;
+        ensure!(answer["error"].is_string(), "{answer}");
+        for service in [ALPHA, BETA] {
+            let answer = reload(service)?;
+            ensure!(answer["done"].is_string(), "{answer}");
+        }
+        ensure!(mount(cluster, &alpha)? == NOENT);
+        for service in [ALPHA, BETA] {
+            cluster.move_to(service, "n3")?;
+        }
+        let client = Client::new(&cluster.site, "b", 2, BETA);
+        let mounted = client.mount(&alpha.to_string_lossy())?;
+        ensure!(mounted.is_ok(), "{mounted:?}");
+        ensure!(mount(cluster, &alpha)? == NOENT);
+        Ok(())
+    })
+}
