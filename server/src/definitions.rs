@@ -15,6 +15,8 @@
 //! The copy is needed since a start must not wait for a majority to know which addresses it may
 //! have to take away. It may be old; then the node restarts once more.
 
+pub mod overlap;
+
 use std::io::{self, Read as _};
 use std::path::Path;
 
@@ -23,7 +25,6 @@ use crate::config::Settings;
 use crate::config::floating::{FloatingAddress, FloatingConfig};
 use crate::config::service::ServiceConfig;
 use crate::export::{self, ExportSpec, Source};
-use crate::services::Services;
 use crate::state::replace_file;
 use crate::volumes::{self, ExportsError};
 
@@ -110,32 +111,6 @@ pub fn with_definition(mut service: ServiceConfig, definition: &Definition) -> S
         });
     }
     service
-}
-
-/// Looks for files that exports of a service share with those of another one, as the cluster has
-/// it. Waits for the disk.
-///
-/// # Errors
-/// [`ExportsError::Overlap`].
-pub fn check_overlap(
-    services: &Services,
-    name: &str,
-    specs: &[ExportSpec],
-) -> Result<(), ExportsError> {
-    let state = services.state();
-    let defined = state.services().filter_map(|(_, service)| {
-        let defined = service.defined()?;
-        Some((service.name().to_owned(), defined.clone()))
-    });
-    let defined: Vec<_> = defined.filter(|(other, _)| other != name).collect();
-    drop(state);
-    for (other, defined) in defined {
-        // One that can't be read is not served either.
-        if let Ok(others) = specs_of(&other, &defined.definition) {
-            volumes::check_overlap(&[(name, specs), (&other, &others)])?;
-        }
-    }
-    Ok(())
 }
 
 /// Keeps a copy for the next start of this node, in the service's folder of its state directory.

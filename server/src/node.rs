@@ -23,6 +23,7 @@ use crate::numbering::Numbering;
 use crate::pool::Pool;
 use crate::programs::portmap::PortTable;
 use crate::reply_cache::ReplyCache;
+use crate::volumes::overlap::Shown;
 use crate::volumes::{self, ExportsError};
 
 /// What the programs share.
@@ -53,6 +54,9 @@ pub struct Node {
     /// Held while a file system gets its number, so that of two volumes that show one at the same
     /// moment the second sees the first.
     pub numbering: Mutex<()>,
+    /// What it shows; others that are opened on this node are compared with it. Held here for as
+    /// long as something of it may be open.
+    pub shown: Mutex<Arc<Vec<Shown>>>,
     /// The locks; set once at start, before anything listens for NLM.
     pub locks: OnceLock<Arc<LockService>>,
     /// The answers that may be asked for again.
@@ -154,6 +158,7 @@ impl Node {
             ports: PortTable::new([]),
             portmapper: OnceLock::new(),
             numbering: Mutex::default(),
+            shown: Mutex::default(),
             locks: OnceLock::new(),
             reply_cache,
             pool: Pool::start(WORKERS).map_err(NodeError::Workers)?,

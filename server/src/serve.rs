@@ -11,6 +11,7 @@ mod handing;
 mod hooks;
 mod keeper;
 mod leases;
+mod lists;
 mod mounts;
 pub mod offline;
 mod opening;
@@ -52,7 +53,7 @@ use crate::raft::{Store, StoreError, Unavailable};
 use crate::register::RegisterError;
 use crate::services::{Services, Slot};
 use crate::state::{State, StateError};
-use crate::volumes::{self, ExportsError};
+use crate::volumes::ExportsError;
 
 /// How often files without a name are closed, and the mount list is saved.
 const TIDY_CHECK: Duration = Duration::from_secs(1);
@@ -171,13 +172,13 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     if credential::is_root_for_all() {
         return Err(ServeError::RootForAll);
     }
-    volumes::check_lists(&config.export_lists())?;
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("start the control runtime"))?;
     let settings = &config.settings;
     let state = Arc::new(State::open(&settings.state_dir)?);
+    lists::check(config, &state)?;
     let data = Arc::new(Runtimes::start().map_err(system("start the data runtime"))?);
     let (store, socket) = control.block_on(open_store(config))?;
     let lease = config.cluster.as_ref().map(|cluster| cluster.lease_ms);

@@ -1,7 +1,7 @@
 //! The services of this node, for whoever looks at them from outside: the control socket, the
 //! metrics page. Owns nothing but the list; what a service does is `serve`'s.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ use crate::config::service::ServiceConfig;
 use crate::definitions;
 use crate::node::Node;
 use crate::raft::{Cluster, Proposer};
+use crate::volumes::overlap::Shown;
 
 /// All of them, and the cluster that they belong to.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ pub struct Slot {
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
     files: Mutex<Option<Arc<Definition>>>,
+    shown: Mutex<Weak<Vec<Shown>>>,
     /// The version of the definition that this node has a copy of; held while it is written.
     pub copied: Mutex<u64>,
 }
@@ -108,6 +110,7 @@ impl Slot {
             serving: Mutex::default(),
             takeover: Mutex::default(),
             files: Mutex::default(),
+            shown: Mutex::default(),
             copied: Mutex::default(),
         }
     }
@@ -134,6 +137,18 @@ impl Slot {
     pub fn set_files(&self, files: Option<Definition>) {
         let mut place = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         *place = files.map(Arc::new);
+    }
+
+    /// What it shows on this node, while it is open here or is being opened.
+    pub fn shown(&self) -> Option<Arc<Vec<Shown>>> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.upgrade()
+    }
+
+    /// Notes what it shows here, for as long as somebody holds it.
+    pub fn set_shown(&self, shown: &Arc<Vec<Shown>>) {
+        let mut place = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = Arc::downgrade(shown);
     }
 
     /// Whether this process runs with other addresses than these: it gets them by a restart.

@@ -6,6 +6,9 @@
 //! mounted file system, which gets numbers of its own in the replicated state, so that its handles
 //! survive a restart.
 
+pub mod overlap;
+mod reload;
+
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::net::IpAddr;
@@ -18,7 +21,7 @@ use rustix::fs::{Mode as OpenMode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
 use crate::backend::file::File;
-use crate::backend::volume::{self, Volume};
+use crate::backend::volume::Volume;
 use crate::backend::{Failure, credential};
 use crate::cluster::definition::TooLarge;
 use crate::export::{
@@ -27,6 +30,8 @@ use crate::export::{
 };
 use crate::node::Node;
 use crate::numbering::{Numbering, NumberingError};
+pub use crate::volumes::overlap::{check_lists, check_overlap};
+pub use crate::volumes::reload::{expected, reload};
 
 /// An export that can't be served now.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +94,24 @@ pub enum ExportsError {
         /// What both export.
         path: PathBuf,
     },
+    /// Clients are to write where nobody can.
+    #[error(
+        "cannot export `{}` for writing: {errno}\nhint: export it `ro`, or have its file system \
+         mounted for writing on all nodes", .path.display()
+    )]
+    NotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Which files are free is not known now.
+    #[error(
+        "service `{0}` has a new definition that is not in force yet, so that its files may not be \
+         free\nhint: wait until `havenfs service list` shows it in force, then reload again; if it \
+         stays so, see the log of its active node"
+    )]
+    Unsettled(String),
     /// It gets no id.
     #[error(transparent)]
     Numbering(#[from] NumberingError),
@@ -133,70 +156,6 @@ pub fn load_table(
     }))
 }
 
-/// The same for services whose exports are in lists: by name and list.
-///
-/// # Errors
-/// [`ExportsError::Overlap`], or mistakes in a list.
-pub fn check_lists(services: &[(&str, &Sources)]) -> Result<(), ExportsError> {
-    if services.len() < 2 {
-        return Ok(());
-    }
-    let mut read = Vec::new();
-    for (name, sources) in services {
-        let loaded = export::load(sources).map_err(ExportsError::Lists)?;
-        read.push((*name, loaded.specs));
-    }
-    let read: Vec<_> = read.iter().map(|(name, specs)| (*name, &**specs)).collect();
-    check_overlap(&read)
-}
-
-/// Looks for files that two services, by name and exports, show: each would have locks of its own
-/// on them.
-///
-/// # Errors
-/// [`ExportsError::Overlap`].
-pub fn check_overlap(services: &[(&str, &[ExportSpec])]) -> Result<(), ExportsError> {
-    let mut seen: Vec<Shown> = Vec::new();
-    for (name, specs) in services {
-        for spec in *specs {
-            let shown = Shown {
-                service: (*name).to_owned(),
-                place: volume::place_of(&spec.path),
-                path: spec.path.clone(),
-            };
-            if let Some(twin) = seen.iter().find(|other| other.shares_with(&shown)) {
-                return Err(ExportsError::Overlap {
-                    one: twin.service.clone(),
-                    other: shown.service,
-                    path: shown.path,
-                });
-            }
-            seen.push(shown);
-        }
-    }
-    Ok(())
-}
-
-/// What a service exports.
-struct Shown {
-    service: String,
-    path: PathBuf,
-    /// Its file system, and where it is in there.
-    place: Option<(u64, PathBuf)>,
-}
-
-impl Shown {
-    /// Whether another service shows some of the same files.
-    fn shares_with(&self, other: &Self) -> bool {
-        let is_in = |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
-        let places = self.place.as_ref().zip(other.place.as_ref());
-        let same = places.is_some_and(|((number, path), (other, other_path))| {
-            number == other && is_in(path, other_path)
-        });
-        self.service != other.service && (same || is_in(&self.path, &other.path))
-    }
-}
-
 /// Starts what a table needs to be asked: the lookup of names and of groups.
 pub fn prepare(names: &Names, groups: &Groups, table: &ExportTable) -> Result<(), ExportsError> {
     names.prepare(table).map_err(ExportsError::Thread)?;
@@ -206,91 +165,60 @@ pub fn prepare(names: &Names, groups: &Groups, table: &ExportTable) -> Result<()
     Ok(())
 }
 
-/// Opens every export; one whose `mountpoint` is not mounted is left out for now.
-/// Those in `again` are opened although they are open.
-pub fn open_exports(node: &Node, again: &[u32]) -> Result<(), ExportsError> {
+/// Opens every export that is not open; one whose `mountpoint` is not mounted is left out for now.
+pub fn open_exports(node: &Node) -> Result<(), ExportsError> {
     let exports = node.exports.load_full();
+    let mut failed = None;
+    for export in missing(node, &exports, &[]) {
+        // The others are opened all the same.
+        if let Err(error) = open_export(node, &exports, export) {
+            failed = failed.or(Some(error));
+        }
+    }
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// The exports that are not open and could be; those in `again` although they are.
+fn missing<'a>(node: &Node, exports: &'a ExportTable, again: &[u32]) -> Vec<&'a Export> {
     let specs: Vec<_> = exports
         .exports()
         .iter()
         .map(|export| export.spec.clone())
         .collect();
     let faults = export::check_directories(&specs);
-    let mut failed = None;
-    for export in exports.exports() {
-        let unmounted = faults.iter().any(|problem| {
+    let is_unmounted = |export: &Export| {
+        faults.iter().any(|problem| {
             problem.path == export.spec.path && problem.fault == DirectoryFault::NotMounted
-        });
-        let open = node.files.volume(export.id, 0).is_some() && !again.contains(&export.id);
-        if !unmounted && !open {
-            // The others are opened all the same.
-            if let Err(error) = open_export(node, export) {
-                failed = failed.or(Some(error));
-            }
-        }
-    }
-    failed.map_or(Ok(()), |error| Err(error.into()))
-}
-
-/// Brings what changed in the exports into force; nothing else changes for clients. Where one of
-/// them can't be, everything stays as it was.
-pub fn reload(specs: Vec<ExportSpec>, node: &Node) -> Result<String, ExportsError> {
-    let table = load_table(specs, &node.numbers)?;
-    prepare(&node.names, &node.groups, &table)?;
-    let before = node.exports.load_full();
-    let volume_options = |table: &ExportTable, id: u32| {
-        table.by_id(id).map(|export| {
-            let rules = export.rules();
-            let crossing = rules
-                .iter()
-                .map(|rule| (rule.options.crossmnt, rule.options.nohide));
-            (export.spec.fsid, crossing.collect::<Vec<_>>())
         })
     };
-    let changed: Vec<u32> = table
-        .exports()
-        .iter()
-        .filter(|export| volume_options(&before, export.id) != volume_options(&table, export.id))
-        .map(|export| export.id)
-        .collect();
-    let table = Arc::new(table);
-    node.exports.store(Arc::clone(&table));
-    for gone in before
-        .exports()
-        .iter()
-        .filter(|export| table.by_id(export.id).is_none())
-    {
-        node.files.remove_export(gone.id);
-    }
-    // The new volume takes the place of the old one in one step: no handle is stale in between.
-    open_exports(node, &changed)?;
-    let count = table.exports().len();
-    let hidden = locks_without_export(node, &table);
-    tracing::info!(exports = count, hidden, "export lists reloaded");
-    let hidden = match hidden {
-        0 => String::new(),
-        hidden => format!("; {hidden} locks are on files that no export shows, and stay"),
-    };
-    Ok(format!("{count} exports in force{hidden}"))
+    let is_open = |export: &Export| node.files.volume(export.id, 0).is_some();
+    let exports = exports.exports().iter();
+    exports
+        .filter(|export| !is_unmounted(export))
+        .filter(|export| !is_open(export) || again.contains(&export.id))
+        .collect()
 }
 
-/// How many locks there are on file systems that no export of the table shows.
-fn locks_without_export(node: &Node, table: &ExportTable) -> usize {
-    let Some(locks) = node.locks.get() else {
-        return 0;
-    };
-    let shown = node.files.file_systems_of(|id| table.by_id(id).is_some());
-    let state = locks.state().table().clone();
-    let numbers = state
-        .held_entries()
-        .filter_map(|held| held.lock.file.0.first_chunk().copied());
-    numbers
-        .filter(|number| !shown.contains(&u32::from_be_bytes(*number)))
-        .count()
+/// A volume that is not in service yet.
+struct Fresh {
+    volume: Volume,
+    path: PathBuf,
+}
+
+/// Opens the volumes of one export, and puts them into service.
+fn open_export(node: &Node, exports: &ExportTable, export: &Export) -> Result<(), VolumeError> {
+    for Fresh { volume, path } in open_volumes(node, exports, export)? {
+        bring_in(node, volume, &path)?;
+    }
+    Ok(())
 }
 
 /// Opens the volumes of one export: its root, and what is known to be mounted inside.
-fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
+fn open_volumes(
+    node: &Node,
+    exports: &ExportTable,
+    export: &Export,
+) -> Result<Vec<Fresh>, VolumeError> {
     let path = &export.spec.path;
     let (_, generated) = node.numbers.export_numbers(path)?;
     let fsid = match export.spec.fsid {
@@ -299,36 +227,37 @@ fn open_export(node: &Node, export: &Export) -> Result<(), VolumeError> {
         Some(Fsid::Number(number)) => u64::from(number),
         Some(Fsid::Uuid(uuid)) => fold_uuid(&uuid),
     };
-    let volume =
-        Volume::open(path, export.id, 0, fsid, crosses(node, export)).map_err(|errno| {
-            VolumeError::Open {
-                path: path.clone(),
-                errno,
-            }
-        })?;
-    if !volume.has_handles {
+    let root = Volume::open(path, export.id, 0, fsid, crosses(exports, export));
+    let root = root.map_err(|errno| VolumeError::Open {
+        path: path.clone(),
+        errno,
+    })?;
+    if !root.has_handles {
         tracing::info!(
             export = %path.display(),
             "no kernel file handles here: using the handle table in the state directory"
         );
     }
-    let root = bring_in(node, volume, path)?;
+    let dev = root.dev;
+    let mut opened = vec![Fresh {
+        volume: root,
+        path: path.clone(),
+    }];
     for (inside, numbers) in node.numbers.known_mounts(export.id) {
         let path = path.join(inside);
         // Something else, or nothing, may be mounted there now; then its handles are stale.
         if let Ok(volume) = Volume::open(&path, export.id, numbers.fs_id, numbers.fsid, true)
-            && volume.dev != root.dev
+            && volume.dev != dev
         {
-            bring_in(node, volume, &path)?;
+            opened.push(Fresh { volume, path });
         }
     }
-    Ok(())
+    Ok(opened)
 }
 
 /// Whether LOOKUP may leave the file system of this export's root.
-fn crosses(node: &Node, export: &Export) -> bool {
+fn crosses(exports: &ExportTable, export: &Export) -> bool {
     let own = export.rules().iter().any(|rule| rule.options.crossmnt);
-    let exports = node.exports.load();
     own || exports.exports().iter().any(|other| {
         other.id != export.id
             && other.spec.path.starts_with(&export.spec.path)
@@ -397,7 +326,8 @@ pub fn cross(
     // Before any of its files gets a handle.
     let numbered = {
         let _alone = numbering(node);
-        number_file_system(node, &volume, &path)
+        let twins = node.files.twins_of(&volume);
+        number_file_system(node, &volume, &path, twins.iter().map(|twin| &**twin))
     };
     numbered.map_err(|error| {
         tracing::error!(%error, "cannot cross into a mounted file system");
@@ -409,7 +339,8 @@ pub fn cross(
 /// Puts a volume into service; its file system has a number then.
 fn bring_in(node: &Node, volume: Volume, path: &Path) -> Result<Arc<Volume>, VolumeError> {
     let _alone = numbering(node);
-    number_file_system(node, &volume, path)?;
+    let twins = node.files.twins_of(&volume);
+    number_file_system(node, &volume, path, twins.iter().map(|twin| &**twin))?;
     Ok(node.files.add_volume(volume))
 }
 
@@ -422,13 +353,15 @@ fn numbering(node: &Node) -> MutexGuard<'_, ()> {
 /// Gives the file system of a volume the number that locks on its files are known by: the one that
 /// it has, or that of another volume that shows the same file system, or a new one. One at a time
 /// ([`numbering`]): two numbers for one file system are two locks on one file.
-fn number_file_system(node: &Node, volume: &Volume, path: &Path) -> Result<(), VolumeError> {
+fn number_file_system<'a>(
+    node: &Node,
+    volume: &Volume,
+    path: &Path,
+    mut twins: impl Iterator<Item = &'a Volume>,
+) -> Result<(), VolumeError> {
     let (export_id, fs_id) = (volume.export_id, volume.fs_id);
     let own = node.files.file_system(export_id, fs_id);
-    let twins = node.files.twins_of(volume);
-    let twin = twins
-        .iter()
-        .find_map(|twin| node.files.file_system(twin.export_id, twin.fs_id));
+    let twin = twins.find_map(|twin| node.files.file_system(twin.export_id, twin.fs_id));
     if own.is_some_and(|own| twin.is_none_or(|twin| twin == own)) {
         return Ok(());
     }
@@ -451,44 +384,4 @@ fn fold_uuid(uuid: &[u8; 16]) -> u64 {
         (u128::from_be_bytes(*uuid) >> 64) as u64,
     );
     low ^ high
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    fn sources(path: &Path) -> Sources {
-        Sources {
-            file: None,
-            directory: None,
-            arguments: vec![path.to_str().unwrap().as_bytes().to_vec()],
-        }
-    }
-
-    #[test]
-    fn services_that_show_the_same_files_are_found_by_whatever_path() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        for name in ["a/inside", "b"] {
-            std::fs::create_dir_all(path(name)).unwrap();
-        }
-        symlink(path("a"), path("link")).unwrap();
-        let found = |one: &str, other: &str| {
-            let (one, other) = (sources(&path(one)), sources(&path(other)));
-            match check_lists(&[("x", &one), ("y", &other)]) {
-                Ok(()) => None,
-                Err(ExportsError::Overlap { one, other, .. }) => Some((one, other)),
-                Err(error) => panic!("{error}"),
-            }
-        };
-        let both = Some(("x".to_owned(), "y".to_owned()));
-        assert_eq!(found("a", "b"), None);
-        assert_eq!(found("a", "a"), both);
-        assert_eq!(found("a", "a/inside"), both);
-        assert_eq!(found("a/inside", "a"), both);
-        assert_eq!(found("link/inside", "a"), both);
-    }
 }

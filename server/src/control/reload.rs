@@ -54,7 +54,7 @@ pub(super) async fn reload(
     let services = Arc::clone(services);
     on_worker(move || {
         volumes::check_lists(&services.config.export_lists())?;
-        volumes::reload(volumes::read_lists(&sources)?, &node)
+        volumes::reload(volumes::read_lists(&sources)?, &node, false)
     })
     .await
 }
@@ -82,7 +82,13 @@ async fn propose(
         .map_or(0, ServiceState::version);
     let definition = {
         let (services, name) = (Arc::clone(services), name.clone());
-        on_worker(move || read(&services, &name)).await?
+        let reading = timeout(READ_TIME_MAX, on_worker(move || read(&services, &name)));
+        let late = |_| {
+            "the export lists or exported directories do not answer\nhint: a disk may hang, also \
+             that of another service: see the kernel's log (`dmesg`), or reload on another node"
+                .to_owned()
+        };
+        reading.await.map_err(late)??
     };
     slot.set_files(Some(definition.clone()));
     let expected = expected_version.unwrap_or(known);
@@ -98,11 +104,11 @@ async fn propose(
             .to_owned()
     })?;
     match asked.map_err(|error| error.to_string())? {
-        Outcome::Defined(version) => wait_in_force(services, slot, id, version).await,
+        Outcome::Defined(version) => wait_in_force(services, slot, id, version, &definition).await,
         Outcome::NotDefined(Undefined::OtherVersion(version)) => {
             // All nodes may have been told at once, with the same files.
             if expected_version.is_none() && is_so(services, id, &definition) {
-                return wait_in_force(services, slot, id, version).await;
+                return wait_in_force(services, slot, id, version, &definition).await;
             }
             Err(format!(
                 "service `{name}` was defined anew meanwhile: it has version {version}, and this \
@@ -133,7 +139,7 @@ fn read(services: &Services, name: &str) -> Result<Definition, String> {
     })?;
     let definition = definitions::of_files(service).map_err(|error| error.to_string())?;
     let specs = definitions::specs_of(name, &definition).map_err(|error| error.to_string())?;
-    let checked = definitions::check_overlap(services, name, &specs);
+    let checked = definitions::overlap::may_propose(services, name, &specs);
     checked.map_err(|error| match &error {
         volumes::ExportsError::Overlap { other, .. } => format!(
             "{error}\nhint: if `{other}` is in the files of no node any more, `havenfs service \
@@ -156,18 +162,21 @@ async fn wait_in_force(
     slot: &Slot,
     id: ServiceId,
     version: u64,
+    definition: &Definition,
 ) -> Result<String, String> {
     let mut changes = services.changes.clone();
     let deadline = Instant::now() + IN_FORCE_TIME_MAX;
     let name = &slot.config.name;
     loop {
         changes.borrow_and_update();
-        let in_force = {
+        let found = {
             let state = services.state();
             state
                 .service(id)
-                .map(|service| Arc::clone(service.in_force()))
+                .map(|service| (Arc::clone(service.in_force()), service.defined().cloned()))
         };
+        let (in_force, defined) = found.unzip();
+        let defined = defined.flatten();
         let active = services.active(slot);
         match in_force.as_deref() {
             Some(InForce {
@@ -176,7 +185,16 @@ async fn wait_in_force(
                 said,
             }) if *told >= version => {
                 let active = active.unwrap_or_else(|| "the active node".to_owned());
-                return if *refused {
+                let is_other = defined.is_some_and(|defined| {
+                    defined.version == *told && defined.definition != *definition
+                });
+                return if !refused && is_other {
+                    Err(format!(
+                        "version {version} was followed by another one: version {told} is in force \
+                         on {active}: {said}\nhint: see `havenfs service list`, and reload again \
+                         if it is still wanted"
+                    ))
+                } else if *refused {
                     Err(format!(
                         "{active} can't bring it into force, so that what was before stays: {said}"
                     ))
@@ -202,6 +220,8 @@ async fn wait_in_force(
     }
 }
 
+/// How long the files of this node may take, and the directories that they name.
+const READ_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long whoever asks is kept waiting for the log.
 const ASK_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long for the active node, whose disks may be slow.

@@ -10,6 +10,14 @@
 //! taken back: the task proposes the definition that was in force before. Otherwise a mistake in a
 //! file of one node would keep the service from all of them at the next takeover. If it fails to
 //! take it back, or dies before, the mistake stays, and the next node to take the service says it.
+//!
+//! ```text
+//!   log: v2   in force 1, refused   v3 as v1   in force 3, refused
+//! ```
+//!
+//! What is told is bound to the epoch, so it is told before as well: a node that was cut off takes
+//! nothing back that the next one may have in force. And it is always the version that is in force
+//! which is told, never the refused one: other services go by it.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,6 +31,7 @@ use crate::cluster::{ClusterCommand, Command, Outcome, ServiceCommand, ServiceId
 use crate::definitions;
 use crate::node::Node;
 use crate::services::Slot;
+use crate::volumes::overlap::with_places;
 use crate::volumes::{self, ExportsError};
 
 /// What a service is that is open.
@@ -33,8 +42,9 @@ pub(super) struct Following {
     pub(super) node: Arc<Node>,
     /// The definition in force.
     pub(super) running: Arc<Defined>,
-    /// The version that takes back one that could not be brought into force.
-    pub(super) taken_back: u64,
+    /// The version that takes back one that could not be brought into force, and why that could
+    /// not.
+    pub(super) taken_back: Option<(u64, String)>,
 }
 
 impl Following {
@@ -65,14 +75,16 @@ impl Following {
         state.service(self.service)?.defined().cloned()
     }
 
-    /// Whoever waits for a definition is told of it also if it came into force by a takeover.
+    /// Whoever waits for a definition is told of it also if it came into force by a takeover; that
+    /// it was refused before does not count any more.
     async fn tell_opened(&self) {
         let told = {
             let state = self.shared.services.state();
             let service = state.service(self.service);
-            service.map_or(0, |service| service.in_force().version)
+            service.map(|service| Arc::clone(service.in_force()))
         };
-        if told != self.running.version {
+        let told = told.unwrap_or_default();
+        if told.version != self.running.version || told.refused {
             let count = self.node.exports.load().exports().len();
             let said = format!("{count} exports in force");
             self.tell(self.running.version, false, said).await;
@@ -82,9 +94,10 @@ impl Following {
     async fn bring(&mut self, defined: Arc<Defined>) {
         let (service, version) = (&self.slot.config.name, defined.version);
         let work = {
-            let (shared, node) = (Arc::clone(&self.shared), Arc::clone(&self.node));
-            let (service, defined) = (service.clone(), Arc::clone(&defined));
-            move || bring_exports(&shared, &service, &node, &defined)
+            let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
+            let (node, running) = (Arc::clone(&self.node), Arc::clone(&self.running));
+            let defined = Arc::clone(&defined);
+            move || bring_exports(&shared, &slot, &node, &running, &defined)
         };
         let brought = tokio::task::spawn_blocking(work).await;
         let brought = brought.map_err(|error| error.to_string());
@@ -101,9 +114,10 @@ impl Following {
                 }
                 tracing::info!(service, version, "defined anew: {said}");
                 self.running = defined;
-                if version != self.taken_back {
-                    self.tell(version, false, said).await;
-                }
+                match self.taken_back.take_if(|(back, _)| *back == version) {
+                    Some((_, problem)) => self.tell(version, true, problem).await,
+                    None => self.tell(version, false, said).await,
+                };
             }
             Err(problem) => {
                 tracing::error!(
@@ -111,16 +125,20 @@ impl Following {
                     version,
                     "the new definition can't be brought into force: {problem}"
                 );
-                self.tell(version, true, problem).await;
-                self.take_back(version, &defined).await;
+                if self.running.definition == defined.definition {
+                    // It is in force all the same.
+                    let refused = self.taken_back.take_if(|(back, _)| *back == version);
+                    let problem = refused.map_or(problem, |(_, problem)| problem);
+                    self.running = defined;
+                    self.tell(version, true, problem).await;
+                } else if self.tell(self.running.version, true, problem.clone()).await {
+                    self.take_back(version, problem).await;
+                }
             }
         }
     }
 
-    async fn take_back(&mut self, version: u64, defined: &Defined) {
-        if self.running.definition == defined.definition {
-            return;
-        }
+    async fn take_back(&mut self, version: u64, problem: String) {
         let define = ClusterCommand::Define {
             service: self.service,
             expected_version: version,
@@ -128,13 +146,14 @@ impl Following {
         };
         let proposer = &self.shared.proposer;
         match proposer.ask(Command::Cluster(define)).await {
-            Ok(Outcome::Defined(version)) => {
-                self.taken_back = version;
+            Ok(Outcome::Defined(back)) => {
                 tracing::warn!(
                     service = self.slot.config.name,
-                    version,
+                    version = back,
                     "the definition that was in force before is the service's again"
                 );
+                let problem = format!("version {version}: {problem}");
+                self.taken_back = Some((back, problem));
             }
             // Somebody else was faster.
             Ok(_) => {}
@@ -142,7 +161,8 @@ impl Following {
         }
     }
 
-    async fn tell(&self, version: u64, refused: bool, said: String) {
+    /// Tells which version is in force. Returns whether this node still has the service.
+    async fn tell(&self, version: u64, refused: bool, said: String) -> bool {
         let in_force = InForce {
             version,
             refused,
@@ -153,8 +173,14 @@ impl Following {
             in_force,
         };
         let command = Command::Service(self.service, command);
-        if let Err(error) = self.shared.proposer.ask(command).await {
-            tracing::warn!(%error, "the cluster is not told what became of the new definition");
+        match self.shared.proposer.ask(command).await {
+            Ok(Outcome::Done) => true,
+            // It is another node's by now.
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the cluster is not told what became of the new definition");
+                false
+            }
         }
     }
 }
@@ -162,13 +188,20 @@ impl Following {
 /// Waits for disks and for the log.
 fn bring_exports(
     shared: &Shared,
-    service: &str,
+    slot: &Slot,
     node: &Node,
+    running: &Defined,
     defined: &Defined,
 ) -> Result<String, ExportsError> {
+    let service = &slot.config.name;
     let specs = definitions::specs_of(service, &defined.definition)?;
-    definitions::check_overlap(&shared.services, service, &specs)?;
-    volumes::reload(specs, node)
+    let in_force = &running.definition;
+    definitions::overlap::may_replace(&shared.services, service, &specs, in_force)?;
+    let shown = Arc::new(with_places(service, &specs));
+    let said = volumes::reload(specs, node, slot.config.storage_time_max.is_some())?;
+    slot.set_shown(&shown);
+    *node.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+    Ok(said)
 }
 
 /// Keeps a copy for the next start, if there is no newer one; without holding anybody up.

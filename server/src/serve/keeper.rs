@@ -218,7 +218,8 @@ impl Keeper {
             self.slot.health.send_replace(Health::Fails(problem));
         }
         let mut probing = JoinSet::new();
-        probing.spawn(probing::watch(Arc::clone(&self.slot), time_max));
+        let services = Arc::clone(&self.shared.services);
+        probing.spawn(probing::watch(services, Arc::clone(&self.slot), time_max));
         Some(probing)
     }
 

@@ -171,7 +171,7 @@ pub(super) async fn open(
             service,
             node: Arc::clone(&opened.node),
             running,
-            taken_back: 0,
+            taken_back: None,
         };
         let following = following.follow(shared.services.changes.clone());
         opened.tasks.push(tokio::spawn(following).abort_handle());

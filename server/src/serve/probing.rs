@@ -4,8 +4,8 @@
 //! One task for each service, for as long as the process runs, in a cluster only. It makes one
 //! round after the other; a round [tries](crate::backend::probe) each exported file system once.
 //! While the service is served here the round goes through the same threads as its calls, so that
-//! it finds out about them as well. While it is not, the task tries the exported directories by
-//! itself, unless commands make the storage ready: then it must not be touched. So a node that
+//! it finds out about them as well. While it is not, the task tries the exported directories of the
+//! service's definition by itself, unless commands make the storage ready: then it must not be touched. So a node that
 //! stands by is known to be no better off before the service is given to it; and a node that gave
 //! it away takes it only when its storage works again. Does not decide what follows: it tells the
 //! slot, and the [keeper](super::keeper) tells the log, and asks `cluster::reconcile`.
@@ -39,14 +39,17 @@ use tokio::time::{Instant, sleep};
 use super::ServeError;
 use crate::backend::probe::{Expected, Form, probe};
 use crate::backend::volume::Volume;
-use crate::export;
+use crate::cluster::definition::Defined;
+use crate::definitions;
+use crate::export::{self, ExportSpec};
 use crate::fault::{Fault, is_planted};
 use crate::node::Node;
 use crate::pool::{self, Job};
-use crate::services::{Health, Slot};
+use crate::services::{Health, Services, Slot};
+use crate::volumes;
 
 /// Runs as long as the process. `time_max`: how long the storage may take.
-pub(super) async fn watch(slot: Arc<Slot>, time_max: Duration) {
+pub(super) async fn watch(services: Arc<Services>, slot: Arc<Slot>, time_max: Duration) {
     let may_touch = slot.config.hooks.all().next().is_none();
     let mut failed_at: Option<Instant> = None;
     loop {
@@ -54,7 +57,7 @@ pub(super) async fn watch(slot: Arc<Slot>, time_max: Duration) {
         if let Some(node) = slot.serving() {
             serving_round(&slot, &node, time_max).await;
         } else if may_touch {
-            standby_round(&slot, time_max * 2 / 3).await;
+            standby_round(&services, &slot, time_max * 2 / 3).await;
         } else if slot.health.borrow().fails() {
             // Nothing can be tried here but by an opening. Not at once, since two nodes whose
             // storage is dead would pass the service to and fro.
@@ -111,25 +114,22 @@ async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
     }
 }
 
-/// A round of a node that stands by. If it hangs, nothing else is tried here before it comes back.
-async fn standby_round(slot: &Slot, time_max: Duration) {
+/// A round of a node that stands by. If it hangs, nothing else is tried here before it comes back,
+/// or the service is defined anew: what hangs may not be its storage any more.
+async fn standby_round(services: &Services, slot: &Slot, time_max: Duration) {
+    let defined = defined(services, slot);
+    let version = defined.as_ref().map(|defined| defined.version);
     let sources = slot.config.settings.sources.clone();
-    let mut round = Round::new([(slot.config.name.clone().into(), None)]);
+    let name = slot.config.name.clone();
+    let mut round = Round::new([(name.clone().into(), None)]);
     let tell_it = round.tell.clone();
     tokio::task::spawn_blocking(move || {
-        let found = export::load(&sources).map_or(Ok(Form::Look), |loaded| {
-            let mut form = Form::Write;
-            for spec in loaded.specs {
-                let is_read_only = spec.rules.iter().all(|rule| rule.options.read_only);
-                let expected = if is_read_only {
-                    Expected::Readable
-                } else {
-                    Expected::Writable
-                };
-                form = form.min(try_path(&spec.path, expected)?);
-            }
-            Ok(form)
-        });
+        // What this node's files say counts only before there is a definition.
+        let specs = match defined {
+            Some(defined) => definitions::specs_of(&name, &defined.definition).ok(),
+            None => export::load(&sources).ok().map(|loaded| loaded.specs),
+        };
+        let found = specs.map_or(Ok(Form::Look), |specs| try_specs(&specs));
         // Whoever waited may have gone.
         let _ = tell_it.try_send((0, found));
     });
@@ -146,7 +146,25 @@ async fn standby_round(slot: &Slot, time_max: Duration) {
             Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
             Progress::Waits => {}
         }
+        if self::defined(services, slot).map(|defined| defined.version) != version {
+            return;
+        }
     }
+}
+
+/// What the service is, as far as this node knows.
+fn defined(services: &Services, slot: &Slot) -> Option<Arc<Defined>> {
+    let id = *slot.id.get()?;
+    let state = services.state();
+    state.service(id)?.defined().cloned()
+}
+
+fn try_specs(specs: &[ExportSpec]) -> Found {
+    let mut form = Form::Write;
+    for spec in specs {
+        form = form.min(try_path(&spec.path, volumes::expected(spec))?);
+    }
+    Ok(form)
 }
 
 fn try_path(path: &Path, expected: Expected) -> Result<Form, (PathBuf, Errno)> {
@@ -404,3 +422,26 @@ const LAG_MAX: Duration = Duration::from_secs(1);
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// Whose jobs these are, for the turns of the pool: no connection has this number.
 const SOURCE: u64 = u64::MAX;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::cluster::definition::Definition;
+
+    #[test]
+    fn what_is_exported_for_reading_only_is_only_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = |options: &str, path: &Path| {
+            let definition = Definition {
+                exports: vec![format!("{} *({options})", path.display()).into()],
+                ..Definition::default()
+            };
+            try_specs(&definitions::specs_of("a", &definition).unwrap())
+        };
+        assert_eq!(found("rw", dir.path()), Ok(Form::Write));
+        assert_eq!(found("ro", dir.path()), Ok(Form::Look));
+        // An opening says more about it.
+        assert_eq!(found("rw", &dir.path().join("none")), Ok(Form::Look));
+    }
+}

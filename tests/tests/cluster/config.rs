@@ -191,8 +191,6 @@ fn services_that_share_an_address_are_refused() -> Result<()> {
 }
 
 /// Each service knows its own locks alone, so a file that two export would be locked twice.
-///
-/// Fails as of now: the node starts, and both services are served.
 #[test]
 fn services_that_share_files_are_refused() -> Result<()> {
     let mut cluster = Cluster::new(&TWO)?;

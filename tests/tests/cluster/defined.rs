@@ -177,8 +177,11 @@ fn what_cannot_be_brought_into_force_changes_nothing() -> Result<()> {
             && error.contains("does not exist");
         ensure!(told, "{answer}");
         ensure!(mount(cluster, &export)? == 0);
-        let told = wait_definition(cluster, "n2", "taken back", |found| found["version"] == 3)?;
-        ensure!(told["refused"]["version"] == 2, "{told}");
+        let told = wait_definition(cluster, "n2", "taken back", |found| {
+            found["version"] == 3 && found["in_force"] == 3
+        })?;
+        let problem = told["refused"]["problem"].as_str().unwrap_or_default();
+        ensure!(problem.starts_with("version 2: "), "{told}");
         cluster.kill("n1")?;
         cluster.wait_serving(ALPHA, |serving| serving.node != "n1")?;
         ensure!(mount(cluster, &export)? == 0);
@@ -303,6 +306,34 @@ fn files_of_another_service_are_refused() -> Result<()> {
             "{answer}"
         );
         ensure!(mount(cluster, &alpha)? == 0);
+        Ok(())
+    })
+}
+
+/// By two reloads, first out of the one and then into the other; and they stay there.
+#[test]
+fn files_go_from_one_service_to_another() -> Result<()> {
+    Cluster::run(&TWO, |cluster| {
+        let (alpha, beta) = (cluster.site.export(ALPHA), cluster.site.export(BETA));
+        another(cluster)?;
+        export_another(cluster, "n3")?;
+        let [from, to] = [&beta, &alpha].map(|path| format!("\"{}:", path.display()));
+        change(cluster, "n3", &from, &to)?;
+        let reload = |service: &str| cluster.ask("n3", &format!("@{service} reload"));
+        let answer = reload(BETA)?;
+        ensure!(answer["error"].is_string(), "{answer}");
+        for service in [ALPHA, BETA] {
+            let answer = reload(service)?;
+            ensure!(answer["done"].is_string(), "{answer}");
+        }
+        ensure!(mount(cluster, &alpha)? == NOENT);
+        for service in [ALPHA, BETA] {
+            cluster.move_to(service, "n3")?;
+        }
+        let client = Client::new(&cluster.site, "b", 2, BETA);
+        let mounted = client.mount(&alpha.to_string_lossy())?;
+        ensure!(mounted.is_ok(), "{mounted:?}");
+        ensure!(mount(cluster, &alpha)? == NOENT);
         Ok(())
     })
 }

@@ -217,7 +217,7 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
     .unwrap();
     let own = Netid::ALL.map(|netid| PortEntry::own(program::NFS, 3, netid, 2049));
     node.ports.set_own(own);
-    volumes::open_exports(&node, &[]).unwrap();
+    volumes::open_exports(&node).unwrap();
     node
 }
 

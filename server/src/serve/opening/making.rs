@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use rustix::io::Errno;
 
@@ -26,6 +26,7 @@ use crate::serve::mounts::replicated_list;
 use crate::services::Slot;
 use crate::state::State;
 use crate::volumes;
+use crate::volumes::overlap::{Shown, with_places};
 
 /// What signs handles.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ pub(super) fn make(
         copy,
     );
     numbers.restore().map_err(ServeError::Activate)?;
-    let (specs, names) = what_is_served(shared, slot, defined)?;
+    let (specs, names, shown) = what_is_served(shared, slot, defined)?;
     let exports = volumes::load_table(specs, &numbers)?;
     if exports.exports().is_empty() {
         return Err(ServeError::NoExports);
@@ -104,6 +105,7 @@ pub(super) fn make(
         guard: shared.guard.clone().filter(|_| slot.floating.is_some()),
         storage_use,
     })?);
+    *node.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     let calls = Arc::new(HostCalls::new(settings.host_portmap_port, Arc::clone(gate)));
     let locks = Arc::new(LockService::new(
         settings,
@@ -116,26 +118,29 @@ pub(super) fn make(
     locks.set_names(&names);
     // Nobody else sets it.
     let _ = node.locks.set(Arc::clone(&locks));
-    volumes::open_exports(&node, &[])?;
+    volumes::open_exports(&node)?;
     Ok((node, locks))
 }
 
-/// The exports and names of a service: as it is defined, or on a node without a cluster as its
-/// files say.
+/// The exports and names of a service, as it is defined, or on a node without a cluster as its
+/// files say; and what it shows that others must not.
 fn what_is_served(
     shared: &Shared,
     slot: &Slot,
     defined: Option<&Defined>,
-) -> Result<(Vec<ExportSpec>, Vec<String>), ServeError> {
+) -> Result<(Vec<ExportSpec>, Vec<String>, Arc<Vec<Shown>>), ServeError> {
     let (service, settings) = (&slot.config.name, &slot.config.settings);
     if let Some(Defined { definition, .. }) = defined {
         let specs = definitions::specs_of(service, definition)?;
-        definitions::check_overlap(&shared.services, service, &specs)?;
-        return Ok((specs, definitions::names_of(definition)));
+        let shown = Arc::new(with_places(service, &specs));
+        // Before the look at the others: of two that are opened at once one sees the other.
+        slot.set_shown(&shown);
+        definitions::overlap::may_open(&shared.services, service, &shown)?;
+        return Ok((specs, definitions::names_of(definition), shown));
     }
     volumes::check_lists(&shared.services.config.export_lists())?;
     let specs = volumes::read_lists(&settings.sources)?;
-    Ok((specs, settings.service_names.clone()))
+    Ok((specs, settings.service_names.clone(), Arc::default()))
 }
 
 /// Where what is a service's and this node's alone is kept, in a cluster.
