@@ -65,12 +65,14 @@ pub enum Health {
     Works(Form),
     /// It does not; why, for people.
     Fails(String),
+    /// It does not answer, and says nothing of it; for people.
+    Hangs(String),
 }
 
 impl Health {
     /// Whether it is known not to work.
     pub const fn fails(&self) -> bool {
-        matches!(self, Self::Fails(_))
+        matches!(self, Self::Fails(_) | Self::Hangs(_))
     }
 }
 

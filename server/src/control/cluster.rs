@@ -170,7 +170,9 @@ fn health(slot: &Arc<Slot>) -> Value {
     match &*slot.health.borrow() {
         Health::Untried => json!({ "works": null }),
         Health::Works(form) => json!({ "works": true, "probe": form.as_str() }),
-        Health::Fails(problem) => json!({ "works": false, "problem": problem }),
+        Health::Fails(problem) | Health::Hangs(problem) => {
+            json!({ "works": false, "problem": problem })
+        }
     }
 }
 

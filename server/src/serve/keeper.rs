@@ -6,25 +6,24 @@
 //! matter when this task comes to run.
 
 mod defined;
+mod health;
 mod taking;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::ServeError;
 use super::handing::hand_over;
 use super::leases::Leases;
 use super::opening::{Open, SETTLE_DEAD_TIME_MAX, SETTLE_TIME_MAX, Shared};
-use super::probing;
 use super::storage::{Prepared, Reason, Storage};
 use crate::address::AddressError;
 use crate::clock::boot_time;
-use crate::cluster::command::{Release, StorageNote};
+use crate::cluster::command::Release;
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
@@ -157,6 +156,13 @@ impl Keeper {
                     let _ = timeout(RELEASE_TIME_MAX, self.release(epoch)).await;
                     return Ok(());
                 }
+                // It could not be opened, and what was done for that is not undone yet.
+                Step::Release { .. } if self.storage.may_be_up() => {
+                    match self.storage.undo().await {
+                        None => continue,
+                        Some(moment) => moment,
+                    }
+                }
                 step @ (Step::Take { .. } | Step::Open { .. } | Step::Release { .. }) => {
                     tokio::select! {
                         done = self.carry_out(step) => done?,
@@ -199,44 +205,6 @@ impl Keeper {
         }
     }
 
-    /// Begins to ask the storage whether it works. If it did not in an earlier life of this node,
-    /// it is not believed to before it was seen to.
-    fn start_probing(&self) -> Option<JoinSet<()>> {
-        let time_max = self.slot.config.storage_time_max?;
-        if self.is_noted_failing() {
-            let problem = "it did not when this was noted last".to_owned();
-            self.slot.health.send_replace(Health::Fails(problem));
-        }
-        let mut probing = JoinSet::new();
-        probing.spawn(probing::watch(Arc::clone(&self.slot), time_max));
-        Some(probing)
-    }
-
-    fn is_noted_failing(&self) -> bool {
-        let own = self.shared.services.cluster.own().node;
-        let state = self.shared.services.state();
-        let service = state.service(self.id);
-        service.is_some_and(|service| service.failing().contains(&own))
-    }
-
-    /// Has the log say of this node's storage what is so; if that gets lost, again later.
-    fn note_health(&self) {
-        let fails = self.health.borrow().fails();
-        if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let note = Command::Cluster(ClusterCommand::NoteStorage(StorageNote {
-            service: self.id,
-            node: self.shared.services.cluster.own().node,
-            fails,
-        }));
-        let noting = Arc::clone(&self.noting);
-        let proposer = &self.shared.proposer;
-        proposer.propose_in(Queue::Leases, note, move |_| {
-            noting.store(false, Ordering::Release);
-        });
-    }
-
     /// What is to be done now.
     fn step(&mut self) -> Step {
         let services = &self.shared.services;
@@ -265,6 +233,7 @@ impl Keeper {
             is_alone: self.leases.is_alone(),
             is_reachable: *self.link.borrow(),
             storage_works: !self.health.borrow().fails(),
+            hangs_unseen: self.hangs_unseen(),
             may_be_up: self.storage.may_be_up(),
             fail_back: self.slot.config.fail_back,
         };

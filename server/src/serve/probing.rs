@@ -82,14 +82,14 @@ pub(super) async fn try_once(
     let mut round = Round::through_pool(node);
     let health = loop {
         match round.go_on(time_max).await {
-            Progress::Late(path) => break Health::Fails(late(&path, time_max)),
+            Progress::Late(health) => break health,
             Progress::Done(health) => break health,
             Progress::Waits => {}
         }
     };
     tell(slot, health.clone());
     match health {
-        Health::Fails(problem) => Err(ServeError::DeadStorage(problem)),
+        Health::Fails(problem) | Health::Hangs(problem) => Err(ServeError::DeadStorage(problem)),
         Health::Works(_) | Health::Untried => Ok(()),
     }
 }
@@ -101,7 +101,7 @@ async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
         match round.go_on(time_max).await {
             Progress::Done(health) => return tell(slot, health),
             // It is waited for all the same: if it comes, the storage works.
-            Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
+            Progress::Late(health) => tell(slot, health),
             Progress::Waits => {}
         }
         let serving = slot.serving();
@@ -143,7 +143,7 @@ async fn standby_round(slot: &Slot, time_max: Duration) {
                 return;
             }
             Progress::Late(_) if slot.serving().is_some() => return,
-            Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
+            Progress::Late(health) => tell(slot, health),
             Progress::Waits => {}
         }
     }
@@ -170,12 +170,12 @@ fn tell(slot: &Slot, health: Health) {
     slot.health.send_if_modified(|known| {
         let is_news = known.fails() != health.fails();
         match &health {
-            Health::Fails(problem) if is_news => {
+            Health::Fails(problem) | Health::Hangs(problem) if is_news => {
+                let what_follows = what_follows(slot, &health);
                 tracing::error!(
                     service,
-                    "the storage of service `{service}` does not work on this node: {problem}; it \
-                     is given to another node, if there is one on which it works\nhint: see the \
-                     kernel's log (`dmesg`) for the disk"
+                    "the storage of service `{service}` does not work on this node: {problem}; \
+                     {what_follows}"
                 );
             }
             Health::Works(_) if is_news => {
@@ -187,6 +187,28 @@ fn tell(slot: &Slot, health: Health) {
         *known = health;
         differs
     });
+}
+
+/// For people: what becomes of a service whose storage does not work here.
+fn what_follows(slot: &Slot, health: &Health) -> String {
+    let name = &slot.config.name;
+    let has_commands = slot.config.hooks.all().next().is_some();
+    match (slot.serving(), health) {
+        (None, _) => "the service is not taken here before it works\nhint: see the kernel's log \
+                      (`dmesg`) for the disk"
+            .to_owned(),
+        (Some(_), Health::Hangs(_)) if has_commands => format!(
+            "IT STAYS HERE, since no other node can know whether it hangs there as well; what \
+             needs the disk is put off until it answers, or says that it is dead\nhint: if only \
+             this node has lost its way to the disk, say `havenfs service move {name} NODE`, or \
+             stop this machine: another node takes the service"
+        ),
+        (Some(_), _) => {
+            "it is given to another node, if there is one on which it works\nhint: see \
+                         the kernel's log (`dmesg`) for the disk"
+                .to_owned()
+        }
+    }
 }
 
 fn late(path: &Path, time_max: Duration) -> String {
@@ -237,7 +259,7 @@ enum Progress {
     /// All have answered.
     Done(Health),
     /// One has not for too long.
-    Late(PathBuf),
+    Late(Health),
     /// Not all have.
     Waits,
 }
@@ -330,13 +352,17 @@ impl Round {
                 waiting.silent = Duration::ZERO;
             }
         }
-        let mut late = self.waiting.iter();
-        match late.find(|waiting| waiting.silent > time_max) {
+        let mut waiting = self.waiting.iter();
+        match waiting.find(|waiting| waiting.silent > time_max) {
             Some(waiting) => {
                 if let Some((volume, _)) = &waiting.volume {
                     volume.set_hangs(true);
                 }
-                Progress::Late(waiting.path.clone())
+                Progress::Late(match &self.health {
+                    // An error says more than silence.
+                    Health::Fails(_) => self.health.clone(),
+                    _ => Health::Hangs(late(&waiting.path, time_max)),
+                })
             }
             None => Progress::Waits,
         }
@@ -344,7 +370,7 @@ impl Round {
 
     fn note(&mut self, found: Found) {
         self.health = match (&self.health, found) {
-            (Health::Fails(_), _) => return,
+            (Health::Fails(_) | Health::Hangs(_), _) => return,
             (_, Err((path, Errno::ROFS))) => Health::Fails(format!(
                 "`{}` is exported for writing, and its file system is read-only, as the kernel \
                  makes it after an error; if that is meant, export it `ro`",

@@ -268,13 +268,7 @@ impl Storage {
         } else {
             Reason::Takeover
         };
-        let Err(error) = self.put_down(reason).await else {
-            self.failures = 0;
-            return None;
-        };
-        let pause = pause_after(self.failures);
-        self.failures += 1;
-        self.not_before = boot_time() + pause;
+        let (error, pause) = self.try_to_put_down(reason).await?;
         let service = &self.service;
         tracing::error!(
             service,
@@ -284,6 +278,39 @@ impl Storage {
             pause.as_secs()
         );
         Some(self.not_before)
+    }
+
+    /// Lets the storage go after the service could not be opened here, which it is still this
+    /// node's to give away. None when it is down, else when to try again: nothing was answered, so
+    /// to wait costs nobody more than the service, and the next node would most likely get stuck in
+    /// the same place.
+    pub(super) async fn undo(&mut self) -> Option<Moment> {
+        if boot_time() < self.not_before {
+            return Some(self.not_before);
+        }
+        let (error, pause) = self.try_to_put_down(Reason::Failed).await?;
+        let service = &self.service;
+        tracing::error!(
+            service,
+            "service `{service}` could not be opened here, and what was done for it can't be \
+             undone: {error}; NOBODY SERVES IT, since no other node may have it before; the next \
+             try is in {} s\nhint: see whether its storage hangs, on this node or on all; if only \
+             here, stop havenfs on this node, or its machine, and another one takes the service",
+            pause.as_secs()
+        );
+        Some(self.not_before)
+    }
+
+    /// None if it is down; else why not, and how long to wait.
+    async fn try_to_put_down(&mut self, reason: Reason) -> Option<(StorageError, Duration)> {
+        let Err(error) = self.put_down(reason).await else {
+            self.failures = 0;
+            return None;
+        };
+        let pause = pause_after(self.failures);
+        self.failures += 1;
+        self.not_before = boot_time() + pause;
+        Some((error, pause))
     }
 
     fn hook(

@@ -85,7 +85,7 @@ impl Keeper {
     /// Makes the storage ready, as far as that can be done now.
     ///
     /// # Errors
-    /// Why it can't be, if nobody else could do better, or the storage can't be let go again.
+    /// Why it can't be, if nobody else could do better.
     pub(super) async fn prepare(
         &mut self,
         stopping: &watch::Receiver<bool>,
@@ -115,7 +115,7 @@ impl Keeper {
     /// It can't be opened here: undoes what was done, and leaves it to others.
     ///
     /// # Errors
-    /// Why it can't be opened, if there are no others, or why it can't be left to them.
+    /// Why it can't be opened, if there are no others.
     async fn cannot_open(&mut self, error: ServeError) -> Result<(), ServeError> {
         if self.leases.is_alone() {
             self.put_down_or_tell(Reason::Failed).await;
@@ -126,7 +126,10 @@ impl Keeper {
             epoch = self.gate.as_ref().map(|gate| gate.epoch()),
             "cannot serve it here, another node may: {error}"
         );
-        self.put_down(Reason::Failed).await?;
+        self.let_go().await;
+        // If that fails, it is tried again before the release. The process does not end for it:
+        // nothing of the service was answered here, and other services are.
+        let _ = self.storage.undo().await;
         self.reconciler.opened(boot_time(), false);
         Ok(())
     }

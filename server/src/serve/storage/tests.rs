@@ -78,3 +78,18 @@ async fn what_cannot_be_let_go_is_tried_again_later() {
     assert_eq!(storage.let_go(8).await, None);
     assert!(!storage.may_be_up());
 }
+
+#[tokio::test]
+async fn what_cannot_be_undone_is_tried_again_and_kept_until_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = storage(dir.path(), "echo $HAVENFS_REASON >> tries; [ -e works ]");
+    let again = storage.undo().await.unwrap();
+    assert!(again > boot_time() && storage.may_be_up());
+    assert_eq!(storage.undo().await, Some(again));
+    std::fs::write(dir.path().join("works"), "").unwrap();
+    storage.not_before = Moment::default();
+    assert_eq!(storage.undo().await, None);
+    assert!(!storage.may_be_up());
+    let tries = std::fs::read_to_string(dir.path().join("tries")).unwrap();
+    assert_eq!(tries, "failed\nfailed\n");
+}
