@@ -1,13 +1,15 @@
 //! The services of this node, for whoever looks at them from outside: the control socket, the
 //! metrics page. Owns nothing but the list; what a service does is `serve`'s.
 
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::address::Floating;
-use crate::backend::probe::Form;
+use crate::backend::probe::{Expected, Form};
 use crate::cluster::definition::Definition;
 use crate::cluster::renewal_times::RenewalTimes;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
@@ -49,6 +51,8 @@ pub struct Slot {
     pub floating: Option<Arc<Floating>>,
     /// What is known of its storage on this node.
     pub health: watch::Sender<Health>,
+    /// The exported directories whose file systems this process has seen take a write.
+    pub writable: Mutex<HashSet<PathBuf>>,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
     files: Mutex<Option<Arc<Definition>>>,
@@ -107,10 +111,32 @@ impl Slot {
             config,
             id: OnceLock::new(),
             health: watch::Sender::new(Health::Untried),
+            writable: Mutex::default(),
             serving: Mutex::default(),
             takeover: Mutex::default(),
             files: Mutex::default(),
             copied: Mutex::default(),
+        }
+    }
+
+    /// What is expected of the file system of an exported directory that clients may write to.
+    pub fn expected_of(&self, path: &Path) -> Expected {
+        let writable = self.writable.lock();
+        if writable
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(path)
+        {
+            Expected::Writable
+        } else {
+            Expected::MaybeWritable
+        }
+    }
+
+    /// That of an exported directory has taken a write.
+    pub fn note_writable(&self, path: PathBuf) {
+        let mut writable = self.writable.lock();
+        if let Ok(writable) = &mut writable {
+            writable.insert(path);
         }
     }
 

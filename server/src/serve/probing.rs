@@ -75,11 +75,11 @@ pub(super) async fn watch(slot: Arc<Slot>, time_max: Duration) {
 /// # Errors
 /// If it is.
 pub(super) async fn try_once(
-    slot: &Slot,
+    slot: &Arc<Slot>,
     node: &Node,
     time_max: Duration,
 ) -> Result<(), ServeError> {
-    let mut round = Round::through_pool(node);
+    let mut round = Round::through_pool(slot, node);
     let health = loop {
         match round.go_on(time_max).await {
             Progress::Late(health) => break health,
@@ -95,8 +95,8 @@ pub(super) async fn try_once(
 }
 
 /// A round through the threads of the service; ends early if that is not served here any more.
-async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
-    let mut round = Round::through_pool(node);
+async fn serving_round(slot: &Arc<Slot>, node: &Arc<Node>, time_max: Duration) {
+    let mut round = Round::through_pool(slot, node);
     loop {
         match round.go_on(time_max).await {
             Progress::Done(health) => return tell(slot, health),
@@ -112,10 +112,11 @@ async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
 }
 
 /// A round of a node that stands by. If it hangs, nothing else is tried here before it comes back.
-async fn standby_round(slot: &Slot, time_max: Duration) {
+async fn standby_round(slot: &Arc<Slot>, time_max: Duration) {
     let sources = slot.config.settings.sources.clone();
     let mut round = Round::new([(slot.config.name.clone().into(), None)]);
     let tell_it = round.tell.clone();
+    let trying = Arc::clone(slot);
     tokio::task::spawn_blocking(move || {
         let found = export::load(&sources).map_or(Ok(Form::Look), |loaded| {
             let mut form = Form::Write;
@@ -124,9 +125,13 @@ async fn standby_round(slot: &Slot, time_max: Duration) {
                 let expected = if is_read_only {
                     Expected::Readable
                 } else {
-                    Expected::Writable
+                    trying.expected_of(&spec.path)
                 };
-                form = form.min(try_path(&spec.path, expected)?);
+                let tried = try_path(&spec.path, expected)?;
+                if tried == Form::Write {
+                    trying.note_writable(spec.path);
+                }
+                form = form.min(tried);
             }
             Ok(form)
         });
@@ -289,20 +294,24 @@ impl Round {
     }
 
     /// Begins a round on the threads of a service.
-    fn through_pool(node: &Node) -> Self {
-        let disks = disks(node);
+    fn through_pool(slot: &Arc<Slot>, node: &Node) -> Self {
+        let disks = disks(slot, node);
         let names = disks.iter().map(|(path, volume, _)| {
             let volume = Some(Arc::clone(volume));
             (path.clone(), volume)
         });
         let round = Self::new(names);
         for (place, (path, volume, expected)) in disks.into_iter().enumerate() {
+            let slot = Arc::clone(slot);
             let (tell, in_use) = (round.tell.clone(), Arc::clone(&node.storage_use));
             let group = volume.dev;
             let probes = Arc::clone(&node.probes);
             probes.fetch_add(1, Ordering::AcqRel);
             let work = move || {
                 let found = planted().and_then(|()| probe(volume.root(), expected));
+                if found == Ok(Form::Write) {
+                    slot.note_writable(path.clone());
+                }
                 // Nothing of it is open any more when somebody hears of it.
                 drop((volume, in_use));
                 probes.fetch_sub(1, Ordering::AcqRel);
@@ -372,8 +381,8 @@ impl Round {
         self.health = match (&self.health, found) {
             (Health::Fails(_) | Health::Hangs(_), _) => return,
             (_, Err((path, Errno::ROFS))) => Health::Fails(format!(
-                "`{}` is exported for writing, and its file system is read-only, as the kernel \
-                 makes it after an error; if that is meant, export it `ro`",
+                "`{}` is exported for writing, and its file system was writable and is read-only \
+                 now, as the kernel makes it after an error; if that is meant, export it `ro`",
                 path.display()
             )),
             (_, Err((path, errno))) => Health::Fails(format!("`{}`: {errno}", path.display())),
@@ -385,7 +394,7 @@ impl Round {
 
 /// The file systems of a service that is open: the path of an export on each, and what is expected
 /// of it. If one is exported twice, whoever may write counts.
-fn disks(node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
+fn disks(slot: &Slot, node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
     let exports = node.exports.load();
     let mut disks: Vec<(PathBuf, Arc<Volume>, Expected)> = Vec::new();
     for volume in node.files.volumes() {
@@ -395,7 +404,7 @@ fn disks(node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
         let is_read_only = export.rules().iter().all(|rule| rule.options.read_only);
         let expected = match (is_read_only, volume.fs_id) {
             (true, _) => Expected::Readable,
-            (false, 0) => Expected::Writable,
+            (false, 0) => slot.expected_of(&export.spec.path),
             // What is mounted inside an export may be read-only on purpose.
             (false, _) => Expected::MaybeWritable,
         };
