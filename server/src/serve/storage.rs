@@ -27,8 +27,9 @@
 //!   it loses the service ([`ServiceCommand::NeedsFence`]), where there is a fence.
 //! - The storage counts as up from the moment when it may be, which is the beginning, since an
 //!   earlier life of this process may have left it up; and as down when the release command has
-//!   succeeded. That one is run only when nothing of the storage is open any more. As long as the
-//!   storage is up, the service is neither given away nor, once lost, taken again.
+//!   succeeded, which is run only when nothing of the storage is open any more; or, where there is
+//!   a fence and no such command, when nothing of it is open. As long as the storage is up, the
+//!   service is neither given away nor, once lost, taken again.
 //! - Two commands of a service never run at a time, also if whoever waited for one has gone. One
 //!   that can't be killed keeps all others from running, and the storage up, until it has ended.
 
@@ -66,7 +67,8 @@ pub(super) struct Storage {
     addresses: String,
     hooks: Hooks,
     in_use: Arc<StorageUse>,
-    /// Whether a takeover command may have done something, in this life or in an earlier one.
+    /// Whether a takeover command may have done something, in this life or in an earlier one; or
+    /// whether something may be open that only a fence would keep from writing.
     is_up: bool,
     /// How often it could not be let go where nobody waited for that.
     failures: u32,
@@ -200,7 +202,7 @@ impl Storage {
             // The fence took long, and another node may have the service.
             return Ok(Prepared::NotBefore(now + LEASE_LOOK));
         }
-        self.is_up = self.hooks.takeover.is_some() || self.hooks.release.is_some();
+        self.is_up = self.hooks.all().next().is_some();
         if let Some(command) = self.hooks.takeover.clone() {
             let begun = Instant::now();
             let reason = match near.takeover.kind {
@@ -236,7 +238,10 @@ impl Storage {
             return Ok(());
         }
         let epoch = self.epoch;
-        if let Some(command) = self.hooks.release.clone() {
+        // Where it is neither unmounted nor fenced after a release, a write that is stuck in the
+        // kernel, also one that only asked whether the storage works, might come to disk beside
+        // the next node.
+        if self.hooks.release.is_some() || self.hooks.fence.is_some() {
             let closed = async {
                 while Arc::strong_count(&self.in_use) > 1 {
                     sleep(CLOSED_CHECK).await;
@@ -245,6 +250,8 @@ impl Storage {
             timeout(CLOSED_TIME_MAX, closed)
                 .await
                 .map_err(|_| StorageError::StillOpen)?;
+        }
+        if let Some(command) = self.hooks.release.clone() {
             let title = "release hook".to_owned();
             let hook = self.hook(title, command, epoch, reason, None);
             let said = self.run(hook).await?;

@@ -93,3 +93,22 @@ async fn what_cannot_be_undone_is_tried_again_and_kept_until_then() {
     let tries = std::fs::read_to_string(dir.path().join("tries")).unwrap();
     assert_eq!(tries, "failed\nfailed\n");
 }
+
+/// A probe that is stuck in the kernel is a write that only the fence keeps from the disk.
+#[tokio::test]
+async fn with_a_fence_and_no_release_command_nothing_may_be_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = storage(dir.path(), "");
+    let command = storage.hooks.release.take();
+    let probe = storage.in_use();
+    storage.hooks.fence.clone_from(&command);
+    let early = timeout(Duration::from_millis(20), storage.put_down(Reason::Failed)).await;
+    assert!(early.is_err() && storage.may_be_up());
+    drop(probe);
+    storage.put_down(Reason::Failed).await.unwrap();
+    assert!(!storage.may_be_up());
+    // Without a fence it is the storage's own affair.
+    (storage.hooks.fence, storage.hooks.takeover, storage.is_up) = (None, command, true);
+    let _probe = storage.in_use();
+    storage.put_down(Reason::Failed).await.unwrap();
+}
