@@ -33,7 +33,7 @@ use siphasher::sip::{SipHasher13, SipHasher24};
 
 use crate::backend::handle::HandleKey;
 use crate::call::Origin;
-use crate::cluster::replies::KeptReply;
+use crate::cluster::replies::{KeptReply, TIME_MAX};
 use crate::net::mailbox::Sink;
 use crate::pool::Tell;
 
@@ -46,9 +46,6 @@ const ENTRY_BYTES: usize = 200;
 /// How much of the arguments is looked at, from their start and from their end.
 const ARGS_BYTES: usize = 256;
 const ARGS_END_BYTES: usize = 64;
-/// How long a reply is kept: longer than clients repeat a call, and shorter than the time after
-/// which they use a transaction id again.
-const TIME_MAX: Duration = Duration::from_mins(2);
 
 /// What tells calls apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,15 +240,16 @@ impl ReplyCache {
         room
     }
 
-    /// Takes over what another node has answered; to be called before anything is served.
-    pub fn adopt<'a>(&self, replies: impl Iterator<Item = &'a KeptReply>) {
+    /// Takes over what another node has answered; to be called before anything is served. `since`:
+    /// how long ago it was handed over.
+    pub fn adopt<'a>(&self, replies: impl Iterator<Item = &'a KeptReply>, since: Duration) {
         let mut replies: Vec<_> = replies.filter(|kept| is_kept(kept.procedure)).collect();
         // Oldest first, as they are kept.
         replies.sort_by_key(|kept| std::cmp::Reverse(kept.age_ms));
         let now = Instant::now();
         let mut inner = self.lock();
         for kept in replies {
-            let age = Duration::from_millis(kept.age_ms.into());
+            let age = since.saturating_add(Duration::from_millis(kept.age_ms.into()));
             let Some(at) = now.checked_sub(age).filter(|_| age < TIME_MAX) else {
                 continue;
             };
@@ -493,7 +491,10 @@ mod tests {
             ..handed[0].clone()
         };
         handed.push(old);
-        other.adopt(handed.iter());
+        other.adopt(handed.iter(), Duration::from_secs(3));
+        let late = self::cache();
+        late.adopt(handed.iter(), TIME_MAX);
+        assert!(late.is_empty(), "they have grown old on the way");
         assert!(matches!(
             other.begin(key(1, REMOVE), sink(&mailbox)),
             Begin::Done(reply) if *reply == *self::reply(0)

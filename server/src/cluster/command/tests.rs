@@ -56,10 +56,11 @@ fn commands_keep_their_numbers() {
         ),
         (16, ServiceCommand::NeedsFence { epoch }),
         (
-            17,
+            20,
             ServiceCommand::Replies {
                 epoch,
                 replies: Vec::new(),
+                unix_seconds: 3,
             },
         ),
     ] {
