@@ -161,7 +161,9 @@ impl Keeper {
             patient,
             &mut note,
         );
-        let opened = match timeout(OPEN_TIME_MAX, opening).await {
+        // The storage may take its time, and it is its own deadline that says how long.
+        let time_max = OPEN_TIME_MAX + slot.config.storage_time_max.unwrap_or_default();
+        let opened = match timeout(time_max, opening).await {
             Ok(opened) => opened,
             Err(_) => Err(ServeError::TooSlow),
         };
@@ -212,5 +214,6 @@ fn tell(slot: &Slot, takeover: &Takeover) {
     );
 }
 
-/// How long it may take to open a service, before others get their turn.
+/// How long it may take to open a service, before others get their turn; besides the try of its
+/// storage.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(45);
