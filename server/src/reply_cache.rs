@@ -25,13 +25,15 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use havenfs_rpc::message::Call;
+use havenfs_rpc::message::{AcceptStat, Call, Reply, ReplyOutcome};
 use havenfs_rpc::program;
+use havenfs_rpc::record::MARK_BYTES;
+use havenfs_rpc::xdr::{Decode as _, Reader};
 use siphasher::sip::{SipHasher13, SipHasher24};
 
 use crate::backend::handle::HandleKey;
 use crate::call::Origin;
-use crate::cluster::replies::KeptReply;
+use crate::cluster::replies::{KeptReply, TIME_MAX};
 use crate::net::mailbox::Sink;
 use crate::pool::Tell;
 
@@ -44,9 +46,6 @@ const ENTRY_BYTES: usize = 200;
 /// How much of the arguments is looked at, from their start and from their end.
 const ARGS_BYTES: usize = 256;
 const ARGS_END_BYTES: usize = 64;
-/// How long a reply is kept: longer than clients repeat a call, and shorter than the time after
-/// which they use a transaction id again.
-const TIME_MAX: Duration = Duration::from_mins(2);
 
 /// What tells calls apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +100,16 @@ impl Key {
     const fn repeatable(&self) -> bool {
         matches!(self.procedure, 2 | 7)
     }
+}
+
+/// Whether a reply of NFS, with its record mark, says that the call was carried out.
+fn says_done(reply: &[u8]) -> bool {
+    let mut reader = Reader::new(reply.get(MARK_BYTES..).unwrap_or_default());
+    let reply = Reply::decode(&mut reader);
+    reply.is_ok_and(|reply| {
+        let status = reply.results.first_chunk::<4>();
+        reply.outcome == ReplyOutcome::Accepted(AcceptStat::Success) && status == Some(&[0; 4])
+    })
 }
 
 #[derive(Debug)]
@@ -190,7 +199,9 @@ impl ReplyCache {
     }
 
     /// Replies for whoever serves next, of `bytes_max` at most: the newest ones. Those of WRITE and
-    /// SETATTR, of which there may be many and which matter less, get an eighth at most.
+    /// SETATTR, of which there may be many and which matter less, get an eighth at most. Only those
+    /// that say that it was done: what was refused changed nothing, so it may be tried again, and
+    /// an error of a disk that is dead here would not be true there.
     pub fn newest(&self, bytes_max: usize) -> Vec<KeptReply> {
         let mut newest = Vec::new();
         let left = self.newest_of(0, bytes_max, &mut newest);
@@ -207,7 +218,7 @@ impl ReplyCache {
                 continue;
             };
             // An entry that was replaced stands further ahead, and was taken there.
-            if at != entered || age > TIME_MAX {
+            if at != entered || age > TIME_MAX || !says_done(reply) {
                 continue;
             }
             let kept = KeptReply {
@@ -229,15 +240,16 @@ impl ReplyCache {
         room
     }
 
-    /// Takes over what another node has answered; to be called before anything is served.
-    pub fn adopt<'a>(&self, replies: impl Iterator<Item = &'a KeptReply>) {
+    /// Takes over what another node has answered; to be called before anything is served. `since`:
+    /// how long ago it was handed over.
+    pub fn adopt<'a>(&self, replies: impl Iterator<Item = &'a KeptReply>, since: Duration) {
         let mut replies: Vec<_> = replies.filter(|kept| is_kept(kept.procedure)).collect();
         // Oldest first, as they are kept.
         replies.sort_by_key(|kept| std::cmp::Reverse(kept.age_ms));
         let now = Instant::now();
         let mut inner = self.lock();
         for kept in replies {
-            let age = Duration::from_millis(kept.age_ms.into());
+            let age = since.saturating_add(Duration::from_millis(kept.age_ms.into()));
             let Some(at) = now.checked_sub(age).filter(|_| age < TIME_MAX) else {
                 continue;
             };
@@ -310,6 +322,9 @@ impl ReplyCache {
 #[cfg(test)]
 mod tests {
     use havenfs_rpc::auth::OpaqueAuth;
+    use havenfs_rpc::message;
+    use havenfs_rpc::record::{begin_record, end_record};
+    use havenfs_rpc::xdr::Writer;
 
     use super::*;
     use crate::call::Transport;
@@ -347,6 +362,20 @@ mod tests {
         mailbox.sink(None, Share::new(Arc::default(), Arc::default()).reserve(1))
     }
 
+    /// A reply with a status and some results.
+    fn reply(status: u32) -> Vec<u8> {
+        let mut reply = Vec::new();
+        let start = begin_record(&mut reply);
+        let mut writer = Writer::new(&mut reply);
+        message::reply_accepted(&mut writer, 1, AcceptStat::Success);
+        writer.u32(status);
+        reply.resize(1000, 0);
+        end_record(&mut reply, start);
+        reply
+    }
+
+    const NFS3ERR_IO: u32 = 5;
+    const NFS3ERR_ROFS: u32 = 30;
     const REMOVE: u32 = 12;
     const WRITE: u32 = 7;
 
@@ -444,9 +473,13 @@ mod tests {
             assert!(matches!(cache.begin(key, sink(&mailbox)), Begin::New));
             assert!(cache.finish(key, Some(reply.to_vec())).is_some());
         };
-        answer(key(1, REMOVE), b"removed");
+        answer(key(1, REMOVE), &reply(0));
         for xid in 0..100 {
-            answer(key(xid, WRITE), &[0; 1000]);
+            answer(key(xid, WRITE), &reply(0));
+        }
+        // A disk that is dead here says nothing of that of the next node.
+        for status in [NFS3ERR_IO, NFS3ERR_ROFS] {
+            answer(key(status, REMOVE), &reply(status));
         }
         let room = 40_000;
         let mut handed = cache.newest(room);
@@ -458,15 +491,19 @@ mod tests {
             ..handed[0].clone()
         };
         handed.push(old);
-        other.adopt(handed.iter());
+        other.adopt(handed.iter(), Duration::from_secs(3));
+        let late = self::cache();
+        late.adopt(handed.iter(), TIME_MAX);
+        assert!(late.is_empty(), "they have grown old on the way");
         assert!(matches!(
             other.begin(key(1, REMOVE), sink(&mailbox)),
-            Begin::Done(reply) if *reply == *b"removed"
+            Begin::Done(reply) if *reply == *self::reply(0)
         ));
         let known = |xid, procedure| {
             let begun = other.begin(key(xid, procedure), sink(&mailbox));
             matches!(begun, Begin::Done(_))
         };
+        assert!(!known(NFS3ERR_IO, REMOVE) && !known(NFS3ERR_ROFS, REMOVE));
         assert!(known(99, WRITE) && !known(0, WRITE) && !known(2, REMOVE));
     }
 }

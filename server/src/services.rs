@@ -1,13 +1,15 @@
 //! The services of this node, for whoever looks at them from outside: the control socket, the
 //! metrics page. Owns nothing but the list; what a service does is `serve`'s.
 
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::address::Floating;
-use crate::backend::probe::Form;
+use crate::backend::probe::{Expected, Form};
 use crate::cluster::definition::Definition;
 use crate::cluster::renewal_times::RenewalTimes;
 use crate::cluster::{ClusterState, NodeId, ServiceId};
@@ -50,12 +52,36 @@ pub struct Slot {
     pub floating: Option<Arc<Floating>>,
     /// What is known of its storage on this node.
     pub health: watch::Sender<Health>,
+    /// The exported directories whose file systems this process has seen take a write.
+    pub writable: Writable,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
     files: Mutex<Option<Arc<Definition>>>,
     shown: Mutex<Weak<Vec<Shown>>>,
     /// The version of the definition that this node has a copy of; held while it is written.
     pub copied: Mutex<u64>,
+}
+
+/// The exported directories whose file systems have taken a write in this life of the process.
+#[derive(Debug, Default)]
+pub struct Writable(Mutex<HashSet<PathBuf>>);
+
+impl Writable {
+    /// What is expected of the file system of a directory that clients may write to.
+    pub fn expected_of(&self, path: &Path) -> Expected {
+        let writable = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if writable.contains(path) {
+            Expected::Writable
+        } else {
+            Expected::MaybeWritable
+        }
+    }
+
+    /// That of a directory has taken a write.
+    pub fn note(&self, path: PathBuf) {
+        let mut writable = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        writable.insert(path);
+    }
 }
 
 /// Whether the storage of a service works on this node.
@@ -67,12 +93,14 @@ pub enum Health {
     Works(Form),
     /// It does not; why, for people.
     Fails(String),
+    /// It does not answer, and says nothing of it; for people.
+    Hangs(String),
 }
 
 impl Health {
     /// Whether it is known not to work.
     pub const fn fails(&self) -> bool {
-        matches!(self, Self::Fails(_))
+        matches!(self, Self::Fails(_) | Self::Hangs(_))
     }
 }
 
@@ -107,6 +135,7 @@ impl Slot {
             config,
             id: OnceLock::new(),
             health: watch::Sender::new(Health::Untried),
+            writable: Writable::default(),
             serving: Mutex::default(),
             takeover: Mutex::default(),
             files: Mutex::default(),

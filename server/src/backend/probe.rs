@@ -22,9 +22,10 @@ use super::credential;
 /// What is expected of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
-    /// Clients may write: if it says that it is read-only, the kernel made it so after an error.
+    /// Clients may write, and it has taken a write before: if it says that it is read-only, the
+    /// kernel made it so after an error.
     Writable,
-    /// Clients may write if it can be written to.
+    /// Clients may write if it can be written to: it may be read-only on purpose.
     MaybeWritable,
     /// Clients only read.
     Readable,

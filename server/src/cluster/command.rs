@@ -335,6 +335,8 @@ pub enum ServiceCommand {
         epoch: u32,
         /// Some of them; further commands have more.
         replies: Vec<KeptReply>,
+        /// The proposer's clock, in seconds since 1970.
+        unix_seconds: u64,
     },
 }
 

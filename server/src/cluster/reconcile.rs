@@ -145,6 +145,9 @@ pub struct Sight<'a, S> {
     pub is_reachable: bool,
     /// Whether the storage works on this node, as far as it can know.
     pub storage_works: bool,
+    /// Whether it only hangs here, without an error, and no other node can know of its own: where
+    /// commands make the storage ready, nobody tries it while standing by.
+    pub hangs_unseen: bool,
     /// Whether the storage may be up on this node.
     pub may_be_up: bool,
     /// For how long the preferred node must have been able before the service goes back to it;
@@ -424,6 +427,9 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
         let why = match (self.is_reachable, self.storage_works) {
             (true, true) => return None,
             (false, _) => Why::Unreachable,
+            // What hangs here may hang everywhere, and each node that tried it might be stuck with
+            // it, with all its other services.
+            (true, false) if self.hangs_unseen => return None,
             (true, false) => Why::StorageFails,
         };
         self.is_another_able(now).then_some(why)

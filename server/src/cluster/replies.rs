@@ -12,6 +12,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use imbl::Vector;
 use serde::{Deserialize, Serialize};
@@ -53,18 +54,21 @@ impl KeptReply {
 pub(super) struct Handed {
     /// The epoch that they are for.
     epoch: u32,
+    /// When, by the clock of who handed them over, in seconds since 1970: their ages are of then.
+    unix_seconds: u64,
     bytes: usize,
     replies: Vector<KeptReply>,
 }
 
 impl Handed {
     /// The active node of an epoch hands some over.
-    pub(super) fn add(&mut self, by_epoch: u32, replies: &[KeptReply]) {
+    pub(super) fn add(&mut self, by_epoch: u32, unix_seconds: u64, replies: &[KeptReply]) {
         let epoch = by_epoch.saturating_add(1);
         if self.epoch != epoch {
             // What it was given itself is among its own, or too old.
             *self = Self {
                 epoch,
+                unix_seconds,
                 ..Self::default()
             };
         }
@@ -82,10 +86,18 @@ impl Handed {
     }
 
     /// The epoch after this one begins; `is_released`: its active node gave the service away.
-    pub(super) fn begin(&mut self, after: u32, is_released: bool) {
-        if !is_released || self.epoch != after.saturating_add(1) {
+    /// `unix_seconds`: when, by the clock of the next one. Nobody had it in between, which may have
+    /// been for long, and hosts use transaction ids again.
+    pub(super) fn begin(&mut self, after: u32, is_released: bool, unix_seconds: u64) {
+        let is_old = unix_seconds.saturating_sub(self.unix_seconds) > TIME_MAX.as_secs();
+        if !is_released || is_old || self.epoch != after.saturating_add(1) {
             *self = Self::default();
         }
+    }
+
+    /// How long ago it was handed over, by the clock of who asks.
+    pub(super) fn age(&self, unix_seconds: u64) -> Duration {
+        Duration::from_secs(unix_seconds.saturating_sub(self.unix_seconds))
     }
 
     /// What was handed over to an epoch.
@@ -96,7 +108,7 @@ impl Handed {
 
     /// Writes them as [`Handed::read`] reads them.
     pub(super) fn write(&self, out: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
-        write_row(out, buffer, &self.epoch)?;
+        write_row(out, buffer, &(self.epoch, self.unix_seconds))?;
         for reply in &self.replies {
             write_row(out, buffer, reply)?;
         }
@@ -105,8 +117,10 @@ impl Handed {
 
     /// Reads what [`Handed::write`] wrote.
     pub(super) fn read(input: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<Self> {
+        let (epoch, unix_seconds) = read_row(input, buffer)?.ok_or_else(damaged)?;
         let mut handed = Self {
-            epoch: read_row(input, buffer)?.ok_or_else(damaged)?,
+            epoch,
+            unix_seconds,
             ..Self::default()
         };
         while let Some(reply) = read_row(input, buffer)? {
@@ -120,6 +134,9 @@ impl Handed {
 /// memory for as long as the epoch lasts. It is a matter of time: twice as much took 0.15 s of each
 /// move in a debug build on a busy machine, and a hundred replies 0.02 s.
 pub const HANDED_BYTES_MAX: usize = 256 * 1024;
+/// How long a reply is kept: longer than clients repeat a call, and shorter than the time after
+/// which they use a transaction id again.
+pub const TIME_MAX: Duration = Duration::from_mins(2);
 /// What a reply costs besides its bytes.
 const ENTRY_BYTES: usize = 100;
 
@@ -148,36 +165,48 @@ mod tests {
     #[test]
     fn the_next_epoch_has_them_after_a_release_and_no_other() {
         let mut handed = Handed::default();
-        handed.add(3, &[reply(1, 100)]);
-        handed.add(3, &[reply(2, 100)]);
-        handed.begin(3, true);
+        handed.add(3, 1000, &[reply(1, 100)]);
+        handed.add(3, 1000, &[reply(2, 100)]);
+        handed.begin(3, true, 1010);
         assert_eq!(xids(&handed, 4), [1, 2]);
         assert!(xids(&handed, 3).is_empty() && xids(&handed, 5).is_empty());
         // It was given away again, and nothing was handed over.
         let mut again = handed.clone();
-        again.begin(4, true);
+        again.begin(4, true, 1010);
         assert_eq!(again, Handed::default());
-        handed.add(4, &[reply(3, 100)]);
-        handed.begin(4, true);
+        handed.add(4, 1000, &[reply(3, 100)]);
+        handed.begin(4, true, 1010);
         assert_eq!(xids(&handed, 5), [3]);
     }
 
     #[test]
     fn a_takeover_has_none() {
         let mut handed = Handed::default();
-        handed.add(3, &[reply(1, 100)]);
-        handed.begin(3, false);
+        handed.add(3, 1000, &[reply(1, 100)]);
+        handed.begin(3, false, 1010);
         assert_eq!(handed, Handed::default());
+    }
+
+    #[test]
+    fn they_grow_old_while_nobody_has_the_service() {
+        let mut handed = Handed::default();
+        handed.add(3, 1000, &[reply(1, 100)]);
+        let mut late = handed.clone();
+        handed.begin(3, true, 1120);
+        assert_eq!(xids(&handed, 4), [1]);
+        assert_eq!(handed.age(1130), Duration::from_secs(130));
+        late.begin(3, true, 1121);
+        assert_eq!(late, Handed::default());
     }
 
     #[test]
     fn they_are_bounded_by_bytes_and_come_back() {
         let mut handed = Handed::default();
         for xid in 0..100 {
-            handed.add(1, &[reply(xid, 10_000)]);
+            handed.add(1, 1000, &[reply(xid, 10_000)]);
         }
         assert_eq!(handed.replies.len(), HANDED_BYTES_MAX / 10_100);
-        handed.begin(1, true);
+        handed.begin(1, true, 1010);
         let (mut bytes, mut buffer) = (Vec::new(), Vec::new());
         handed.write(&mut bytes, &mut buffer).unwrap();
         assert!(bytes.len() < HANDED_BYTES_MAX);

@@ -40,6 +40,7 @@
 //! other node by node. Those who fence do so for all that had the storage with a fence, and for
 //! nobody who was lost long ago without one. But a node that has no fence yet waits for none.
 
+mod handed;
 pub mod running;
 mod stored;
 
@@ -59,7 +60,7 @@ use super::connections::{self, Connection};
 use super::definition::{Defined, Definition, Definitions, InForce};
 use super::handles::HandleEntry;
 use super::mounts::{self, Mount};
-use super::replies::{Handed, KeptReply};
+use super::replies::Handed;
 use super::wish::{Placed, Wish};
 use running::Runs;
 
@@ -233,8 +234,12 @@ impl ServiceState {
                     .retain(|node| !nodes.contains(node) || Some(*node) == active);
                 Outcome::Done
             }
-            ServiceCommand::Replies { epoch, replies } => {
-                self.handed.add(*epoch, replies);
+            ServiceCommand::Replies {
+                epoch,
+                replies,
+                unix_seconds,
+            } => {
+                self.handed.add(*epoch, *unix_seconds, replies);
                 Outcome::Done
             }
             ServiceCommand::NeedsFence { .. } => {
@@ -274,7 +279,8 @@ impl ServiceState {
     pub(super) fn assign(&mut self, active: Active, unix_seconds: u64, recover: bool) -> Outcome {
         let service = &mut self.service;
         // Only who released it was asked for its replies after its last call.
-        self.handed.begin(service.epoch, service.active.is_none());
+        let is_released = service.active.is_none();
+        self.handed.begin(service.epoch, is_released, unix_seconds);
         service.epoch = service.epoch.saturating_add(1);
         service.nsm_state = NsmState::next(service.nsm_state, unix_seconds);
         service.active = Some(active);
@@ -441,11 +447,6 @@ impl ServiceState {
     /// The nodes that have said that their storage of it does not work.
     pub fn failing(&self) -> &[NodeId] {
         &self.failing
-    }
-
-    /// The replies that the last active node handed over to that of an epoch.
-    pub fn handed_to(&self, epoch: u32) -> impl Iterator<Item = &KeptReply> {
-        self.handed.to(epoch)
     }
 
     /// Where it is wanted.

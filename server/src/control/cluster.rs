@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{acts, forgetting};
+use super::{acts, forgetting, repaired};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
@@ -65,10 +65,17 @@ fn applicants(services: &Services) -> Value {
 
 /// Those that this node has in its configuration, and those that only the cluster knows.
 fn services_known(services: &Services) -> Vec<Value> {
+    // Before the state is read, since this may wait for the kernel, and changes of the state would
+    // wait as well: renewals of leases among them.
+    let here = services.slots.iter().map(|slot| {
+        let floating = slot.floating.as_ref();
+        floating.is_some_and(|floating| floating.is_up())
+    });
+    let here: Vec<bool> = here.collect();
     let state = services.state();
-    let configured = services.slots.iter().map(|slot| {
+    let configured = services.slots.iter().zip(here).map(|(slot, is_here)| {
         let service = slot.id.get().and_then(|id| state.service(*id));
-        one(services, &slot.config.name, service, Some(slot))
+        one(services, &slot.config.name, service, Some((slot, is_here)))
     });
     let is_configured = |name: &str| services.slots.iter().any(|slot| slot.config.name == name);
     let others = state.services();
@@ -81,8 +88,9 @@ fn one(
     services: &Services,
     name: &str,
     service: Option<&ServiceState>,
-    slot: Option<&Arc<Slot>>,
+    slot: Option<(&Arc<Slot>, bool)>,
 ) -> Value {
+    let (slot, is_here) = slot.unzip();
     let active = service.and_then(ServiceState::active);
     let serving = slot.and_then(|slot| slot.serving());
     let takeover = slot.and_then(|slot| slot.takeover());
@@ -109,7 +117,7 @@ fn one(
         "interface": slot.and_then(|slot| slot.floating.as_ref()).map(|floating| json!({
             "name": floating.config().interface,
             "link": *floating.link().borrow(),
-            "addresses_here": floating.is_up(),
+            "addresses_here": is_here,
         })),
         "names": match (defined, slot) {
             (Some(defined), _) => Some(definitions::names_of(&defined.definition)),
@@ -170,7 +178,9 @@ fn health(slot: &Arc<Slot>) -> Value {
     match &*slot.health.borrow() {
         Health::Untried => json!({ "works": null }),
         Health::Works(form) => json!({ "works": true, "probe": form.as_str() }),
-        Health::Fails(problem) => json!({ "works": false, "problem": problem }),
+        Health::Fails(problem) | Health::Hangs(problem) => {
+            json!({ "works": false, "problem": problem })
+        }
     }
 }
 
@@ -304,10 +314,13 @@ async fn bring(services: &Arc<Services>, name: &str, to: &str) -> Result<Value, 
         let service = state.service(service);
         service.is_some_and(|service| service.failing().contains(&node))
     };
-    if fails {
+    if fails
+        && !(to == services.config.node_name() && repaired::believe(services, name, service).await)
+    {
         return Err(error(format!(
             "the storage of service `{name}` does not work on node {to}, as that node says: see \
-             `havenfs service list` there"
+             `havenfs service list` there\nhint: where commands make it ready, the node can't try \
+             it; once it is repaired, say `havenfs service take {name}` on that node"
         )));
     }
     let is_stale = {
@@ -491,4 +504,4 @@ async fn confirm_fence(services: &Arc<Services>, words: &str) -> Result<Value, V
 }
 
 /// How long an operator is kept waiting.
-const ASK_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const ASK_TIME_MAX: Duration = Duration::from_secs(5);

@@ -7,6 +7,7 @@ mod forgetting;
 pub mod locks;
 pub mod metrics_page;
 mod reload;
+mod repaired;
 pub mod socket;
 pub mod table;
 

@@ -335,8 +335,12 @@ fn make_root(wanted: Option<&Path>) -> Result<(PathBuf, bool)> {
     Ok((full, made))
 }
 
+/// For nobody else, whatever the directory that it is in allows: what is exported may hold files of
+/// root that clients have made, set-user-id among them.
 fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir(path).with_context(|| format!("cannot make the directory `{}`", path.display()))
+    let mut builder = DirBuilder::new();
+    let made = builder.mode(0o700).create(path);
+    made.with_context(|| format!("cannot make the directory `{}`", path.display()))
 }
 
 /// A string of TOML; those of JSON are.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use havenfs::backend::sys;
-use rustix::process::geteuid;
+use rustix::process::{geteuid, getpid};
 use rustix::thread::UnshareFlags;
 
 use super::interrupt;
@@ -71,6 +71,11 @@ pub(super) fn raise() -> Result<ExitCode> {
 
 /// Makes oneself at home on the stage: the first thing that the second process does.
 pub(super) fn enter() -> Result<()> {
+    ensure!(
+        getpid().is_init(),
+        "`{ON_STAGE}` is for `havenfs demo --netns` itself, which says it in namespaces of its own: \
+         here it would change this machine\nhint: leave it out"
+    );
     interrupt::stop_at_end_of_input();
     // Nothing that is mounted from here on is seen outside.
     run("mount", &["--make-rprivate", "/"], None)

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::cluster::replies::{HANDED_BYTES_MAX, KeptReply};
 use crate::cluster::{ClusterState, Command, ServiceCommand, ServiceId};
+use crate::lock_service::unix_seconds;
 use crate::node::Node;
 use crate::raft::Proposer;
 
@@ -28,7 +29,11 @@ pub(super) async fn hand_over(proposer: &Proposer, service: ServiceId, node: &No
     let count = replies.len();
     let mut asked = JoinSet::new();
     for replies in in_parts(replies) {
-        let command = ServiceCommand::Replies { epoch, replies };
+        let command = ServiceCommand::Replies {
+            epoch,
+            replies,
+            unix_seconds: unix_seconds().into(),
+        };
         let proposer = proposer.clone();
         asked.spawn(async move { proposer.ask(Command::Service(service, command)).await });
     }
@@ -46,7 +51,10 @@ pub(super) async fn hand_over(proposer: &Proposer, service: ServiceId, node: &No
 /// Has `node` know what the last active node handed over to its epoch.
 pub(super) fn take_over(state: &ClusterState, service: ServiceId, node: &Node) {
     if let Some(service) = state.service(service) {
-        node.reply_cache.adopt(service.handed_to(node.gate.epoch()));
+        let replies = service.handed_to(node.gate.epoch());
+        // A fence may have taken long, or nobody had the service for a while.
+        let age = service.handed_age(unix_seconds().into());
+        node.reply_cache.adopt(replies, age);
     }
 }
 

@@ -6,6 +6,7 @@
 //! matter when this task comes to run.
 
 mod defined;
+mod health;
 mod noting;
 mod taking;
 
@@ -14,14 +15,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::ServeError;
 use super::handing::hand_over;
 use super::leases::Leases;
 use super::opening::{Open, SETTLE_DEAD_TIME_MAX, SETTLE_TIME_MAX, Shared};
-use super::probing;
 use super::storage::{Prepared, Reason, Storage};
 use crate::address::AddressError;
 use crate::clock::boot_time;
@@ -167,6 +166,13 @@ impl Keeper {
                     let _ = timeout(RELEASE_TIME_MAX, self.release(epoch)).await;
                     return Ok(());
                 }
+                // It could not be opened, and what was done for that is not undone yet.
+                Step::Release { .. } if self.storage.may_be_up() => {
+                    match self.storage.undo().await {
+                        None => continue,
+                        Some(moment) => moment,
+                    }
+                }
                 step @ (Step::Take { .. } | Step::Open { .. } | Step::Release { .. }) => {
                     tokio::select! {
                         done = self.carry_out(step) => done?,
@@ -209,20 +215,6 @@ impl Keeper {
         }
     }
 
-    /// Begins to ask the storage whether it works. If it did not in an earlier life of this node,
-    /// it is not believed to before it was seen to.
-    fn start_probing(&self) -> Option<JoinSet<()>> {
-        let time_max = self.slot.config.storage_time_max?;
-        if self.is_noted_failing() {
-            let problem = "it did not when this was noted last".to_owned();
-            self.slot.health.send_replace(Health::Fails(problem));
-        }
-        let mut probing = JoinSet::new();
-        let services = Arc::clone(&self.shared.services);
-        probing.spawn(probing::watch(services, Arc::clone(&self.slot), time_max));
-        Some(probing)
-    }
-
     /// What is to be done now.
     fn step(&mut self) -> Step {
         let services = &self.shared.services;
@@ -251,6 +243,7 @@ impl Keeper {
             is_alone: self.leases.is_alone(),
             is_reachable: *self.link.borrow() && !self.clashes,
             storage_works: !self.health.borrow().fails(),
+            hangs_unseen: self.hangs_unseen(),
             may_be_up: self.storage.may_be_up(),
             fail_back: self.slot.config.fail_back,
         };

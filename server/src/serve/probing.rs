@@ -45,8 +45,7 @@ use crate::export::{self, ExportSpec};
 use crate::fault::{Fault, is_planted};
 use crate::node::Node;
 use crate::pool::{self, Job};
-use crate::services::{Health, Services, Slot};
-use crate::volumes;
+use crate::services::{Health, Services, Slot, Writable};
 
 /// Runs as long as the process. `time_max`: how long the storage may take.
 pub(super) async fn watch(services: Arc<Services>, slot: Arc<Slot>, time_max: Duration) {
@@ -78,33 +77,33 @@ pub(super) async fn watch(services: Arc<Services>, slot: Arc<Slot>, time_max: Du
 /// # Errors
 /// If it is.
 pub(super) async fn try_once(
-    slot: &Slot,
+    slot: &Arc<Slot>,
     node: &Node,
     time_max: Duration,
 ) -> Result<(), ServeError> {
-    let mut round = Round::through_pool(node);
+    let mut round = Round::through_pool(slot, node);
     let health = loop {
         match round.go_on(time_max).await {
-            Progress::Late(path) => break Health::Fails(late(&path, time_max)),
+            Progress::Late(health) => break health,
             Progress::Done(health) => break health,
             Progress::Waits => {}
         }
     };
     tell(slot, health.clone());
     match health {
-        Health::Fails(problem) => Err(ServeError::DeadStorage(problem)),
+        Health::Fails(problem) | Health::Hangs(problem) => Err(ServeError::DeadStorage(problem)),
         Health::Works(_) | Health::Untried => Ok(()),
     }
 }
 
 /// A round through the threads of the service; ends early if that is not served here any more.
-async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
-    let mut round = Round::through_pool(node);
+async fn serving_round(slot: &Arc<Slot>, node: &Arc<Node>, time_max: Duration) {
+    let mut round = Round::through_pool(slot, node);
     loop {
         match round.go_on(time_max).await {
             Progress::Done(health) => return tell(slot, health),
             // It is waited for all the same: if it comes, the storage works.
-            Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
+            Progress::Late(health) => tell(slot, health),
             Progress::Waits => {}
         }
         let serving = slot.serving();
@@ -116,20 +115,21 @@ async fn serving_round(slot: &Slot, node: &Arc<Node>, time_max: Duration) {
 
 /// A round of a node that stands by. If it hangs, nothing else is tried here before it comes back,
 /// or the service is defined anew: what hangs may not be its storage any more.
-async fn standby_round(services: &Services, slot: &Slot, time_max: Duration) {
+async fn standby_round(services: &Services, slot: &Arc<Slot>, time_max: Duration) {
     let defined = defined(services, slot);
     let version = defined.as_ref().map(|defined| defined.version);
     let sources = slot.config.settings.sources.clone();
     let name = slot.config.name.clone();
     let mut round = Round::new([(name.clone().into(), None)]);
     let tell_it = round.tell.clone();
+    let trying = Arc::clone(slot);
     tokio::task::spawn_blocking(move || {
         // What this node's files say counts only before there is a definition.
         let specs = match defined {
             Some(defined) => definitions::specs_of(&name, &defined.definition).ok(),
             None => export::load(&sources).ok().map(|loaded| loaded.specs),
         };
-        let found = specs.map_or(Ok(Form::Look), |specs| try_specs(&specs));
+        let found = specs.map_or(Ok(Form::Look), |specs| try_specs(&trying.writable, &specs));
         // Whoever waited may have gone.
         let _ = tell_it.try_send((0, found));
     });
@@ -143,7 +143,7 @@ async fn standby_round(services: &Services, slot: &Slot, time_max: Duration) {
                 return;
             }
             Progress::Late(_) if slot.serving().is_some() => return,
-            Progress::Late(path) => tell(slot, Health::Fails(late(&path, time_max))),
+            Progress::Late(health) => tell(slot, health),
             Progress::Waits => {}
         }
         if self::defined(services, slot).map(|defined| defined.version) != version {
@@ -159,10 +159,20 @@ fn defined(services: &Services, slot: &Slot) -> Option<Arc<Defined>> {
     state.service(id)?.defined().cloned()
 }
 
-fn try_specs(specs: &[ExportSpec]) -> Found {
+fn try_specs(writable: &Writable, specs: &[ExportSpec]) -> Found {
     let mut form = Form::Write;
     for spec in specs {
-        form = form.min(try_path(&spec.path, volumes::expected(spec))?);
+        let is_read_only = spec.rules.iter().all(|rule| rule.options.read_only);
+        let expected = if is_read_only {
+            Expected::Readable
+        } else {
+            writable.expected_of(&spec.path)
+        };
+        let tried = try_path(&spec.path, expected)?;
+        if tried == Form::Write {
+            writable.note(spec.path.clone());
+        }
+        form = form.min(tried);
     }
     Ok(form)
 }
@@ -188,12 +198,12 @@ fn tell(slot: &Slot, health: Health) {
     slot.health.send_if_modified(|known| {
         let is_news = known.fails() != health.fails();
         match &health {
-            Health::Fails(problem) if is_news => {
+            Health::Fails(problem) | Health::Hangs(problem) if is_news => {
+                let what_follows = what_follows(slot, &health);
                 tracing::error!(
                     service,
-                    "the storage of service `{service}` does not work on this node: {problem}; it \
-                     is given to another node, if there is one on which it works\nhint: see the \
-                     kernel's log (`dmesg`) for the disk"
+                    "the storage of service `{service}` does not work on this node: {problem}; \
+                     {what_follows}"
                 );
             }
             Health::Works(_) if is_news => {
@@ -205,6 +215,28 @@ fn tell(slot: &Slot, health: Health) {
         *known = health;
         differs
     });
+}
+
+/// For people: what becomes of a service whose storage does not work here.
+fn what_follows(slot: &Slot, health: &Health) -> String {
+    let name = &slot.config.name;
+    let has_commands = slot.config.hooks.all().next().is_some();
+    match (slot.serving(), health) {
+        (None, _) => "the service is not taken here before it works\nhint: see the kernel's log \
+                      (`dmesg`) for the disk"
+            .to_owned(),
+        (Some(_), Health::Hangs(_)) if has_commands => format!(
+            "IT STAYS HERE, since no other node can know whether it hangs there as well; what \
+             needs the disk is put off until it answers, or says that it is dead\nhint: if only \
+             this node has lost its way to the disk, say `havenfs service move {name} NODE`, or \
+             stop this machine: another node takes the service"
+        ),
+        (Some(_), _) => {
+            "it is given to another node, if there is one on which it works\nhint: see \
+                         the kernel's log (`dmesg`) for the disk"
+                .to_owned()
+        }
+    }
 }
 
 fn late(path: &Path, time_max: Duration) -> String {
@@ -255,7 +287,7 @@ enum Progress {
     /// All have answered.
     Done(Health),
     /// One has not for too long.
-    Late(PathBuf),
+    Late(Health),
     /// Not all have.
     Waits,
 }
@@ -285,20 +317,24 @@ impl Round {
     }
 
     /// Begins a round on the threads of a service.
-    fn through_pool(node: &Node) -> Self {
-        let disks = disks(node);
+    fn through_pool(slot: &Arc<Slot>, node: &Node) -> Self {
+        let disks = disks(slot, node);
         let names = disks.iter().map(|(path, volume, _)| {
             let volume = Some(Arc::clone(volume));
             (path.clone(), volume)
         });
         let round = Self::new(names);
         for (place, (path, volume, expected)) in disks.into_iter().enumerate() {
+            let slot = Arc::clone(slot);
             let (tell, in_use) = (round.tell.clone(), Arc::clone(&node.storage_use));
             let group = volume.dev;
             let probes = Arc::clone(&node.probes);
             probes.fetch_add(1, Ordering::AcqRel);
             let work = move || {
                 let found = planted().and_then(|()| probe(volume.root(), expected));
+                if found == Ok(Form::Write) {
+                    slot.writable.note(path.clone());
+                }
                 // Nothing of it is open any more when somebody hears of it.
                 drop((volume, in_use));
                 probes.fetch_sub(1, Ordering::AcqRel);
@@ -348,13 +384,17 @@ impl Round {
                 waiting.silent = Duration::ZERO;
             }
         }
-        let mut late = self.waiting.iter();
-        match late.find(|waiting| waiting.silent > time_max) {
+        let mut waiting = self.waiting.iter();
+        match waiting.find(|waiting| waiting.silent > time_max) {
             Some(waiting) => {
                 if let Some((volume, _)) = &waiting.volume {
                     volume.set_hangs(true);
                 }
-                Progress::Late(waiting.path.clone())
+                Progress::Late(match &self.health {
+                    // An error says more than silence.
+                    Health::Fails(_) => self.health.clone(),
+                    _ => Health::Hangs(late(&waiting.path, time_max)),
+                })
             }
             None => Progress::Waits,
         }
@@ -362,10 +402,10 @@ impl Round {
 
     fn note(&mut self, found: Found) {
         self.health = match (&self.health, found) {
-            (Health::Fails(_), _) => return,
+            (Health::Fails(_) | Health::Hangs(_), _) => return,
             (_, Err((path, Errno::ROFS))) => Health::Fails(format!(
-                "`{}` is exported for writing, and its file system is read-only, as the kernel \
-                 makes it after an error; if that is meant, export it `ro`",
+                "`{}` is exported for writing, and its file system was writable and is read-only \
+                 now, as the kernel makes it after an error; if that is meant, export it `ro`",
                 path.display()
             )),
             (_, Err((path, errno))) => Health::Fails(format!("`{}`: {errno}", path.display())),
@@ -377,7 +417,7 @@ impl Round {
 
 /// The file systems of a service that is open: the path of an export on each, and what is expected
 /// of it. If one is exported twice, whoever may write counts.
-fn disks(node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
+fn disks(slot: &Slot, node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
     let exports = node.exports.load();
     let mut disks: Vec<(PathBuf, Arc<Volume>, Expected)> = Vec::new();
     for volume in node.files.volumes() {
@@ -387,7 +427,7 @@ fn disks(node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
         let is_read_only = export.rules().iter().all(|rule| rule.options.read_only);
         let expected = match (is_read_only, volume.fs_id) {
             (true, _) => Expected::Readable,
-            (false, 0) => Expected::Writable,
+            (false, 0) => slot.writable.expected_of(&export.spec.path),
             // What is mounted inside an export may be read-only on purpose.
             (false, _) => Expected::MaybeWritable,
         };
@@ -437,7 +477,10 @@ mod tests {
                 exports: vec![format!("{} *({options})", path.display()).into()],
                 ..Definition::default()
             };
-            try_specs(&definitions::specs_of("a", &definition).unwrap())
+            try_specs(
+                &Writable::default(),
+                &definitions::specs_of("a", &definition).unwrap(),
+            )
         };
         assert_eq!(found("rw", dir.path()), Ok(Form::Write));
         assert_eq!(found("ro", dir.path()), Ok(Form::Look));

@@ -27,8 +27,9 @@
 //!   it loses the service ([`ServiceCommand::NeedsFence`]), where there is a fence.
 //! - The storage counts as up from the moment when it may be, which is the beginning, since an
 //!   earlier life of this process may have left it up; and as down when the release command has
-//!   succeeded. That one is run only when nothing of the storage is open any more. As long as the
-//!   storage is up, the service is neither given away nor, once lost, taken again.
+//!   succeeded, which is run only when nothing of the storage is open any more; or, where there is
+//!   a fence and no such command, when nothing of it is open. As long as the storage is up, the
+//!   service is neither given away nor, once lost, taken again.
 //! - Two commands of a service never run at a time, also if whoever waited for one has gone. One
 //!   that can't be killed keeps all others from running, and the storage up, until it has ended.
 
@@ -66,7 +67,8 @@ pub(super) struct Storage {
     addresses: String,
     hooks: Hooks,
     in_use: Arc<StorageUse>,
-    /// Whether a takeover command may have done something, in this life or in an earlier one.
+    /// Whether a takeover command may have done something, in this life or in an earlier one; or
+    /// whether something may be open that only a fence would keep from writing.
     is_up: bool,
     /// How often it could not be let go where nobody waited for that.
     failures: u32,
@@ -200,7 +202,7 @@ impl Storage {
             // The fence took long, and another node may have the service.
             return Ok(Prepared::NotBefore(now + LEASE_LOOK));
         }
-        self.is_up = self.hooks.takeover.is_some() || self.hooks.release.is_some();
+        self.is_up = self.hooks.all().next().is_some();
         if let Some(command) = self.hooks.takeover.clone() {
             let begun = Instant::now();
             let reason = match near.takeover.kind {
@@ -236,7 +238,10 @@ impl Storage {
             return Ok(());
         }
         let epoch = self.epoch;
-        if let Some(command) = self.hooks.release.clone() {
+        // Where it is neither unmounted nor fenced after a release, a write that is stuck in the
+        // kernel, also one that only asked whether the storage works, might come to disk beside
+        // the next node.
+        if self.hooks.release.is_some() || self.hooks.fence.is_some() {
             let closed = async {
                 while Arc::strong_count(&self.in_use) > 1 {
                     sleep(CLOSED_CHECK).await;
@@ -245,6 +250,8 @@ impl Storage {
             timeout(CLOSED_TIME_MAX, closed)
                 .await
                 .map_err(|_| StorageError::StillOpen)?;
+        }
+        if let Some(command) = self.hooks.release.clone() {
             let title = "release hook".to_owned();
             let hook = self.hook(title, command, epoch, reason, None);
             let said = self.run(hook).await?;
@@ -268,13 +275,7 @@ impl Storage {
         } else {
             Reason::Takeover
         };
-        let Err(error) = self.put_down(reason).await else {
-            self.failures = 0;
-            return None;
-        };
-        let pause = pause_after(self.failures);
-        self.failures += 1;
-        self.not_before = boot_time() + pause;
+        let (error, pause) = self.try_to_put_down(reason).await?;
         let service = &self.service;
         tracing::error!(
             service,
@@ -284,6 +285,39 @@ impl Storage {
             pause.as_secs()
         );
         Some(self.not_before)
+    }
+
+    /// Lets the storage go after the service could not be opened here, which it is still this
+    /// node's to give away. None when it is down, else when to try again: nothing was answered, so
+    /// to wait costs nobody more than the service, and the next node would most likely get stuck in
+    /// the same place.
+    pub(super) async fn undo(&mut self) -> Option<Moment> {
+        if boot_time() < self.not_before {
+            return Some(self.not_before);
+        }
+        let (error, pause) = self.try_to_put_down(Reason::Failed).await?;
+        let service = &self.service;
+        tracing::error!(
+            service,
+            "service `{service}` could not be opened here, and what was done for it can't be \
+             undone: {error}; NOBODY SERVES IT, since no other node may have it before; the next \
+             try is in {} s\nhint: see whether its storage hangs, on this node or on all; if only \
+             here, stop havenfs on this node, or its machine, and another one takes the service",
+            pause.as_secs()
+        );
+        Some(self.not_before)
+    }
+
+    /// None if it is down; else why not, and how long to wait.
+    async fn try_to_put_down(&mut self, reason: Reason) -> Option<(StorageError, Duration)> {
+        let Err(error) = self.put_down(reason).await else {
+            self.failures = 0;
+            return None;
+        };
+        let pause = pause_after(self.failures);
+        self.failures += 1;
+        self.not_before = boot_time() + pause;
+        Some((error, pause))
     }
 
     fn hook(

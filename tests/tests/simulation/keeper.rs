@@ -168,6 +168,7 @@ impl World {
             is_alone: false,
             is_reachable: true,
             storage_works: !fails,
+            hangs_unseen: false,
             may_be_up: false,
             // Soon enough to be in the way of everything else.
             fail_back: (s == 0).then_some(Duration::from_millis(1500)),

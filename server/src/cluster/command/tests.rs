@@ -61,6 +61,7 @@ fn commands_keep_their_numbers() {
             ServiceCommand::Replies {
                 epoch,
                 replies: Vec::new(),
+                unix_seconds: 3,
             },
         ),
     ] {

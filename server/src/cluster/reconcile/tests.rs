@@ -29,6 +29,7 @@ struct Scene {
     lease: Moment,
     is_reachable: bool,
     storage_works: bool,
+    hangs_unseen: bool,
     may_be_up: bool,
 }
 
@@ -41,6 +42,7 @@ impl Scene {
             lease: Moment::default(),
             is_reachable: true,
             storage_works: true,
+            hangs_unseen: false,
             may_be_up: false,
         };
         scene.log(ClusterCommand::Name { name: "a".into() });
@@ -115,6 +117,7 @@ impl Scene {
             is_alone: false,
             is_reachable: self.is_reachable,
             storage_works: self.storage_works,
+            hangs_unseen: self.hangs_unseen,
             may_be_up: self.may_be_up,
             fail_back: None,
         };
@@ -459,6 +462,21 @@ fn where_the_storage_fails_for_all_it_stays_and_goes_on_to_answer() {
 }
 
 #[test]
+fn what_hangs_is_not_given_to_nodes_that_cannot_know_whether_it_hangs_there() {
+    let mut scene = Scene::serving();
+    (scene.storage_works, scene.hangs_unseen) = (false, true);
+    scene.other_seen = Some((1, at(5000)));
+    assert_eq!(scene.poll(5100), Step::Wait(at(6100)));
+    // It says that it is dead, or clients can't reach this node at all.
+    scene.hangs_unseen = false;
+    assert_eq!(scene.poll(5101), Step::Stop(Why::StorageFails));
+    let mut scene = Scene::serving();
+    (scene.storage_works, scene.hangs_unseen) = (false, true);
+    (scene.is_reachable, scene.other_seen) = (false, Some((1, at(5000))));
+    assert_eq!(scene.poll(5100), Step::Stop(Why::Unreachable));
+}
+
+#[test]
 fn nobody_is_fenced_for_a_node_whose_storage_fails() {
     let mut scene = Scene::new();
     scene.assign(1, 0, None);
@@ -508,6 +526,7 @@ fn two_nodes_do_not_pass_it_to_and_fro_in_a_tight_loop() {
                 is_alone: false,
                 is_reachable: true,
                 storage_works: !is_bad,
+                hangs_unseen: false,
                 fail_back: None,
                 may_be_up: false,
             };

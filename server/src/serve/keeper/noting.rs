@@ -1,15 +1,11 @@
-//! What a keeper has the log note of its node: with which addresses it runs, and whether its
-//! storage works.
-
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+//! What a keeper has the log note of its node, with which addresses it runs, and what it sees there
+//! of its service: that an address is another one's by now, or that it was forgotten.
 
 use tokio::time::sleep;
 
 use super::{Keeper, TAKE_AGAIN};
-use crate::cluster::command::StorageNote;
 use crate::cluster::service::running::{RunningNote, Runs};
-use crate::cluster::{ClusterCommand, Command, Outcome, Queue};
+use crate::cluster::{ClusterCommand, Command, Outcome};
 use crate::definitions;
 
 impl Keeper {
@@ -62,13 +58,6 @@ impl Keeper {
         self.clashes = other.is_some();
     }
 
-    pub(super) fn is_noted_failing(&self) -> bool {
-        let own = self.shared.services.cluster.own().node;
-        let state = self.shared.services.state();
-        let service = state.service(self.id);
-        service.is_some_and(|service| service.failing().contains(&own))
-    }
-
     /// Whether an operator has had the service forgotten: it is not to be had any more by this
     /// process. Says so once.
     pub(super) fn look_whether_forgotten(&mut self) {
@@ -84,26 +73,5 @@ impl Keeper {
             );
         }
         self.is_forgotten = is_forgotten;
-    }
-
-    /// Has the log say of this node's storage what is so; if that gets lost, again later.
-    pub(super) fn note_health(&self) {
-        let fails = self.health.borrow().fails();
-        if self.is_forgotten {
-            return;
-        }
-        if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let note = Command::Cluster(ClusterCommand::NoteStorage(StorageNote {
-            service: self.id,
-            node: self.shared.services.cluster.own().node,
-            fails,
-        }));
-        let noting = Arc::clone(&self.noting);
-        let proposer = &self.shared.proposer;
-        proposer.propose_in(Queue::Leases, note, move |_| {
-            noting.store(false, Ordering::Release);
-        });
     }
 }

@@ -85,7 +85,7 @@ impl Keeper {
     /// Makes the storage ready, as far as that can be done now.
     ///
     /// # Errors
-    /// Why it can't be, if nobody else could do better, or the storage can't be let go again.
+    /// Why it can't be, if nobody else could do better.
     pub(super) async fn prepare(
         &mut self,
         stopping: &watch::Receiver<bool>,
@@ -115,7 +115,7 @@ impl Keeper {
     /// It can't be opened here: undoes what was done, and leaves it to others.
     ///
     /// # Errors
-    /// Why it can't be opened, if there are no others, or why it can't be left to them.
+    /// Why it can't be opened, if there are no others.
     async fn cannot_open(&mut self, error: ServeError) -> Result<(), ServeError> {
         if self.leases.is_alone() {
             self.put_down_or_tell(Reason::Failed).await;
@@ -126,7 +126,10 @@ impl Keeper {
             epoch = self.gate.as_ref().map(|gate| gate.epoch()),
             "cannot serve it here, another node may: {error}"
         );
-        self.put_down(Reason::Failed).await?;
+        self.let_go().await;
+        // If that fails, it is tried again before the release. The process does not end for it:
+        // nothing of the service was answered here, and other services are.
+        let _ = self.storage.undo().await;
         self.reconciler.opened(boot_time(), false);
         Ok(())
     }
@@ -158,7 +161,9 @@ impl Keeper {
             patient,
             &mut note,
         );
-        let opened = match timeout(OPEN_TIME_MAX, opening).await {
+        // The storage may take its time, and it is its own deadline that says how long.
+        let time_max = OPEN_TIME_MAX + slot.config.storage_time_max.unwrap_or_default();
+        let opened = match timeout(time_max, opening).await {
             Ok(opened) => opened,
             Err(_) => Err(ServeError::TooSlow),
         };
@@ -209,5 +214,6 @@ fn tell(slot: &Slot, takeover: &Takeover) {
     );
 }
 
-/// How long it may take to open a service, before others get their turn.
+/// How long it may take to open a service, before others get their turn; besides the try of its
+/// storage.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(45);

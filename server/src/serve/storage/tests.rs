@@ -78,3 +78,37 @@ async fn what_cannot_be_let_go_is_tried_again_later() {
     assert_eq!(storage.let_go(8).await, None);
     assert!(!storage.may_be_up());
 }
+
+#[tokio::test]
+async fn what_cannot_be_undone_is_tried_again_and_kept_until_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = storage(dir.path(), "echo $HAVENFS_REASON >> tries; [ -e works ]");
+    let again = storage.undo().await.unwrap();
+    assert!(again > boot_time() && storage.may_be_up());
+    assert_eq!(storage.undo().await, Some(again));
+    std::fs::write(dir.path().join("works"), "").unwrap();
+    storage.not_before = Moment::default();
+    assert_eq!(storage.undo().await, None);
+    assert!(!storage.may_be_up());
+    let tries = std::fs::read_to_string(dir.path().join("tries")).unwrap();
+    assert_eq!(tries, "failed\nfailed\n");
+}
+
+/// A probe that is stuck in the kernel is a write that only the fence keeps from the disk.
+#[tokio::test]
+async fn with_a_fence_and_no_release_command_nothing_may_be_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = storage(dir.path(), "");
+    let command = storage.hooks.release.take();
+    let probe = storage.in_use();
+    storage.hooks.fence.clone_from(&command);
+    let early = timeout(Duration::from_millis(20), storage.put_down(Reason::Failed)).await;
+    assert!(early.is_err() && storage.may_be_up());
+    drop(probe);
+    storage.put_down(Reason::Failed).await.unwrap();
+    assert!(!storage.may_be_up());
+    // Without a fence it is the storage's own affair.
+    (storage.hooks.fence, storage.hooks.takeover, storage.is_up) = (None, command, true);
+    let _probe = storage.in_use();
+    storage.put_down(Reason::Failed).await.unwrap();
+}
