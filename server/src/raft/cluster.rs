@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::{Instant as _, WatchReceiver as _};
 
 use super::Engine;
-use super::change::{ChangeError, Changes, MemberChange};
+use super::change::{ChangeError, Changes, MemberChange, is_joint};
 use super::log::Shared;
 use super::peer::Applicant;
 use crate::clock::boot_time;
@@ -83,6 +83,12 @@ impl Cluster {
         let metrics = self.engine.server_metrics();
         let members = metrics.borrow_watched().membership_config.nodes().count();
         members == 1 && self.sole().load(Ordering::Acquire)
+    }
+
+    /// Whether the voters are being changed, so that majorities of the old and the new ones are
+    /// needed.
+    pub fn is_joint(&self) -> bool {
+        is_joint(&self.engine)
     }
 
     /// This life of this node.

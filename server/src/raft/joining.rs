@@ -198,6 +198,7 @@ async fn run_member(
         dir,
         Some(changes.clone()),
     )));
+    let turn = changes.turns();
     joined.changes = Some(changes);
     let initialized = engine.is_initialized().await;
     let initialized = initialized.map_err(|error| stopped("start", &error))?;
@@ -210,7 +211,14 @@ async fn run_member(
         let elected = engine.trigger().elect(false).await;
         elected.map_err(|error| stopped("elect itself", &error))?;
     }
-    let seeing = leading::see_to(engine.clone(), peers.clone(), configured, settled, state);
+    let seeing = leading::see_to(
+        engine.clone(),
+        peers.clone(),
+        configured,
+        settled,
+        state,
+        turn,
+    );
     joined.tasks.push(tokio::spawn(seeing).abort_handle());
     let driver = Driver::start(engine.clone(), opened.snapshots, pending, Some(peers));
     Ok(Started {

@@ -1,5 +1,7 @@
 //! Nodes in one process: who is let in, forming, electing, replicating, losing a leader.
 
+mod joint;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use super::key::ClusterKey;
 use super::link::LinkError;
 use super::serve::{HANDSHAKES_MAX, Served, serve_peers};
 use crate::cluster::{ClusterState, ServiceId, ServiceState};
+use crate::raft::change::Turn;
 use crate::raft::leading::{Log, see_to};
 use crate::raft::stored::{self, Formed, Stored};
 use crate::raft::tests::{expected, proposed};
@@ -248,6 +251,7 @@ impl Node {
             members.to_vec(),
             settled,
             Arc::clone(&state),
+            Turn::default(),
         ));
         tell.send(Some(Served::new(engine.clone(), &dir, None)))
             .ok()
