@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   add:     ask it who it is -> learner (its name and store) -> wait: it has the log -> voter
-//!   remove:  retire (void while it serves) -> voter no more, by joint consensus -> no member
+//!   remove:  retire (void while it serves or awaits its fence) -> voter no more, by joint consensus -> no member
 //! ```
 //!
 //! Who can lead, vote or go is judged in `sight`.
@@ -411,6 +411,15 @@ impl Changes {
                 return Err(refused(format!(
                     "node `{name}` has service `{service}`\nhint: say `havenfs service move \
                      {service} --to NODE` first"
+                )));
+            }
+            Ok(Ok(Outcome::AwaitsFence(id))) => {
+                let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+                let service = state.service(id).map_or("?", ServiceState::name);
+                return Err(refused(format!(
+                    "service `{service}` waits for the fence of node `{name}`\nhint: make sure that \
+                     `{name}` is off, and say `havenfs service confirm-fence {service} --node \
+                     {name}` first"
                 )));
             }
             Ok(Ok(_)) => {}

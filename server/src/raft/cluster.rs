@@ -142,11 +142,11 @@ impl Cluster {
         with_data.map(|member| member.node).collect()
     }
 
-    /// What people call a node.
+    /// What people call a node: one word, since it is quoted in what they are told to type.
     pub fn name_of(&self, node: NodeId) -> String {
         let mut members = self.members().into_iter();
         let member = members.find(|member| member.node == node);
-        member.map_or_else(|| format!("number {node}"), |member| member.name)
+        member.map_or_else(|| format!("number-{node}"), |member| member.name)
     }
 
     /// A node by its name.
