@@ -57,6 +57,10 @@ pub(super) enum ClusterCommand {
         /// A voter that you have made sure is off, and stays off; say it for each of them
         #[arg(long, value_name = "NODE")]
         i_fenced: Vec<String>,
+        /// You know that no other node has gone on alone after this one ended, made a sole survivor
+        /// itself. Without it locks count as missing, and services begin with grace
+        #[arg(long)]
+        none_went_on_alone: bool,
     },
 }
 
@@ -81,11 +85,15 @@ pub(super) fn run(command: ClusterCommand) -> anyhow::Result<()> {
             let config = config::cluster::plan(File::default(), File::read(&config)?)?;
             print(&format!("{}\n", offline::init(&config)?))
         }
-        ClusterCommand::SoleSurvivor { config, i_fenced } => {
+        ClusterCommand::SoleSurvivor {
+            config,
+            i_fenced,
+            none_went_on_alone,
+        } => {
             let config = config::cluster::plan(File::default(), File::read(&config)?)?;
             print(&format!(
                 "{}\n",
-                offline::sole_survivor(&config, &i_fenced)?
+                offline::sole_survivor(&config, &i_fenced, none_went_on_alone)?
             ))
         }
     }

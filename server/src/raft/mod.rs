@@ -163,6 +163,7 @@ impl Store {
         let mut opened = opened
             .await
             .map_err(|error| stopped("open its files", &error))??;
+        opened.stored.check_done()?;
         let log = opened.log.shared();
         let mut failure = log.watch_failure();
         let state = opened.machine.state();

@@ -147,10 +147,14 @@ fn begin(
 ///
 /// # Errors
 /// If not all other voters are named, a server runs on it, or its store can't be used.
-pub fn sole_survivor(config: &NodeConfig, fenced: &[String]) -> Result<String, RepairError> {
+pub fn sole_survivor(
+    config: &NodeConfig,
+    fenced: &[String],
+    none_went_on: bool,
+) -> Result<String, RepairError> {
     cluster_of(config)?;
     let state = open(config)?;
-    let survived = raft::survive(&state.dir().join("store"), fenced)?;
+    let survived = raft::survive(&state.dir().join("store"), fenced, none_went_on)?;
     let tables = if survived.is_incomplete {
         "locks may be missing that hosts were told to have, so that each service begins with \
          grace, in which hosts reclaim theirs"
