@@ -47,6 +47,10 @@ pub(super) enum ClusterCommand {
         /// Configuration file with the cluster (TOML)
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Another member of the configuration that can't be asked, and of which you know that it
+        /// belongs to no cluster; say it for each of them
+        #[arg(long, value_name = "NODE")]
+        absent: Vec<String>,
     },
     /// When all other voters are lost for good: make a cluster of this node alone, whose server is
     /// stopped. If one of the others still runs, files will be damaged
@@ -81,9 +85,9 @@ pub(super) fn run(command: ClusterCommand) -> anyhow::Result<()> {
             show(&control, &format!("add {name} {address}{witness}"))
         }
         ClusterCommand::Remove { name, control } => show(&control, &format!("remove {name}")),
-        ClusterCommand::Init { config } => {
+        ClusterCommand::Init { config, absent } => {
             let config = config::cluster::plan(File::default(), File::read(&config)?)?;
-            print(&format!("{}\n", offline::init(&config)?))
+            print(&format!("{}\n", offline::init(&config, &absent)?))
         }
         ClusterCommand::SoleSurvivor {
             config,

@@ -261,9 +261,9 @@ fn run<T>(
 }
 
 /// All that a store has, as if all of it were committed.
-struct Whole {
+pub(super) struct Whole {
     state: ClusterState,
-    membership: Membership,
+    pub(super) membership: Membership,
     last: Option<LogId>,
     term: u64,
     /// What comes from here on in the log is of a try that is not known to be done, and is left
@@ -272,7 +272,7 @@ struct Whole {
 }
 
 impl Whole {
-    async fn read(opened: &mut Opened) -> Result<Self, StoreError> {
+    pub(super) async fn read(opened: &mut Opened) -> Result<Self, StoreError> {
         let failed = StoreError::io("read the log of", Path::new("the store"));
         let read = async {
             let state = opened.machine.state();
