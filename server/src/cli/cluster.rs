@@ -47,6 +47,10 @@ pub(super) enum ClusterCommand {
         /// Configuration file with the cluster (TOML)
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Another member of the configuration that can't be asked, and of which you know that it
+        /// belongs to no cluster; say it for each of them
+        #[arg(long, value_name = "NODE")]
+        absent: Vec<String>,
     },
     /// When all other voters are lost for good: make a cluster of this node alone, whose server is
     /// stopped. If one of the others still runs, files will be damaged
@@ -57,6 +61,10 @@ pub(super) enum ClusterCommand {
         /// A voter that you have made sure is off, and stays off; say it for each of them
         #[arg(long, value_name = "NODE")]
         i_fenced: Vec<String>,
+        /// You know that no other node has gone on alone after this one ended, made a sole survivor
+        /// itself. Without it locks count as missing, and services begin with grace
+        #[arg(long)]
+        none_went_on_alone: bool,
     },
 }
 
@@ -77,15 +85,19 @@ pub(super) fn run(command: ClusterCommand) -> anyhow::Result<()> {
             show(&control, &format!("add {name} {address}{witness}"))
         }
         ClusterCommand::Remove { name, control } => show(&control, &format!("remove {name}")),
-        ClusterCommand::Init { config } => {
+        ClusterCommand::Init { config, absent } => {
             let config = config::cluster::plan(File::default(), File::read(&config)?)?;
-            print(&format!("{}\n", offline::init(&config)?))
+            print(&format!("{}\n", offline::init(&config, &absent)?))
         }
-        ClusterCommand::SoleSurvivor { config, i_fenced } => {
+        ClusterCommand::SoleSurvivor {
+            config,
+            i_fenced,
+            none_went_on_alone,
+        } => {
             let config = config::cluster::plan(File::default(), File::read(&config)?)?;
             print(&format!(
                 "{}\n",
-                offline::sole_survivor(&config, &i_fenced)?
+                offline::sole_survivor(&config, &i_fenced, none_went_on_alone)?
             ))
         }
     }

@@ -479,6 +479,8 @@ pub enum Outcome {
     Done,
     /// The command is from an earlier epoch: it changed nothing, and is not answered.
     EarlierEpoch,
+    /// The node has still to be fenced for this service, so it can't be removed.
+    AwaitsFence(ServiceId),
 }
 
 /// Why bytes are no command.

@@ -40,7 +40,8 @@ impl std::fmt::Debug for HandleSecret {
 /// A change of the members. New ones are added at the end: their order is their number in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemberCommand {
-    /// A node is going to be removed. Void while it has a service.
+    /// A node is going to be removed. Void while it has a service, or has still to be fenced for
+    /// one: whoever fences it needs its name.
     Retire {
         /// Which one.
         node: NodeId,

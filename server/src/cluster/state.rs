@@ -185,6 +185,11 @@ impl ClusterState {
                 if let Some((id, _)) = services.find(|(_, service)| serves(service)) {
                     return Outcome::StillServes(*id);
                 }
+                let awaits = |service: &ServiceState| service.unfenced().any(|one| one == *node);
+                let mut services = self.services.iter();
+                if let Some((id, _)) = services.find(|(_, service)| awaits(service)) {
+                    return Outcome::AwaitsFence(*id);
+                }
                 self.members.retire(*node);
             }
             MemberCommand::SoleSurvivor {

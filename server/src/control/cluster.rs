@@ -28,6 +28,7 @@ pub(super) fn status(services: &Services) -> Value {
         status["leader"] = json!(leader.map(|leader| services.cluster.name_of(leader)));
         status["term"] = json!(services.cluster.term());
         status["members"] = members(services);
+        status["joint"] = json!(services.cluster.is_joint());
         status["waiting"] = applicants(services);
     }
     status
@@ -44,6 +45,7 @@ fn members(services: &Services) -> Value {
             "witness": member.witness,
             "votes": member.votes,
             "lives": services.cluster.is_heard(member, &state),
+            "leaves": state.members().is_retired(member.node),
         })
     });
     members.collect()

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   add:     ask it who it is -> learner (its name and store) -> wait: it has the log -> voter
-//!   remove:  retire (void while it serves) -> voter no more, by joint consensus -> no member
+//!   remove:  retire (void while it serves or awaits its fence) -> voter no more, by joint consensus -> no member
 //! ```
 //!
 //! Who can lead, vote or go is judged in `sight`.
@@ -14,8 +14,12 @@
 //! # If the process dies
 //!
 //! The same command, said again, goes on where it was: a learner stays one until it is made a
-//! voter, and a retired node that is still a member serves nothing.
+//! voter, and a retired node that is still a member serves nothing. What the change of voters lacks
+//! the next leader does, see `joint`.
 
+mod error;
+mod joint;
+mod promote;
 mod sight;
 
 use std::collections::BTreeSet;
@@ -27,12 +31,12 @@ use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::time::{Instant, sleep, timeout};
 
-use self::sight::{BEHIND_MAX, SILENT_MAX, Sight, may_go, sight, sight_within, unknown};
+use self::error::{CHANGE_MAX, changed, refused, too_long};
+use self::sight::{SILENT_MAX, Sight, may_go, sight, sight_within, unknown};
 use super::peer::Peers;
 use super::proposer::{Proposer, Unavailable};
 use super::types::{Member, NAME_BYTES_MAX};
 use super::{Engine, stored};
-use crate::cluster::command::{Renewal, RenewalId};
 use crate::cluster::members::MemberCommand;
 use crate::cluster::{ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceState};
 
@@ -60,53 +64,12 @@ pub enum MemberChange {
     },
 }
 
+pub use self::error::ChangeError;
+pub(super) use self::joint::{is_joint, keep_finished};
 pub(super) use self::sight::heir_of_witness;
 
-/// Why a change is not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChangeError {
-    /// There is nobody else.
-    #[error(
-        "this node has no cluster\nhint: name its members in the configuration; `havenfs cluster \
-         init` makes it the first one of them"
-    )]
-    Alone,
-    /// Nobody can do it now.
-    #[error(
-        "nobody leads the cluster, so nothing can be changed\nhint: a majority of the members must \
-         run and reach each other; see `havenfs cluster status`"
-    )]
-    NoLeader,
-    /// This node can't do it.
-    #[error("this node does not lead")]
-    NotLeader,
-    /// The leader says why.
-    #[error("{0}")]
-    Refused(String),
-    /// The leader can't be asked.
-    #[error("the leader, `{leader}`, can't be asked: {problem}")]
-    Unreachable {
-        /// Who leads.
-        leader: String,
-        /// Why.
-        problem: String,
-    },
-    /// It took too long.
-    #[error(
-        "{what} was begun, and is not known to be done within {seconds} s\nhint: see `havenfs \
-         cluster status`; the same command goes on where it was"
-    )]
-    TooLong {
-        /// What.
-        what: &'static str,
-        /// How long it was waited for.
-        seconds: u64,
-    },
-}
-
-fn refused(text: impl Into<String>) -> ChangeError {
-    ChangeError::Refused(text.into())
-}
+/// Who changes the members, or the leader, has it: one at a time.
+pub(super) type Turn = Arc<tokio::sync::Mutex<()>>;
 
 /// Makes the changes on this node, or has the leader make them. A handle: clones are alike.
 #[derive(Clone)]
@@ -115,8 +78,7 @@ pub(super) struct Changes {
     peers: Peers,
     state: Arc<RwLock<ClusterState>>,
     proposer: Proposer,
-    /// One at a time.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Turn,
 }
 
 /// Has another node lead; whether it does in time.
@@ -152,6 +114,11 @@ impl Changes {
         }
     }
 
+    /// For whoever has the leader changed.
+    pub(super) fn turns(&self) -> Turn {
+        Arc::clone(&self.turn)
+    }
+
     pub(super) const fn peers(&self) -> &Peers {
         &self.peers
     }
@@ -164,42 +131,89 @@ impl Changes {
 
     /// Has the change made, by whoever leads.
     pub(super) async fn ask(&self, change: &MemberChange) -> Result<String, ChangeError> {
-        let deadline = Instant::now() + LEADER_MAX;
+        let begun = Instant::now();
+        let mut deadline = begun + LEADER_MAX;
+        // It may have been made by a leader that could not say so any more.
+        let mut may_be_made = false;
+        let was_member = self.is_member(change);
         loop {
-            let leader = self.engine.server_metrics().borrow_watched().current_leader;
-            let member = sight(&self.engine)
-                .members
-                .remove(&leader.unwrap_or_default());
-            let result = match (leader, member) {
-                (Some(leader), _) if leader == *self.engine.node_id() => {
-                    self.carry_out(change).await
-                }
-                (Some(leader), Some(member)) => {
-                    let asked = self
-                        .peers
-                        .ask_for((leader, &member), change.clone(), ASK_MAX);
-                    match asked.await {
-                        Ok(Some(result)) => result.map_err(ChangeError::Refused),
-                        Ok(None) => Err(ChangeError::NotLeader),
-                        Err(error) => Err(ChangeError::Unreachable {
-                            leader: member.name.to_string(),
-                            problem: error.to_string(),
-                        }),
-                    }
-                }
-                _ => Err(ChangeError::NoLeader),
-            };
+            let asked = Instant::now();
+            let result = self.ask_once(change).await;
             match result {
                 // One that dies is replaced soon.
                 Err(
-                    ChangeError::NotLeader
+                    error @ (ChangeError::NotLeader
                     | ChangeError::NoLeader
-                    | ChangeError::Unreachable { .. },
-                ) if Instant::now() < deadline => sleep(POLL).await,
-                Err(ChangeError::NotLeader) => return Err(ChangeError::NoLeader),
+                    | ChangeError::Unreachable { .. }),
+                ) => {
+                    may_be_made |= !matches!(error, ChangeError::NoLeader);
+                    // It led until now, and whoever follows it has as long as anybody.
+                    if asked.elapsed() > POLL && begun.elapsed() < ASK_MAX {
+                        deadline = Instant::now() + LEADER_MAX;
+                    }
+                    if Instant::now() < deadline {
+                        sleep(POLL).await;
+                        continue;
+                    }
+                    return Err(match error {
+                        ChangeError::NotLeader => ChangeError::NoLeader,
+                        error => error,
+                    });
+                }
+                Err(ChangeError::Refused(_))
+                    if may_be_made && was_member && self.is_gone(change).await =>
+                {
+                    return Ok(
+                        "the node is a member no more; the leader was lost meanwhile".to_owned(),
+                    );
+                }
                 result => return result,
             }
         }
+    }
+
+    async fn ask_once(&self, change: &MemberChange) -> Result<String, ChangeError> {
+        let leader = self.engine.server_metrics().borrow_watched().current_leader;
+        let member = sight(&self.engine)
+            .members
+            .remove(&leader.unwrap_or_default());
+        match (leader, member) {
+            (Some(leader), _) if leader == *self.engine.node_id() => self.carry_out(change).await,
+            (Some(leader), Some(member)) => {
+                let asked = self
+                    .peers
+                    .ask_for((leader, &member), change.clone(), ASK_MAX);
+                match asked.await {
+                    Ok(Some(result)) => result.map_err(ChangeError::Refused),
+                    Ok(None) => Err(ChangeError::NotLeader),
+                    Err(error) => Err(ChangeError::Unreachable {
+                        leader: member.name.to_string(),
+                        problem: error.to_string(),
+                    }),
+                }
+            }
+            _ => Err(ChangeError::NoLeader),
+        }
+    }
+
+    /// Whether the node that is to be removed is a member, as far as this node knows.
+    fn is_member(&self, change: &MemberChange) -> bool {
+        match change {
+            MemberChange::Remove { name } => sight(&self.engine).find(name).is_some(),
+            MemberChange::Transfer { .. } | MemberChange::Add { .. } => false,
+        }
+    }
+
+    /// Whether this node hears that the node that was to be removed is a member no more.
+    async fn is_gone(&self, change: &MemberChange) -> bool {
+        let begun = Instant::now();
+        while self.is_member(change) {
+            if begun.elapsed() > SILENT_MAX {
+                return false;
+            }
+            sleep(POLL).await;
+        }
+        true
     }
 
     /// Makes the change, if this node leads.
@@ -208,7 +222,11 @@ impl Changes {
             return Err(ChangeError::NotLeader);
         }
         match change {
-            MemberChange::Transfer { to } => self.transfer(to.as_deref()).await,
+            // A leader that goes in the midst of a change leaves it half done.
+            MemberChange::Transfer { to } => {
+                let _turn = self.turn()?;
+                self.transfer(to.as_deref()).await
+            }
             MemberChange::Add {
                 name,
                 address,
@@ -278,21 +296,36 @@ impl Changes {
                 "the name of a node has 1 to {NAME_BYTES_MAX} bytes"
             )));
         }
+        joint::finish(&self.engine).await?;
         let before = sight(&self.engine);
+        if let Some((node, _)) = before.find(name)
+            && self.is_retired(NodeId(node))
+        {
+            return Err(refused(format!(
+                "the removal of node `{name}` was begun and is not done\nhint: say `havenfs \
+                 cluster remove {name}` again first"
+            )));
+        }
         let asked = self.peers.ask(address).await;
         let store_id = match before.find(name) {
             Some((node, member)) if before.voters.contains(&node) => {
                 let is_wiped = asked.is_ok_and(|hello| {
                     hello.is_empty_node() && hello.store_id() != member.store_id
                 });
-                return Err(refused(if is_wiped {
-                    format!(
+                if is_wiped {
+                    return Err(refused(format!(
                         "node `{name}` is a member with the store that it had before\nhint: say \
                          `havenfs cluster remove {name}` first"
-                    )
-                } else {
-                    format!("node `{name}` is a member already")
-                }));
+                    )));
+                }
+                // What an earlier try has done, perhaps that of a leader that is gone.
+                if member.address == address && member.witness == witness {
+                    return Ok(promote::added(&before, node));
+                }
+                return Err(refused(format!(
+                    "node `{name}` is a member already, with another address or kind, at {}",
+                    member.address
+                )));
             }
             Some((node, member)) => {
                 // A learner, of an earlier try.
@@ -347,71 +380,8 @@ impl Changes {
         last.unwrap_or_default().saturating_add(1)
     }
 
-    /// The last renewal of this node's lease.
-    fn last_renewal(&self) -> Option<RenewalId> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let own = NodeId(*self.engine.node_id());
-        state.last_renewal(own).map(Renewal::id)
-    }
-
-    /// Waits until a learner has the log, and makes it a voter.
-    async fn promote(&self, node: u64, name: &str) -> Result<String, ChangeError> {
-        let begun = Instant::now();
-        let before = self.last_renewal();
-        loop {
-            let sight = sight(&self.engine);
-            if !self.engine.is_leader() {
-                return Err(ChangeError::NotLeader);
-            }
-            let has_log = sight
-                .behind(node)
-                .is_some_and(|behind| behind <= BEHIND_MAX);
-            // The only voter has no lease. It must have one before it is not the only one, or it
-            // would be silent for a moment.
-            let is_witness = sight.members.get(&sight.own).is_some_and(|own| own.witness);
-            let has_lease = sight.voters.len() > 1
-                || is_witness
-                || self.last_renewal() != before
-                || begun.elapsed() > LEASE_WAIT_MAX;
-            if has_log && has_lease && sight.heard.contains(&node) {
-                // Until the gates have heard of the renewal.
-                sleep(POLL).await;
-                break;
-            }
-            if begun.elapsed() > CATCH_UP_MAX {
-                let seconds = CATCH_UP_MAX.as_secs();
-                let matched = sight.matched.get(&node).copied().unwrap_or_default();
-                let last = sight.last;
-                return Err(refused(format!(
-                    "node `{name}` has {matched} of {last} entries of the log after {seconds} s, \
-                     and does not vote yet\nhint: see its log; when it is well, the same command \
-                     goes on where it was"
-                )));
-            }
-            sleep(POLL).await;
-        }
-        let voters = BTreeSet::from([node]);
-        let promoted = self
-            .engine
-            .change_membership(ChangeMembers::AddVoterIds(voters), true);
-        changed("making a node a voter", promoted).await?;
-        let sight = sight(&self.engine);
-        let (count, names) = (sight.voters.len(), sight.names(&sight.voters));
-        let majority = count / 2 + 1;
-        let even = if count.is_multiple_of(2) {
-            "\nhint: an even number of voters bears no more losses than one less; add another one, \
-             a witness will do"
-        } else {
-            ""
-        };
-        tracing::info!(node, name, "a node was added to the cluster");
-        Ok(format!(
-            "node `{name}` is a member now, number {node}; {count} vote ({names}), and {majority} \
-             of them must live{even}"
-        ))
-    }
-
     async fn remove(&self, name: &str) -> Result<String, ChangeError> {
+        joint::finish(&self.engine).await?;
         let sight = sight(&self.engine);
         let (node, member) = sight.find(name).ok_or_else(|| unknown(&sight, name))?;
         let is_voter = sight.voters.contains(&node);
@@ -442,6 +412,15 @@ impl Changes {
                     "node `{name}` has service `{service}`\nhint: say `havenfs service move \
                      {service} --to NODE` first, or `havenfs service forget {service}` if it is in \
                      the files of no node any more"
+                )));
+            }
+            Ok(Ok(Outcome::AwaitsFence(id))) => {
+                let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+                let service = state.service(id).map_or("?", ServiceState::name);
+                return Err(refused(format!(
+                    "service `{service}` waits for the fence of node `{name}`\nhint: make sure that \
+                     `{name}` is off, and say `havenfs service confirm-fence {service} --node \
+                     {name}` first"
                 )));
             }
             Ok(Ok(_)) => {}
@@ -486,38 +465,10 @@ impl Changes {
     }
 }
 
-const fn too_long(what: &'static str) -> ChangeError {
-    ChangeError::TooLong {
-        what,
-        seconds: CHANGE_MAX.as_secs(),
-    }
-}
-
-/// Waits for a change that the engine makes.
-async fn changed<T, E: std::fmt::Display>(
-    what: &'static str,
-    change: impl Future<Output = Result<T, E>>,
-) -> Result<(), ChangeError> {
-    match timeout(CHANGE_MAX, change).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(refused(format!(
-            "{what} failed: {error}\nhint: see `havenfs cluster status`; the same command goes on \
-             where it was"
-        ))),
-        Err(_) => Err(too_long(what)),
-    }
-}
-
 /// How long it may take until another one leads.
 const TRANSFER_MAX: Duration = Duration::from_secs(2);
 /// How long an operator waits for a leader.
 const LEADER_MAX: Duration = Duration::from_secs(5);
-/// How long the only voter may take to have a lease.
-const LEASE_WAIT_MAX: Duration = Duration::from_secs(3);
-/// How long an added node may take to have the log.
-const CATCH_UP_MAX: Duration = Duration::from_mins(1);
-/// How long a step may take.
-const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long the leader may take for all of it.
-const ASK_MAX: Duration = Duration::from_secs(100);
+const ASK_MAX: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(50);

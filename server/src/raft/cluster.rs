@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::{Instant as _, WatchReceiver as _};
 
 use super::Engine;
-use super::change::{ChangeError, Changes, MemberChange};
+use super::change::{ChangeError, Changes, MemberChange, is_joint};
 use super::log::Shared;
 use super::peer::Applicant;
 use crate::clock::boot_time;
@@ -85,6 +85,12 @@ impl Cluster {
         members == 1 && self.sole().load(Ordering::Acquire)
     }
 
+    /// Whether the voters are being changed, so that majorities of the old and the new ones are
+    /// needed.
+    pub fn is_joint(&self) -> bool {
+        is_joint(&self.engine)
+    }
+
     /// This life of this node.
     pub const fn own(&self) -> Active {
         self.own
@@ -136,11 +142,11 @@ impl Cluster {
         with_data.map(|member| member.node).collect()
     }
 
-    /// What people call a node.
+    /// What people call a node: one word, since it is quoted in what they are told to type.
     pub fn name_of(&self, node: NodeId) -> String {
         let mut members = self.members().into_iter();
         let member = members.find(|member| member.node == node);
-        member.map_or_else(|| format!("number {node}"), |member| member.name)
+        member.map_or_else(|| format!("number-{node}"), |member| member.name)
     }
 
     /// A node by its name.

@@ -68,6 +68,15 @@ pub enum StoreError {
         /// What is older.
         problem: String,
     },
+    /// A repair of an operator was begun, and is not known to be done.
+    #[error(
+        "`havenfs cluster {command}` was begun on this node, and is not known to be done\nhint: say \
+         it again, with the same words; then start the server"
+    )]
+    HalfDone {
+        /// Which one.
+        command: &'static str,
+    },
     /// This node can't be a member of its cluster.
     #[error("cannot join the cluster: {0}")]
     Cluster(String),

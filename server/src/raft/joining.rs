@@ -19,13 +19,13 @@ use tokio::task::AbortHandle;
 
 use super::change::Changes;
 use super::error::StoreError;
-use super::leading;
 use super::opened::Opened;
 use super::peer::{Alone, ClusterKey, Configured, Peers, Served, form, serve_peers};
 use super::proposer::{Driver, Proposer};
 use super::stored::Formed;
 use super::types::{Member, Types};
 use super::{Engine, stopped};
+use super::{around, leading, moved};
 use crate::config::cluster::ClusterConfig;
 
 /// The number of a node that is alone.
@@ -107,7 +107,7 @@ pub(super) async fn lead_alone(engine: &Engine, store_id: u64) -> Result<(), Sto
 /// Starts the engine of a member, when the cluster is formed; says to `missing` what it waits for.
 pub(super) async fn start_member(
     dir: PathBuf,
-    opened: Opened,
+    mut opened: Opened,
     config: Config,
     cluster: ClusterConfig,
     missing: watch::Sender<Vec<String>>,
@@ -117,15 +117,7 @@ pub(super) async fn start_member(
     let key = key.map_err(|error| StoreError::Cluster(error.to_string()))?;
     let derived = key.derive(HANDLE_KEY_LABEL);
     let handle_secret = std::array::from_fn(|at| derived[at]);
-    let configured: Vec<Configured> = cluster
-        .members
-        .iter()
-        .map(|member| Configured {
-            name: member.name.as_str().into(),
-            address: member.address,
-            witness: member.witness,
-        })
-        .collect();
+    let configured = around::configured(&cluster);
     let own = configured
         .iter()
         .find(|member| *member.name == *cluster.node);
@@ -134,9 +126,8 @@ pub(super) async fn start_member(
         return Err(StoreError::Cluster(problem));
     };
     // What it was admitted with counts; it can't be changed but by removing it and adding it anew.
-    let admitted = opened.stored.formed.as_ref();
-    let admitted = admitted.and_then(|formed| formed.members.get(&formed.node));
-    let listener = listen(admitted.map_or(own.address, |own| own.address))?;
+    let address = moved::settle(&dir, &mut opened, own.address).await?;
+    let listener = listen(address, own.address)?;
     let peers = Peers::new(
         key,
         &cluster.node,
@@ -168,6 +159,7 @@ async fn run_member(
 ) -> Result<Started, StoreError> {
     let Joined { peers, formed, .. } = &joined;
     let (peers, formed) = (peers.clone(), formed.clone());
+    let store_id = opened.stored.store_id;
     opened.pending.set_node(formed.node);
     let (log, machine) = (opened.log, opened.machine);
     let (state, settled) = (machine.state(), machine.watch_members());
@@ -198,6 +190,7 @@ async fn run_member(
         dir,
         Some(changes.clone()),
     )));
+    let turn = changes.turns();
     joined.changes = Some(changes);
     let initialized = engine.is_initialized().await;
     let initialized = initialized.map_err(|error| stopped("start", &error))?;
@@ -207,10 +200,23 @@ async fn run_member(
     }
     // The only voter need not wait for anybody's silence.
     if initialized && last.voter_ids().eq([own]) {
+        around::check_none_went_on(&peers, &configured, &formed, store_id).await?;
         let elected = engine.trigger().elect(false).await;
         elected.map_err(|error| stopped("elect itself", &error))?;
     }
-    let seeing = leading::see_to(engine.clone(), peers.clone(), configured, settled, state);
+    if let Some(member) = formed.members.get(&own) {
+        let (engine, turn, address) = (engine.clone(), Arc::clone(&turn), member.address);
+        let correcting = async move { moved::correct(&engine, &turn, address).await };
+        joined.tasks.push(tokio::spawn(correcting).abort_handle());
+    }
+    let seeing = leading::see_to(
+        engine.clone(),
+        peers.clone(),
+        configured,
+        settled,
+        state,
+        turn,
+    );
     joined.tasks.push(tokio::spawn(seeing).abort_handle());
     let driver = Driver::start(engine.clone(), opened.snapshots, pending, Some(peers));
     Ok(Started {
@@ -220,8 +226,8 @@ async fn run_member(
     })
 }
 
-/// Opens the members' port.
-fn listen(address: SocketAddr) -> Result<TcpListener, StoreError> {
+/// Opens the members' port at `address`, which the configuration has at `configured`.
+fn listen(address: SocketAddr, configured: SocketAddr) -> Result<TcpListener, StoreError> {
     let open = || {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
@@ -233,6 +239,14 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StoreError> {
         TcpListener::from_std(socket.into())
     };
     open().map_err(|error| {
+        if address != configured {
+            return StoreError::Cluster(format!(
+                "cannot listen on {address}, the address with which this node was admitted to the \
+                 cluster and which store.json has: {error}\nhint: give its machine that address \
+                 back; to have it at {configured}, say `havenfs cluster remove` for it on another \
+                 member, move its state directory away, start it, and add it anew"
+            ));
+        }
         StoreError::Cluster(format!(
             "cannot listen on {address} for the other nodes: {error}\nhint: the address of this \
              node in [[cluster.member]] must be one of this machine's, and its port free"

@@ -1,5 +1,5 @@
 //! What a member of a cluster sees to by itself: that a witness does not lead longer than it must,
-//! that a removed node ends, and that a configuration that differs from the cluster is told of.
+//! that no change of the voters stays half done, that a removed node ends, and that a configuration that differs from the cluster is told of.
 //!
 //! A witness can win an election, because it may be the one with the longest log. It gives the
 //! leadership to a node with data as soon as one has caught up. Those never give it back by
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Engine;
-use super::change::{heir_of_witness, transfer};
+use super::change::{Turn, heir_of_witness, keep_finished, transfer};
 use super::peer::{Configured, Membership, Peers, Refusal};
 use super::types::{Member, StoredMembership};
 use crate::cluster::{ClusterState, NodeId};
@@ -79,16 +79,18 @@ pub(super) async fn see_to(
     configured: Vec<Configured>,
     settled: watch::Receiver<StoredMembership>,
     state: Arc<RwLock<ClusterState>>,
+    turn: Turn,
 ) {
     tokio::join!(
-        hand_over_to_data(&engine),
+        hand_over_to_data(&engine, &turn),
+        keep_finished(&engine, &turn),
         note_removal(&engine, &peers, settled, &state),
         compare(&engine, &configured),
     );
 }
 
 /// A witness that leads has a node with data lead.
-async fn hand_over_to_data(engine: &Engine) {
+async fn hand_over_to_data(engine: &Engine, turn: &Turn) {
     let mut leadership = engine.server_metrics();
     let mut pause = PAUSE_MIN;
     loop {
@@ -103,6 +105,11 @@ async fn hand_over_to_data(engine: &Engine) {
             sleep(LOOK_EVERY).await;
             continue;
         };
+        // The members are being changed: the step that is left would be nobody's.
+        let Ok(held) = turn.try_lock() else {
+            sleep(LOOK_EVERY).await;
+            continue;
+        };
         tracing::info!(
             name,
             "this witness leads, and has a node with data lead instead"
@@ -111,6 +118,7 @@ async fn hand_over_to_data(engine: &Engine) {
             continue;
         }
         tracing::warn!(name, "it did not take the leadership; trying again later");
+        drop(held);
         sleep(pause).await;
         pause = PAUSE_MAX.min(pause * 2);
     }

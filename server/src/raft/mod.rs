@@ -46,6 +46,7 @@
 //!
 //! A cluster of one elects itself at once and waits for no lease.
 
+mod around;
 mod change;
 mod cluster;
 mod codec;
@@ -55,6 +56,7 @@ mod joining;
 mod leading;
 mod log;
 mod machine;
+mod moved;
 mod offline;
 mod opened;
 mod peer;
@@ -84,6 +86,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, Raft, SnapshotPolicy};
 use tokio::sync::watch;
 
+pub use self::around::check_none_formed;
 pub use self::change::{ChangeError, MemberChange};
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
@@ -163,6 +166,7 @@ impl Store {
         let mut opened = opened
             .await
             .map_err(|error| stopped("open its files", &error))??;
+        opened.stored.check_done()?;
         let log = opened.log.shared();
         let mut failure = log.watch_failure();
         let state = opened.machine.state();

@@ -14,14 +14,18 @@
 //! Every entry that was acknowledged is on a majority of the voters of its membership. Where there
 //! were two, or one, this node has them all: a majority of two is both. Otherwise entries may be
 //! missing, and with them locks that hosts were told to have. Then all tables are marked, and grace
-//! comes before new locks. Of a membership that was being changed, each half is looked at: an entry
+//! comes before new locks. And so if another node may have gone on alone, made a sole survivor
+//! itself: nothing here shows what it acknowledged then. That it has not the operator must say. Of a
+//! membership that was being changed, each half is looked at: an entry
 //! may have been acknowledged under the older one.
 //!
 //! # If the process dies
 //!
-//! The generation is written first. With it alone the node is refused by its peers, and serves
-//! nothing; the command is to be said again. Begun for the first time it is the other way round:
-//! what is appended means nothing before `store.json` says that there is a cluster.
+//! Before anything is appended, `store.json` says that a repair is *pending*, and where in the log
+//! it begins; when all of it is durable, the file is written without that, and with what the node
+//! has become. While it is pending no server starts. So a part of a repair is served by nobody, nor
+//! is anybody told of a generation that has not begun. The command said again sees the log as it
+//! was before the first try, and appends all of it once more, which does nothing new.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -100,6 +104,7 @@ pub fn begin(
         let commands = commands(&whole.state).map_err(refused)?;
         // An empty log is begun by its founder, as always.
         if !opened.is_empty {
+            whole.announce(dir, opened)?;
             whole.force(opened, FOUNDER, &members, commands).await?;
         }
         let cluster_id = random_u64();
@@ -115,12 +120,17 @@ pub fn begin(
 }
 
 /// Makes the store in `dir` that of the only member of its cluster, in a new generation. `fenced`
-/// are the voters that an operator has made sure to be off.
+/// are the voters that an operator has made sure to be off; `none_went_on` says that it is known
+/// that none of them has served without this node.
 ///
 /// # Errors
 /// If there are other voters than those, the store belongs to no cluster, or can't be read or
 /// written.
-pub fn survive(dir: &Path, fenced: &[String]) -> Result<Survived, OfflineError> {
+pub fn survive(
+    dir: &Path,
+    fenced: &[String],
+    none_went_on: bool,
+) -> Result<Survived, OfflineError> {
     let is_there = stored::path(dir).exists();
     if !is_there {
         let dir = dir.display();
@@ -134,7 +144,8 @@ pub fn survive(dir: &Path, fenced: &[String]) -> Result<Survived, OfflineError> 
         };
         let whole = Whole::read(opened).await?;
         let own = formed.node;
-        let is_incomplete = judge(&whole.membership, own, fenced).map_err(refused)?;
+        let may_lack = judge(&whole.membership, own, fenced).map_err(refused)?;
+        let is_incomplete = may_lack || !none_went_on;
         let others = whole.membership.nodes().filter(|(node, _)| **node != own);
         let (numbers, lost): (Vec<NodeId>, Vec<String>) = others
             .map(|(node, member)| (NodeId(*node), member.name.to_string()))
@@ -149,13 +160,14 @@ pub fn survive(dir: &Path, fenced: &[String]) -> Result<Survived, OfflineError> 
             members: members.clone(),
             ..formed
         };
-        write(dir, opened, next)?;
         let command = MemberCommand::SoleSurvivor {
             lost: numbers,
             is_incomplete,
         };
         let commands = vec![Command::Cluster(ClusterCommand::Members(command))];
+        whole.announce(dir, opened)?;
         whole.force(opened, own, &members, commands).await?;
+        write(dir, opened, next)?;
         Ok(Survived {
             generation,
             lost,
@@ -169,7 +181,7 @@ fn judge(membership: &Membership, own: u64, fenced: &[String]) -> Result<bool, S
     let name = |node: u64| {
         let member = membership.get_node(&node);
         member.map_or_else(
-            || format!("number {node}"),
+            || format!("number-{node}"),
             |member| member.name.to_string(),
         )
     };
@@ -218,6 +230,7 @@ fn write(dir: &Path, opened: &Opened, formed: Formed) -> Result<(), StoreError> 
     let stored = Stored {
         store_id: opened.stored.store_id,
         formed: Some(formed),
+        pending: None,
     };
     stored::write(dir, &stored)
 }
@@ -248,15 +261,18 @@ fn run<T>(
 }
 
 /// All that a store has, as if all of it were committed.
-struct Whole {
+pub(super) struct Whole {
     state: ClusterState,
-    membership: Membership,
+    pub(super) membership: Membership,
     last: Option<LogId>,
     term: u64,
+    /// What comes from here on in the log is of a try that is not known to be done, and is left
+    /// out.
+    end: u64,
 }
 
 impl Whole {
-    async fn read(opened: &mut Opened) -> Result<Self, StoreError> {
+    pub(super) async fn read(opened: &mut Opened) -> Result<Self, StoreError> {
         let failed = StoreError::io("read the log of", Path::new("the store"));
         let read = async {
             let state = opened.machine.state();
@@ -267,7 +283,9 @@ impl Whole {
                 membership: membership.membership().clone(),
                 last: opened.log.get_log_state().await?.last_log_id,
                 term: 0,
+                end: 0,
             };
+            whole.end = opened.stored.pending.unwrap_or_else(|| whole.first());
             let mut reader = opened.log.get_log_reader().await;
             let vote = reader.read_vote().await?;
             let terms = [
@@ -281,7 +299,9 @@ impl Whole {
                 let Some(last) = entries.last() else { break };
                 at = last.log_id.index + 1;
                 for entry in &entries {
-                    whole.take(entry);
+                    if entry.log_id.index < whole.end {
+                        whole.take(entry);
+                    }
                 }
             }
             Ok(whole)
@@ -297,6 +317,20 @@ impl Whole {
             }
             Payload::Membership(membership) => self.membership = membership.clone(),
         }
+    }
+
+    /// Where the next entry comes.
+    fn first(&self) -> u64 {
+        self.last.map_or(0, |last| last.index + 1)
+    }
+
+    /// Writes down that entries are going to be appended.
+    fn announce(&self, dir: &Path, opened: &Opened) -> Result<(), StoreError> {
+        let stored = Stored {
+            pending: Some(self.end),
+            ..opened.stored.clone()
+        };
+        stored::write(dir, &stored)
     }
 
     /// Appends what makes `own` the only voter, and `commands`. Returns when it is durable.
@@ -327,7 +361,7 @@ impl Whole {
         let payloads = [Payload::Membership(membership)]
             .into_iter()
             .chain(commands);
-        let first = self.last.map_or(0, |last| last.index + 1);
+        let first = self.first();
         let entries: Vec<Entry> = (first..)
             .zip(payloads)
             .map(|(index, payload)| Entry {
@@ -358,56 +392,4 @@ const fn term_of(log_id: LogId) -> u64 {
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    fn membership(configs: &[&[u64]]) -> Membership {
-        let configs: Vec<BTreeSet<u64>> = configs
-            .iter()
-            .map(|voters| voters.iter().copied().collect())
-            .collect();
-        let nodes: BTreeMap<u64, Member> = configs
-            .iter()
-            .flatten()
-            .map(|node| {
-                let name = format!("n{node}").into();
-                let member = Member {
-                    name,
-                    ..Member::alone(*node)
-                };
-                (*node, member)
-            })
-            .collect();
-        Membership::new(configs, nodes).unwrap_or_default()
-    }
-
-    fn judged(configs: &[&[u64]], fenced: &[&str]) -> Result<bool, String> {
-        let fenced: Vec<String> = fenced.iter().map(|name| (*name).to_owned()).collect();
-        judge(&membership(configs), 1, &fenced)
-    }
-
-    #[test]
-    fn all_others_must_be_named_and_of_two_nothing_is_missing() {
-        assert_eq!(judged(&[&[1, 2]], &["n2"]), Ok(false));
-        assert_eq!(judged(&[&[1, 2, 3]], &["n2", "n3"]), Ok(true));
-        // One was being removed: it may have acknowledged what this one lacks.
-        assert_eq!(judged(&[&[1, 2, 3], &[1, 2]], &["n2", "n3"]), Ok(true));
-        assert_eq!(judged(&[&[1], &[1, 2]], &["n2"]), Ok(false));
-        let error = judged(&[&[1, 2, 3]], &["n3"]).unwrap_err();
-        assert!(error.contains("to be off: n2\n"), "{error}");
-        assert!(error.contains("--i-fenced n2 --i-fenced n3`"), "{error}");
-        assert!(
-            judged(&[&[1, 2]], &["n2", "n4"])
-                .unwrap_err()
-                .contains("`n4`")
-        );
-        assert!(judged(&[&[1]], &[]).unwrap_err().contains("only voter"));
-        assert!(
-            judged(&[&[2, 3]], &["n2"])
-                .unwrap_err()
-                .contains("does not vote")
-        );
-    }
-}
+mod tests;

@@ -136,6 +136,7 @@ fn bear(dir: &Path, options: &Options) -> Result<Stored, StoreError> {
     let stored = Stored {
         store_id,
         formed: None,
+        pending: None,
     };
     stored::write(dir, &stored)?;
     if let Some(parent) = dir.parent() {

@@ -3,7 +3,8 @@
 //! Version 1 has the random id that the store was born with, and that is all of a store that
 //! belongs to no cluster. Version 2 has what forming the cluster settled as well: the cluster's id,
 //! this node's number, and the members as they were then. Version 3 has the cluster's generation
-//! besides. Who is a member now is in the log; the file is what a node knows before it has read any
+//! besides. Version 4 has where in the log something was begun that is not known to be done, see
+//! `offline`. Who is a member now is in the log; the file is what a node knows before it has read any
 //! log. `peer::forming` writes it, once, or `offline`.
 //!
 //! The file is replaced whole, so that after a crash there is the old one or the new one.
@@ -20,7 +21,7 @@ use super::types::{Member, NAME_BYTES_MAX};
 use crate::state::replace_file;
 
 /// The newest version that is read.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The most members of a cluster.
 pub(super) const MEMBERS_MAX: usize = 32;
 
@@ -31,6 +32,24 @@ pub(super) struct Stored {
     pub(super) store_id: u64,
     /// The cluster that it belongs to.
     pub(super) formed: Option<Formed>,
+    /// Where in the log an operator's repair begins that is not known to be done. No server starts
+    /// then: part of it may be there.
+    pub(super) pending: Option<u64>,
+}
+
+impl Stored {
+    /// Nothing may be half done.
+    ///
+    /// # Errors
+    /// What to do, if something is.
+    pub(super) fn check_done(&self) -> Result<(), StoreError> {
+        let command = match (self.pending, &self.formed) {
+            (None, _) => return Ok(()),
+            (Some(_), None) => "init",
+            (Some(_), Some(_)) => "sole-survivor",
+        };
+        Err(StoreError::HalfDone { command })
+    }
 }
 
 /// What forming a cluster settled.
@@ -59,12 +78,15 @@ pub(super) const FOUNDER: u64 = 1;
 #[derive(Deserialize)]
 struct AnyVersion {
     version: u32,
+    cluster_id: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Alone {
     version: u32,
     store_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +96,8 @@ struct InCluster {
     cluster_id: String,
     #[serde(default, skip_serializing_if = "is_first")]
     generation: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<u64>,
     node: u64,
     members: Vec<MemberText>,
 }
@@ -110,13 +134,17 @@ pub(super) fn read(dir: &Path) -> Result<Option<Stored>, StoreError> {
     };
     let damaged = |problem: String| StoreError::damaged(&path, 0, problem);
     let json = |error: serde_json::Error| damaged(error.to_string());
-    let AnyVersion { version } = serde_json::from_slice(&bytes).map_err(json)?;
+    let AnyVersion {
+        version,
+        cluster_id,
+    } = serde_json::from_slice(&bytes).map_err(json)?;
     let stored = match version {
-        1 => {
+        1 | VERSION if cluster_id.is_none() => {
             let text: Alone = serde_json::from_slice(&bytes).map_err(json)?;
             Stored {
                 store_id: number(&text.store_id).map_err(damaged)?,
                 formed: None,
+                pending: text.pending,
             }
         }
         2..=VERSION => {
@@ -167,6 +195,7 @@ fn in_cluster(text: InCluster) -> Result<Stored, String> {
             node: text.node,
             members,
         }),
+        pending: text.pending,
     })
 }
 
@@ -174,10 +203,12 @@ fn in_cluster(text: InCluster) -> Result<Stored, String> {
 pub(super) fn write(dir: &Path, stored: &Stored) -> Result<(), StoreError> {
     let path = path(dir);
     let store_id = hex(stored.store_id);
+    let pending = stored.pending;
     let text = match &stored.formed {
         None => serde_json::to_vec_pretty(&Alone {
-            version: 1,
+            version: if pending.is_some() { VERSION } else { 1 },
             store_id,
+            pending,
         }),
         Some(formed) => {
             let members = formed.members.iter().map(|(node, member)| MemberText {
@@ -188,10 +219,15 @@ pub(super) fn write(dir: &Path, stored: &Stored) -> Result<(), StoreError> {
                 witness: member.witness,
             });
             serde_json::to_vec_pretty(&InCluster {
-                version: if formed.generation == 0 { 2 } else { 3 },
+                version: match (formed.generation, pending) {
+                    (_, Some(_)) => VERSION,
+                    (0, None) => 2,
+                    (_, None) => 3,
+                },
                 store_id,
                 cluster_id: hex(formed.cluster_id),
                 generation: formed.generation,
+                pending,
                 node: formed.node,
                 members: members.collect(),
             })
@@ -229,6 +265,7 @@ mod tests {
                 node: 2,
                 members: (1..=3).map(|number| (number, member(number))).collect(),
             }),
+            pending: None,
         }
     }
 
@@ -239,10 +276,26 @@ mod tests {
         let alone = Stored {
             store_id: 0xab,
             formed: None,
+            pending: None,
+        };
+        let half_begun = Stored {
+            pending: Some(0),
+            ..alone.clone()
+        };
+        let half_survived = Stored {
+            pending: Some(77),
+            ..in_cluster()
         };
         let mut again = in_cluster();
         again.formed.as_mut().unwrap().generation = 7;
-        for (stored, version) in [(alone, 1), (in_cluster(), 2), (again, 3)] {
+        for (stored, version) in [
+            (alone, 1),
+            (in_cluster(), 2),
+            (again, 3),
+            (half_begun, 4),
+            (half_survived, 4),
+        ] {
+            assert_eq!(stored.check_done().is_ok(), version < 4);
             write(dir.path(), &stored).unwrap();
             assert_eq!(read(dir.path()).unwrap(), Some(stored));
             let text = std::fs::read_to_string(path(dir.path())).unwrap();
@@ -274,7 +327,7 @@ mod tests {
                 "{from}: {error}"
             );
         }
-        let error = read_as("\"version\": 2", "\"version\": 4");
+        let error = read_as("\"version\": 2", "\"version\": 5");
         assert!(matches!(error, StoreError::Newer { .. }), "{error}");
     }
 }

@@ -144,7 +144,7 @@ fn options(segment_bytes: u64, snapshot_after_bytes: u64) -> Options {
     }
 }
 
-fn folder() -> (TempDir, PathBuf) {
+pub(super) fn folder() -> (TempDir, PathBuf) {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("state").join("store");
     (parent, dir)
@@ -446,7 +446,7 @@ fn a_store_without_its_id_is_no_new_store() {
     for (text, newer) in [
         ("", false),
         ("{\"version\": 1", false),
-        ("{\"version\": 4}", true),
+        ("{\"version\": 5}", true),
     ] {
         std::fs::write(&id, text).unwrap();
         let error = open();

@@ -49,8 +49,9 @@ fn open(config: &NodeConfig) -> Result<State, RepairError> {
 /// Makes the node the first and only one of a cluster; returns what to tell the operator.
 ///
 /// # Errors
-/// If it belongs to a cluster already, a server runs on it, or its store can't be used.
-pub fn init(config: &NodeConfig) -> Result<String, RepairError> {
+/// If it or another member belongs to a cluster already, or one that is not in `absent` does not
+/// say; if a server runs on it, or its store can't be used.
+pub fn init(config: &NodeConfig, absent: &[String]) -> Result<String, RepairError> {
     let cluster = cluster_of(config)?;
     if config.is_witness() {
         return Err(RepairError::Witness);
@@ -61,6 +62,7 @@ pub fn init(config: &NodeConfig) -> Result<String, RepairError> {
         .find(|member| member.name == cluster.node);
     let own = own.ok_or(RepairError::NoCluster)?;
     let state = open(config)?;
+    raft::check_none_formed(cluster, absent)?;
     let handles = HandleTable::load(state.dir()).map_err(ServeError::from)?;
     let handles: Vec<(u64, HandleEntry)> = handles
         .entries()
@@ -147,10 +149,14 @@ fn begin(
 ///
 /// # Errors
 /// If not all other voters are named, a server runs on it, or its store can't be used.
-pub fn sole_survivor(config: &NodeConfig, fenced: &[String]) -> Result<String, RepairError> {
+pub fn sole_survivor(
+    config: &NodeConfig,
+    fenced: &[String],
+    none_went_on: bool,
+) -> Result<String, RepairError> {
     cluster_of(config)?;
     let state = open(config)?;
-    let survived = raft::survive(&state.dir().join("store"), fenced)?;
+    let survived = raft::survive(&state.dir().join("store"), fenced, none_went_on)?;
     let tables = if survived.is_incomplete {
         "locks may be missing that hosts were told to have, so that each service begins with \
          grace, in which hosts reclaim theirs"

@@ -15,7 +15,9 @@ const UNNOTICED_MAX: Duration = LEASE_TIME;
 
 /// Makes a cluster of `n1` alone, and waits until it serves.
 pub(crate) fn start_one(cluster: &mut Cluster) -> Result<()> {
-    let said = cluster.repair("n1", &["init"])?;
+    let error = refused(cluster.repair("n1", &["init", "--absent", "n2"]))?;
+    ensure!(error.contains("init --absent n3`"), "{error}");
+    let said = cluster.repair("n1", &["init", "--absent", "n2", "--absent", "n3"])?;
     ensure!(said.contains("havenfs cluster add n2 --address"), "{said}");
     cluster.spawn("n1")?;
     cluster.wait_joined("n1")?;

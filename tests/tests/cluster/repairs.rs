@@ -128,7 +128,8 @@ fn one_of_two_survives_with_all_locks() -> Result<()> {
         cluster.operate("n1", &["remove", "n3"])?;
         ensure!(!cluster.wait_ended("n3")?.success());
         cluster.kill_all(&["n1", "n2"])?;
-        let said = cluster.repair("n2", &["sole-survivor", "--i-fenced", "n1"])?;
+        let survive = ["sole-survivor", "--i-fenced", "n1", "--none-went-on-alone"];
+        let said = cluster.repair("n2", &survive)?;
         ensure!(said.contains("all locks are there"), "{said}");
         cluster.spawn("n2")?;
         cluster.wait_serving(ALPHA, |serving| serving.node == "n2")?;

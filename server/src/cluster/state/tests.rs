@@ -426,6 +426,26 @@ fn who_is_retired_is_given_nothing_and_who_serves_is_not_retired() {
 }
 
 #[test]
+fn who_has_still_to_be_fenced_is_not_retired() {
+    let mut story = Story::new();
+    story.assign((1, 1, 1), 0, None);
+    story.renew(1, 1, 2);
+    let needs_fence = Command::Service(SERVICE, ServiceCommand::NeedsFence { epoch: 1 });
+    story.state.apply(&Origin::default(), &needs_fence).unwrap();
+    story.assign((2, 1, 1), 1, Some((1, 2)));
+    let retire = || members(MemberCommand::Retire { node: NodeId(1) });
+    assert_eq!(story.tell(2, 1, retire()), Outcome::AwaitsFence(SERVICE));
+    assert!(!story.state.members().is_retired(NodeId(1)));
+    let fenced = ServiceCommand::Fenced {
+        epoch: 2,
+        nodes: vec![NodeId(1)],
+    };
+    let fenced = Command::Service(SERVICE, fenced);
+    story.state.apply(&Origin::default(), &fenced).unwrap();
+    assert_eq!(story.tell(2, 1, retire()), Outcome::Done);
+}
+
+#[test]
 fn a_survivor_has_what_the_lost_ones_had_with_grace_if_locks_may_be_missing() {
     for is_incomplete in [false, true] {
         let mut story = Story::new();

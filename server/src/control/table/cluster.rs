@@ -64,7 +64,22 @@ fn members(answer: &Value) -> String {
         } else {
             ""
         };
-        let _ = writeln!(out, "{head:<17}{name} at {address}{state}{learns}");
+        let leaves = if is("leaves") {
+            format!(
+                ", ITS REMOVAL WAS BEGUN\n{:17}hint: say `havenfs cluster remove {name}` again",
+                ""
+            )
+        } else {
+            String::new()
+        };
+        let _ = writeln!(out, "{head:<17}{name} at {address}{state}{learns}{leaves}");
+    }
+    if answer.get("joint") == Some(&Value::Bool(true)) {
+        let _ = writeln!(
+            out,
+            "{:17}THE VOTERS ARE BEING CHANGED: a majority of the old and one of the new must live",
+            ""
+        );
     }
     for (place, applicant) in list(answer, "waiting").iter().enumerate() {
         let head = if place == 0 { "to be added" } else { "" };
@@ -287,12 +302,18 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         answer["services"][0]["unfenced"] = json!(["n2", "n3"]);
         answer["members"][2]["lives"] = json!(false);
         answer["members"][1]["votes"] = json!(false);
+        answer["members"][0]["leaves"] = json!(true);
+        answer["joint"] = json!(true);
         answer["waiting"] = json!([{ "name": "n4", "command": "havenfs cluster add n4" }]);
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
         assert!(shown.contains("lately, DOES NOT VOTE YET"), "{shown}");
+        let leaves =
+            ", ITS REMOVAL WAS BEGUN\n                 hint: say `havenfs cluster remove n1`";
+        assert!(shown.contains(leaves), "{shown}");
+        assert!(shown.contains("THE VOTERS ARE BEING CHANGED"), "{shown}");
         let waits = "to be added      n4 waits: `havenfs cluster add n4`";
         assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("on eth0, WHOSE LINK IS DOWN"), "{shown}");

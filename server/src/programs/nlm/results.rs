@@ -205,6 +205,7 @@ pub(super) const fn stat_of(outcome: &Outcome) -> Option<Nlm4Stats> {
         | Outcome::TooManyRefusals
         | Outcome::TooManyHandles
         | Outcome::StillServes(_)
+        | Outcome::AwaitsFence(_)
         | Outcome::Done => return None,
     })
 }

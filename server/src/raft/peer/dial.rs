@@ -25,7 +25,7 @@ use crate::raft::types::Member;
 
 /// How long making a connection may take, handshake and all. Short, since a lost first packet is
 /// sent again only after a second, and a new connection sends a new one.
-const DIAL_MAX: Duration = Duration::from_millis(500);
+pub(super) const DIAL_MAX: Duration = Duration::from_millis(500);
 
 /// Why a node can't be asked.
 #[derive(Debug, thiserror::Error)]
@@ -290,7 +290,11 @@ impl Peers {
         Ok(hello)
     }
 
-    async fn greet(&self, address: SocketAddr, own: Hello) -> Result<(Link, Hello), PeerError> {
+    pub(super) async fn greet(
+        &self,
+        address: SocketAddr,
+        own: Hello,
+    ) -> Result<(Link, Hello), PeerError> {
         let stream = TcpStream::connect(address).await?;
         let mut link = Link::open(stream, &self.0.key).await?;
         match link.ask(&Message::Hello(own)).await? {

@@ -128,6 +128,7 @@ pub(in crate::raft) async fn form(
         let stored = Stored {
             store_id: own.store_id,
             formed: Some(formed.clone()),
+            pending: None,
         };
         let dir = dir.to_path_buf();
         let written = tokio::task::spawn_blocking(move || stored::write(&dir, &stored)).await;

@@ -37,6 +37,7 @@ mod forward;
 mod hello;
 mod key;
 mod link;
+mod looking;
 mod pace;
 mod remote;
 mod serve;

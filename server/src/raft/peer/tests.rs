@@ -1,5 +1,7 @@
 //! Nodes in one process: who is let in, forming, electing, replicating, losing a leader.
 
+mod joint;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use super::key::ClusterKey;
 use super::link::LinkError;
 use super::serve::{HANDSHAKES_MAX, Served, serve_peers};
 use crate::cluster::{ClusterState, ServiceId, ServiceState};
+use crate::raft::change::Turn;
 use crate::raft::leading::{Log, see_to};
 use crate::raft::stored::{self, Formed, Stored};
 use crate::raft::tests::{expected, proposed};
@@ -44,6 +47,14 @@ async fn until<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn stored_of(store_id: u64, formed: Option<Formed>) -> Stored {
+    Stored {
+        store_id,
+        formed,
+        pending: None,
     }
 }
 
@@ -70,7 +81,7 @@ fn formed(name: &str, node: u64, store_id: u64, members: &BTreeMap<u64, Member>)
         node,
         members: members.clone(),
     });
-    Peers::new(key(), name, &Stored { store_id, formed }, false, &[])
+    Peers::new(key(), name, &stored_of(store_id, formed), false, &[])
 }
 
 async fn from_elsewhere(to: SocketAddr) -> TcpStream {
@@ -95,10 +106,7 @@ async fn strangers_are_counted_and_cannot_keep_members_out() {
     ]);
     let own = formed("n1", 1, 11, &members);
     let _engine = serve(listener, &own);
-    let stored = Stored {
-        store_id: 12,
-        formed: None,
-    };
+    let stored = stored_of(12, None);
     let wrong = ClusterKey::of(b"another key for tests");
     let stranger = Peers::new(wrong, "n2", &stored, true, &[]);
     let error = stranger.ask(address).await.err().unwrap();
@@ -172,10 +180,7 @@ async fn a_node_with_another_store_is_refused_by_both_sides() {
     assert!(error.to_string().contains("was removed"), "{error}");
     assert!(other.watch_removed().borrow().is_some());
     // What an empty node is told is what a majority has.
-    let stored = Stored {
-        store_id: 14,
-        formed: None,
-    };
+    let stored = stored_of(14, None);
     let empty = Peers::new(key(), "n4", &stored, true, &[]);
     let hello = empty.ask(address).await.unwrap();
     let Standing::Formed { members, .. } = hello.standing else {
@@ -248,6 +253,7 @@ impl Node {
             members.to_vec(),
             settled,
             Arc::clone(&state),
+            Turn::default(),
         ));
         tell.send(Some(Served::new(engine.clone(), &dir, None)))
             .ok()
@@ -553,10 +559,7 @@ async fn a_founder_that_died_before_it_told_anybody_founds_the_same_cluster() {
             })
             .collect(),
     };
-    let stored = Stored {
-        store_id: ids[0],
-        formed: Some(settled.clone()),
-    };
+    let stored = stored_of(ids[0], Some(settled.clone()));
     stored::write(&stores[0], &stored).unwrap();
     let [first, second] = <[TcpListener; 2]>::try_from(listeners).ok().unwrap();
     let (one, other) = tokio::join!(
@@ -578,10 +581,7 @@ async fn a_founder_that_died_before_it_told_anybody_founds_the_same_cluster() {
 async fn a_store_in_use_forms_nothing_and_a_renamed_one_is_not_taken() {
     let parent = tempfile::tempdir().unwrap();
     let (_listeners, members) = configured(&["n1"]).await;
-    let stored = Stored {
-        store_id: 1,
-        formed: None,
-    };
+    let stored = stored_of(1, None);
     let used = Peers::new(key(), "n1", &stored, false, &members);
     let dir: &Path = parent.path();
     let error = form(&used, dir, &watch::Sender::default())

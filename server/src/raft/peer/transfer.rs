@@ -160,6 +160,7 @@ fn problem_of(error: StoreError) -> String {
         | StoreError::Removed(problem)
         | StoreError::Cluster(problem) => problem,
         StoreError::Missing { problem, .. } => problem.to_owned(),
+        half_done @ StoreError::HalfDone { .. } => half_done.to_string(),
     }
 }
 
