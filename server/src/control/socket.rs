@@ -1,13 +1,13 @@
 //! The control socket: a request is one line, the answer one JSON document.
 //!
 //! Requests: `status`, `clients`, `exports`, `reload [VERSION]`, `hosts`, `locks`, `waiting`,
-//! `refused`, `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`, and
-//! with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
-//! `services`, `move SERVICE NODE`, `confirm-fence SERVICE [NODE]`, and with a `SERVICE` behind them
-//! `take`, `release`, `announce`, `would-forget` and `forget`; `transfer [NODE]`, `add NAME ADDRESS
-//! [witness]` and `remove NAME`. `@NAME ` in front of a request names the service that it is about, if there are
-//! several. The socket belongs to the server's user and to nobody else. A socket that is left over
-//! from a dead server is replaced.
+//! `refused`, `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`,
+//! and with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
+//! `services`, `move SERVICE NODE`, `confirm-fence SERVICE [NODE]`, and with a `SERVICE` behind
+//! them `take`, `release`, `announce`, `would-forget` and `forget`; `transfer [NODE]`, `add NAME
+//! ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a request names the service that it
+//! is about, if there are several. The socket belongs to the server's user and to nobody else. A
+//! socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
