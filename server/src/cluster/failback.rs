@@ -1,9 +1,10 @@
 //! When the active node gives a service back to the node that it prefers, where that is configured.
 //!
 //! Local and pure. The preferred node must have been able without a break, in one life of its
-//! process, for as long as was configured, with the addresses that the service has now; an operator must not have put the service where it is;
-//! and it must not have failed there lately. A service never goes to and fro: if the preferred node
-//! does not keep what went back to it, each further try waits twice as long, up to an hour.
+//! process, for as long as was configured, with the addresses that the service has now; an operator
+//! must not have put the service where it is; and it must not have failed there lately. A service
+//! never goes to and fro: if the preferred node does not keep what went back to it, each further
+//! try waits twice as long, up to an hour.
 //!
 //! What is decided is only to ask: [`ClusterCommand::GoBack`](super::ClusterCommand) is void if an
 //! operator was faster. How a try ended is seen by every node in the replicated state, so whoever
