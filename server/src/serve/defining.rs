@@ -22,14 +22,17 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::opening::{Shared, service_dir};
 use crate::cluster::definition::{Defined, InForce};
 use crate::cluster::{ClusterCommand, Command, Outcome, ServiceCommand, ServiceId};
 use crate::definitions;
 use crate::node::Node;
+use crate::raft::Unavailable;
 use crate::services::Slot;
 use crate::volumes::overlap::with_places;
 use crate::volumes::{self, ExportsError};
@@ -173,7 +176,14 @@ impl Following {
             in_force,
         };
         let command = Command::Service(self.service, command);
-        match self.shared.proposer.ask(command).await {
+        let told = loop {
+            match self.shared.proposer.ask(command.clone()).await {
+                // Other services wait for it.
+                Err(Unavailable::Busy) => sleep(TELL_AGAIN).await,
+                told => break told,
+            }
+        };
+        match told {
             Ok(Outcome::Done) => true,
             // It is another node's by now.
             Ok(_) => false,
@@ -225,3 +235,6 @@ pub(super) fn keep_copy(shared: &Arc<Shared>, slot: &Arc<Slot>, defined: Arc<Def
         }
     });
 }
+
+/// Before a store that is busy is asked again.
+const TELL_AGAIN: Duration = Duration::from_millis(100);

@@ -203,7 +203,7 @@ mod tests {
             create_dir(path).unwrap();
         }
         let node = node(state_dir.path(), specs(&[&one]));
-        set_permissions(&shut, Permissions::from_mode(0)).unwrap();
+        set_permissions(&shut, Permissions::from_mode(0o000)).unwrap();
         let wanted = specs(&[&two, &shut]);
         let refused = std::thread::scope(|scope| {
             let reloading = scope.spawn(|| {

@@ -77,7 +77,11 @@ pub(super) fn make(
         copy,
     );
     numbers.restore().map_err(ServeError::Activate)?;
-    let (specs, names, shown) = what_is_served(shared, slot, defined)?;
+    let Content {
+        specs,
+        names,
+        shown,
+    } = what_is_served(shared, slot, defined)?;
     let exports = volumes::load_table(specs, &numbers)?;
     if exports.exports().is_empty() {
         return Err(ServeError::NoExports);
@@ -122,13 +126,20 @@ pub(super) fn make(
     Ok((node, locks))
 }
 
-/// The exports and names of a service, as it is defined, or on a node without a cluster as its
-/// files say; and what it shows that others must not.
+/// What a service serves.
+struct Content {
+    specs: Vec<ExportSpec>,
+    names: Vec<String>,
+    /// What others must not show.
+    shown: Arc<Vec<Shown>>,
+}
+
+/// What a service serves: as it is defined, or on a node without a cluster as its files say.
 fn what_is_served(
     shared: &Shared,
     slot: &Slot,
     defined: Option<&Defined>,
-) -> Result<(Vec<ExportSpec>, Vec<String>, Arc<Vec<Shown>>), ServeError> {
+) -> Result<Content, ServeError> {
     let (service, settings) = (&slot.config.name, &slot.config.settings);
     if let Some(Defined { definition, .. }) = defined {
         let specs = definitions::specs_of(service, definition)?;
@@ -136,11 +147,19 @@ fn what_is_served(
         // Before the look at the others: of two that are opened at once one sees the other.
         slot.set_shown(&shown);
         definitions::overlap::may_open(&shared.services, service, &shown)?;
-        return Ok((specs, definitions::names_of(definition), shown));
+        return Ok(Content {
+            specs,
+            names: definitions::names_of(definition),
+            shown,
+        });
     }
     volumes::check_lists(&shared.services.config.export_lists())?;
     let specs = volumes::read_lists(&settings.sources)?;
-    Ok((specs, settings.service_names.clone(), Arc::default()))
+    Ok(Content {
+        specs,
+        names: settings.service_names.clone(),
+        shown: Arc::default(),
+    })
 }
 
 /// Where what is a service's and this node's alone is kept, in a cluster.
