@@ -101,7 +101,13 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
         } else {
             Duration::ZERO
         };
-        self.not_before_or_mine(now, free_at + step + stale, after)
+        // It has said that its storage fails, and could not try it since.
+        let doubtful = if self.fails_on(self.me) {
+            DOUBTFUL_TIME
+        } else {
+            Duration::ZERO
+        };
+        self.not_before_or_mine(now, free_at + step + stale + doubtful, after)
     }
 
     fn not_before_or_mine(&self, now: Moment, begin: Moment, after: Option<RenewalId>) -> Turn {
@@ -180,6 +186,8 @@ const TURN_STEP: Duration = Duration::from_millis(300);
 /// whether it can; who can comes first by that, and if none can, clients find some of the addresses
 /// at least.
 const STALE_TIME: Duration = Duration::from_secs(3);
+/// How long a node whose storage failed when it was tried last gives all others.
+const DOUBTFUL_TIME: Duration = Duration::from_secs(3);
 /// How long others give the preferred node at the first start ever.
 const FIRST_START_TIME: Duration = Duration::from_secs(2);
 

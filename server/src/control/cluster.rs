@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::acts;
+use super::{acts, repaired};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
@@ -312,10 +312,13 @@ async fn bring(services: &Arc<Services>, name: &str, to: &str) -> Result<Value, 
         let service = state.service(service);
         service.is_some_and(|service| service.failing().contains(&node))
     };
-    if fails {
+    if fails
+        && !(to == services.config.node_name() && repaired::believe(services, name, service).await)
+    {
         return Err(error(format!(
             "the storage of service `{name}` does not work on node {to}, as that node says: see \
-             `havenfs service list` there"
+             `havenfs service list` there\nhint: where commands make it ready, the node can't try \
+             it; once it is repaired, say `havenfs service take {name}` on that node"
         )));
     }
     let command = ClusterCommand::Move { service, to: node };
@@ -474,4 +477,4 @@ async fn confirm_fence(services: &Arc<Services>, words: &str) -> Result<Value, V
 }
 
 /// How long an operator is kept waiting.
-const ASK_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const ASK_TIME_MAX: Duration = Duration::from_secs(5);

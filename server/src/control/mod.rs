@@ -6,6 +6,7 @@ pub mod early;
 pub mod locks;
 pub mod metrics_page;
 mod reload;
+mod repaired;
 pub mod socket;
 pub mod table;
 

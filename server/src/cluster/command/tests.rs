@@ -87,7 +87,7 @@ fn commands_keep_their_numbers() {
         (4, ClusterCommand::Name { name: "a".into() }),
         (5, ClusterCommand::Allot(Allot::Import(Vec::new()))),
         (
-            6,
+            8,
             ClusterCommand::NoteStorage(StorageNote {
                 service: ServiceId(1),
                 node: NodeId(2),

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
-use crate::cluster::command::{Assign, Renewal};
+use crate::cluster::command::{Assign, Renewal, StorageNote};
 use crate::cluster::{ClusterCommand, Command, Origin};
 
 const SERVICE: ServiceId = ServiceId::FIRST;
@@ -229,4 +229,22 @@ fn a_node_with_old_addresses_lets_all_others_go_first() {
     assert_eq!(turn(2, true, over), Turn::NotBefore(at(over + 3000)));
     assert_eq!(turn(3, false, over + 300), mine, "the next in rank");
     assert_eq!(turn(2, true, over + 3000), mine);
+}
+
+#[test]
+fn who_has_said_that_its_storage_fails_comes_last_and_is_not_waited_for() {
+    let mut state = state(None);
+    let service = state.service_named("a").unwrap();
+    let note = StorageNote {
+        service,
+        node: NODES[1],
+        fails: true,
+    };
+    apply(&mut state, ClusterCommand::NoteStorage(note));
+    let mine = Turn::Mine { after: None };
+    // Nobody has had it since 5000; node 1 is not seen to live.
+    assert_eq!(turn(&state, 1, 5000, 5000), mine);
+    assert_eq!(turn(&state, 3, 5000, 5000), mine);
+    let last = Turn::NotBefore(at(5000 + 3000));
+    assert_eq!(turn(&state, 2, 5000, 5000), last);
 }

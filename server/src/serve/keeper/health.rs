@@ -33,9 +33,14 @@ impl Keeper {
         service.is_some_and(|service| service.failing().contains(&own))
     }
 
-    /// Has the log say of this node's storage what is so; if that gets lost, again later.
+    /// Has the log say of this node's storage what is so; if that gets lost, again later. What
+    /// failed and was not tried since stays noted: this node may take what nobody else has, and
+    /// the service does not go back to it on its own.
     pub(super) fn note_health(&self) {
-        let fails = self.health.borrow().fails();
+        let fails = match &*self.health.borrow() {
+            Health::Untried => return,
+            health => health.fails(),
+        };
         if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
             return;
         }
