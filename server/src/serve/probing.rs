@@ -82,8 +82,7 @@ pub(super) async fn try_once(
     let mut round = Round::through_pool(slot, node);
     let health = loop {
         match round.go_on(time_max).await {
-            Progress::Late(health) => break health,
-            Progress::Done(health) => break health,
+            Progress::Late(health) | Progress::Done(health) => break health,
             Progress::Waits => {}
         }
     };
