@@ -63,8 +63,8 @@ struct Queue {
     jobs: HashMap<(u64, u64), VecDeque<Job>>,
     turns: VecDeque<(u64, u64)>,
     len: usize,
-    /// Jobs under way by group, and how many there may be.
-    running: HashMap<u64, usize>,
+    /// What is known of each group, and how many of its jobs may be under way.
+    groups: HashMap<u64, Group>,
     running_max: usize,
     idle: usize,
     closed: bool,
@@ -74,7 +74,25 @@ struct Queue {
     short_running: usize,
 }
 
+/// The jobs of one group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Group {
+    /// Under way.
+    running: usize,
+    /// So many have ended.
+    ended: u64,
+}
+
 impl Queue {
+    /// Puts a job before all others.
+    fn push_first(&mut self, source: u64, job: Job) {
+        self.len += 1;
+        let key = (source, job.group);
+        self.turns.retain(|turn| *turn != key);
+        self.turns.push_front(key);
+        self.jobs.entry(key).or_default().push_front(job);
+    }
+
     fn push(&mut self, source: u64, jobs: &mut Vec<Job>) {
         self.len += jobs.len();
         for job in jobs.drain(..) {
@@ -89,9 +107,9 @@ impl Queue {
 
     /// Whether a group may have another job under way.
     fn may_run(&self, group: u64) -> bool {
-        self.running
+        self.groups
             .get(&group)
-            .is_none_or(|running| *running < self.running_max)
+            .is_none_or(|group| group.running < self.running_max)
     }
 
     /// The next job that may run, and the place of its source among the turns.
@@ -117,18 +135,20 @@ impl Queue {
             self.turns.push_back(key);
         }
         self.len -= 1;
-        *self.running.entry(job.group).or_insert(0) += 1;
+        self.groups.entry(job.group).or_default().running += 1;
         Some(job)
+    }
+
+    fn running(&self) -> usize {
+        self.groups.values().map(|group| group.running).sum()
     }
 
     /// Notes that a job of `group` has ended.
     fn ended(&mut self, group: u64) {
-        if let Some(running) = self.running.get_mut(&group) {
-            *running -= 1;
-            if *running == 0 {
-                self.running.remove(&group);
-            }
-        }
+        // It stays: there are as many as there are disks.
+        let group = self.groups.entry(group).or_default();
+        group.running = group.running.saturating_sub(1);
+        group.ended += 1;
     }
 }
 
@@ -257,6 +277,28 @@ impl Pool {
             return;
         }
         queue.push(source, jobs);
+        self.begin(queue);
+    }
+
+    /// Queues a job that is taken before all others, as soon as its group may have another one
+    /// under way.
+    pub fn submit_first(&self, source: u64, job: Job) {
+        let mut queue = self.shared.lock();
+        // Else nobody would ever take it.
+        if !queue.closed {
+            queue.push_first(source, job);
+            self.begin(queue);
+        }
+    }
+
+    /// How many jobs of a group have ended so far.
+    pub fn ended(&self, group: u64) -> u64 {
+        let queue = self.shared.lock();
+        queue.groups.get(&group).map_or(0, |group| group.ended)
+    }
+
+    /// Wakes a thread for what was queued, if it is worth that.
+    fn begin(&self, queue: MutexGuard<'_, Queue>) {
         let wake = self.shared.wants_thread(&queue);
         drop(queue);
         if wake {
@@ -312,7 +354,7 @@ impl Pool {
         while !threads.iter().all(JoinHandle::is_finished) {
             if Instant::now() >= deadline {
                 let queue = self.shared.lock();
-                return queue.len + queue.running.values().sum::<usize>();
+                return queue.len + queue.running();
             }
             std::thread::sleep(FINISH_CHECK);
         }
@@ -424,6 +466,23 @@ mod tests {
         assert_eq!(pool.finish(Duration::from_mins(1)), 0);
         assert_eq!(done.load(Ordering::Relaxed), 1000);
         assert_eq!(pool.queued(), 0);
+    }
+
+    #[test]
+    fn the_first_job_goes_before_those_of_all_sources() {
+        let pool = Pool::start(1).unwrap();
+        let (begin, begun) = mpsc::channel();
+        let (order, seen) = mpsc::channel();
+        pool.submit(0, &mut vec![job(move || begun.recv().unwrap())]);
+        for source in 1..20 {
+            let order = order.clone();
+            pool.submit(source, &mut vec![job(move || order.send(source).unwrap())]);
+        }
+        pool.submit_first(99, job(move || order.send(99).unwrap()));
+        begin.send(()).unwrap();
+        assert_eq!(pool.finish(Duration::from_mins(1)), 0);
+        assert_eq!(seen.iter().next(), Some(99));
+        assert_eq!((pool.ended(0), pool.ended(1)), (21, 0));
     }
 
     #[test]

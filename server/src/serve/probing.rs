@@ -21,30 +21,30 @@
 //! the active one judges, and it stays where it is.
 //!
 //! A disk that is busy is not dead. While clients' syncs come back, a round may take as long as it
-//! takes; and only time in which this process ran counts, since one that was stopped would else
+//! takes; it goes before all that clients want; until it has its thread, every call counts that
+//! gives one back; and only time in which this process ran counts, since one that was stopped would else
 //! take its own absence for that of the disk. The cost is a sync of 4 KiB in every pause: 36 a
 //! minute with the default deadline, on each node that may touch the storage.
+
+mod round;
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use self::round::{Progress, Round};
 use super::ServeError;
 use crate::backend::probe::{Expected, Form, probe};
-use crate::backend::volume::Volume;
 use crate::cluster::definition::Defined;
 use crate::definitions;
 use crate::export::{self, ExportSpec};
 use crate::fault::{Fault, is_planted};
 use crate::node::Node;
-use crate::pool::{self, Job};
 use crate::services::{Health, Services, Slot, Writable};
 
 /// Runs as long as the process. `time_max`: how long the storage may take.
@@ -78,14 +78,13 @@ pub(super) async fn watch(services: Arc<Services>, slot: Arc<Slot>, time_max: Du
 /// If it is.
 pub(super) async fn try_once(
     slot: &Arc<Slot>,
-    node: &Node,
+    node: &Arc<Node>,
     time_max: Duration,
 ) -> Result<(), ServeError> {
     let mut round = Round::through_pool(slot, node);
     let health = loop {
         match round.go_on(time_max).await {
-            Progress::Late(health) => break health,
-            Progress::Done(health) => break health,
+            Progress::Late(health) | Progress::Done(health) => break health,
             Progress::Waits => {}
         }
     };
@@ -110,6 +109,7 @@ async fn serving_round(slot: &Arc<Slot>, node: &Arc<Node>, time_max: Duration) {
         if !serving.is_some_and(|serving| Arc::ptr_eq(&serving, node)) {
             return;
         }
+        round.forget_gone(node);
     }
 }
 
@@ -120,7 +120,7 @@ async fn standby_round(services: &Services, slot: &Arc<Slot>, time_max: Duration
     let version = defined.as_ref().map(|defined| defined.version);
     let sources = slot.config.settings.sources.clone();
     let name = slot.config.name.clone();
-    let mut round = Round::new([(name.clone().into(), None)]);
+    let mut round = Round::new([(name.clone().into(), Vec::new())]);
     let tell_it = round.tell.clone();
     let trying = Arc::clone(slot);
     tokio::task::spawn_blocking(move || {
@@ -159,7 +159,7 @@ fn defined(services: &Services, slot: &Slot) -> Option<Arc<Defined>> {
     state.service(id)?.defined().cloned()
 }
 
-fn try_specs(writable: &Writable, specs: &[ExportSpec]) -> Found {
+fn try_specs(writable: &Writable, specs: &[ExportSpec]) -> Result<Form, (PathBuf, Errno)> {
     let mut form = Form::Write;
     for spec in specs {
         let is_read_only = spec.rules.iter().all(|rule| rule.options.read_only);
@@ -239,14 +239,6 @@ fn what_follows(slot: &Slot, health: &Health) -> String {
     }
 }
 
-fn late(path: &Path, time_max: Duration) -> String {
-    format!(
-        "`{}` does not answer a write for {:.0} s",
-        path.display(),
-        time_max.as_secs_f64().ceil()
-    )
-}
-
 /// The planted faults of tests.
 fn planted() -> Result<(), Errno> {
     if is_planted(Fault::DeadStorage) {
@@ -260,203 +252,8 @@ fn pause(time_max: Duration) -> Duration {
     (time_max / 6).min(PAUSE_MAX)
 }
 
-/// What a try found; else where, and what the kernel said.
-type Found = Result<Form, (PathBuf, Errno)>;
-
-/// A try of several file systems, each of which answers for itself.
-struct Round {
-    tell: mpsc::Sender<(usize, Found)>,
-    told: mpsc::Receiver<(usize, Found)>,
-    waiting: Vec<Waiting>,
-    health: Health,
-    looked: Instant,
-}
-
-/// A file system that has not answered yet.
-struct Waiting {
-    place: usize,
-    path: PathBuf,
-    /// Counts what clients bring to disk there.
-    volume: Option<(Arc<Volume>, u64)>,
-    /// For how long it has not, while this process ran.
-    silent: Duration,
-}
-
-/// How far a round is.
-enum Progress {
-    /// All have answered.
-    Done(Health),
-    /// One has not for too long.
-    Late(Health),
-    /// Not all have.
-    Waits,
-}
-
-impl Round {
-    fn new(disks: impl IntoIterator<Item = (PathBuf, Option<Arc<Volume>>)>) -> Self {
-        let waiting = disks.into_iter().enumerate();
-        let waiting: Vec<_> = waiting
-            .map(|(place, (path, volume))| Waiting {
-                place,
-                path,
-                volume: volume.map(|volume| {
-                    let syncs = volume.syncs();
-                    (volume, syncs)
-                }),
-                silent: Duration::ZERO,
-            })
-            .collect();
-        let (tell, told) = mpsc::channel(waiting.len().max(1));
-        Self {
-            tell,
-            told,
-            waiting,
-            health: Health::Works(Form::Write),
-            looked: Instant::now(),
-        }
-    }
-
-    /// Begins a round on the threads of a service.
-    fn through_pool(slot: &Arc<Slot>, node: &Node) -> Self {
-        let disks = disks(slot, node);
-        let names = disks.iter().map(|(path, volume, _)| {
-            let volume = Some(Arc::clone(volume));
-            (path.clone(), volume)
-        });
-        let round = Self::new(names);
-        for (place, (path, volume, expected)) in disks.into_iter().enumerate() {
-            let slot = Arc::clone(slot);
-            let (tell, in_use) = (round.tell.clone(), Arc::clone(&node.storage_use));
-            let group = volume.dev;
-            let probes = Arc::clone(&node.probes);
-            probes.fetch_add(1, Ordering::AcqRel);
-            let work = move || {
-                let found = planted().and_then(|()| probe(volume.root(), expected));
-                if found == Ok(Form::Write) {
-                    slot.writable.note(path.clone());
-                }
-                // Nothing of it is open any more when somebody hears of it.
-                drop((volume, in_use));
-                probes.fetch_sub(1, Ordering::AcqRel);
-                // Whoever waited may have gone.
-                let _ = tell.try_send((place, found.map_err(|errno| (path, errno))));
-                None
-            };
-            let mut jobs = vec![Job {
-                kind: pool::KINDS - 1,
-                group,
-                work: Box::new(work),
-            }];
-            node.pool.submit(SOURCE, &mut jobs);
-        }
-        round
-    }
-
-    /// Waits for the next answer, for a moment.
-    async fn go_on(&mut self, time_max: Duration) -> Progress {
-        let look = (time_max / 20).min(LOOK_MAX);
-        tokio::select! {
-            // An answer that is there counts, however late anybody comes to look.
-            biased;
-            Some((place, found)) = self.told.recv(), if !self.waiting.is_empty() => {
-                if let Some(at) = self.waiting.iter().position(|one| one.place == place)
-                    && let Some((volume, _)) = self.waiting.swap_remove(at).volume
-                {
-                    volume.set_hangs(false);
-                }
-                self.note(found);
-            }
-            () = sleep(look), if !self.waiting.is_empty() => {}
-            else => {}
-        }
-        if self.waiting.is_empty() {
-            return Progress::Done(self.health.clone());
-        }
-        // Not the time in which this process was stopped.
-        let passed = self.looked.elapsed().min(look + LAG_MAX);
-        self.looked = Instant::now();
-        for waiting in &mut self.waiting {
-            waiting.silent += passed;
-            if let Some((volume, syncs)) = &mut waiting.volume
-                && volume.syncs() != *syncs
-            {
-                *syncs = volume.syncs();
-                waiting.silent = Duration::ZERO;
-            }
-        }
-        let mut waiting = self.waiting.iter();
-        match waiting.find(|waiting| waiting.silent > time_max) {
-            Some(waiting) => {
-                if let Some((volume, _)) = &waiting.volume {
-                    volume.set_hangs(true);
-                }
-                Progress::Late(match &self.health {
-                    // An error says more than silence.
-                    Health::Fails(_) => self.health.clone(),
-                    _ => Health::Hangs(late(&waiting.path, time_max)),
-                })
-            }
-            None => Progress::Waits,
-        }
-    }
-
-    fn note(&mut self, found: Found) {
-        self.health = match (&self.health, found) {
-            (Health::Fails(_) | Health::Hangs(_), _) => return,
-            (_, Err((path, Errno::ROFS))) => Health::Fails(format!(
-                "`{}` is exported for writing, and its file system was writable and is read-only \
-                 now, as the kernel makes it after an error; if that is meant, export it `ro`",
-                path.display()
-            )),
-            (_, Err((path, errno))) => Health::Fails(format!("`{}`: {errno}", path.display())),
-            (Health::Works(known), Ok(form)) => Health::Works(form.min(*known)),
-            (Health::Untried, Ok(form)) => Health::Works(form),
-        };
-    }
-}
-
-/// The file systems of a service that is open: the path of an export on each, and what is expected
-/// of it. If one is exported twice, whoever may write counts.
-fn disks(slot: &Slot, node: &Node) -> Vec<(PathBuf, Arc<Volume>, Expected)> {
-    let exports = node.exports.load();
-    let mut disks: Vec<(PathBuf, Arc<Volume>, Expected)> = Vec::new();
-    for volume in node.files.volumes() {
-        let Some(export) = exports.by_id(volume.export_id) else {
-            continue;
-        };
-        let is_read_only = export.rules().iter().all(|rule| rule.options.read_only);
-        let expected = match (is_read_only, volume.fs_id) {
-            (true, _) => Expected::Readable,
-            (false, 0) => slot.writable.expected_of(&export.spec.path),
-            // What is mounted inside an export may be read-only on purpose.
-            (false, _) => Expected::MaybeWritable,
-        };
-        let path = export.spec.path.clone();
-        let mut same = disks.iter_mut();
-        match same.find(|(_, known, _)| known.superblock == volume.superblock) {
-            Some(known) if rank(expected) > rank(known.2) => *known = (path, volume, expected),
-            Some(_) => {}
-            None => disks.push((path, volume, expected)),
-        }
-    }
-    disks
-}
-
-const fn rank(expected: Expected) -> u8 {
-    match expected {
-        Expected::Readable => 0,
-        Expected::MaybeWritable => 1,
-        Expected::Writable => 2,
-    }
-}
-
 /// The longest pause between two rounds.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How often a round that waits is looked at, at least.
-const LOOK_MAX: Duration = Duration::from_millis(250);
-/// By how much a look may come late and count all the same: a busy machine, and not one that was
-/// stopped.
-const LAG_MAX: Duration = Duration::from_secs(1);
 /// How long a node leaves the service to others after its storage failed, where only an opening can
 /// find out whether it works again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);

@@ -232,7 +232,7 @@ fn a_node_with_old_addresses_lets_all_others_go_first() {
 }
 
 #[test]
-fn who_has_said_that_its_storage_fails_comes_last_also_where_it_is_preferred() {
+fn who_has_said_that_its_storage_fails_comes_last_and_is_not_waited_for() {
     let mut state = state(None);
     let service = state.service_named("a").unwrap();
     let note = StorageNote {
@@ -242,9 +242,9 @@ fn who_has_said_that_its_storage_fails_comes_last_also_where_it_is_preferred() {
     };
     apply(&mut state, ClusterCommand::NoteStorage(note));
     let mine = Turn::Mine { after: None };
-    // Everybody lives, and nobody has had it since 5000.
+    // Nobody has had it since 5000; node 1 is not seen to live.
     assert_eq!(turn(&state, 1, 5000, 5000), mine);
-    assert_eq!(turn(&state, 3, 5000, 5300), mine);
-    let last = at(5000 + 300 + 3000);
-    assert_eq!(turn(&state, 2, 5000, 5300), Turn::NotBefore(last));
+    assert_eq!(turn(&state, 3, 5000, 5000), mine);
+    let last = Turn::NotBefore(at(5000 + 3000));
+    assert_eq!(turn(&state, 2, 5000, 5000), last);
 }

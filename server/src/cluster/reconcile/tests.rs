@@ -21,6 +21,10 @@ fn renewal(node: u64) -> Renewal {
 }
 
 /// Node 1, a log, and when node 2 was seen last.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent thing that a node can know"
+)]
 struct Scene {
     state: ClusterState,
     reconciler: Reconciler,
