@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   add:     ask it who it is -> learner (its name and store) -> wait: it has the log -> voter
-//!   remove:  retire (void while it serves or awaits its fence) -> voter no more, by joint consensus -> no member
+//!   remove:  retire (void while it serves or awaits its fence) -> voter no more, by joint
+//!            consensus -> no member
 //! ```
 //!
 //! Who can lead, vote or go is judged in `sight`.

@@ -1,5 +1,6 @@
 //! What a member of a cluster sees to by itself: that a witness does not lead longer than it must,
-//! that no change of the voters stays half done, that a removed node ends, and that a configuration that differs from the cluster is told of.
+//! that no change of the voters stays half done, that a removed node ends, and that a configuration
+//! that differs from the cluster is told of.
 //!
 //! A witness can win an election, because it may be the one with the longest log. It gives the
 //! leadership to a node with data as soon as one has caught up. Those never give it back by

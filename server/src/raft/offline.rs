@@ -15,8 +15,8 @@
 //! were two, or one, this node has them all: a majority of two is both. Otherwise entries may be
 //! missing, and with them locks that hosts were told to have. Then all tables are marked, and grace
 //! comes before new locks. And so if another node may have gone on alone, made a sole survivor
-//! itself: nothing here shows what it acknowledged then. That it has not the operator must say. Of a
-//! membership that was being changed, each half is looked at: an entry
+//! itself: nothing here shows what it acknowledged then. That it has not the operator must say. Of
+//! a membership that was being changed, each half is looked at: an entry
 //! may have been acknowledged under the older one.
 //!
 //! # If the process dies

@@ -4,8 +4,8 @@
 //! belongs to no cluster. Version 2 has what forming the cluster settled as well: the cluster's id,
 //! this node's number, and the members as they were then. Version 3 has the cluster's generation
 //! besides. Version 4 has where in the log something was begun that is not known to be done, see
-//! `offline`. Who is a member now is in the log; the file is what a node knows before it has read any
-//! log. `peer::forming` writes it, once, or `offline`.
+//! `offline`. Who is a member now is in the log; the file is what a node knows before it has read
+//! any log. `peer::forming` writes it, once, or `offline`.
 //!
 //! The file is replaced whole, so that after a crash there is the old one or the new one.
 
