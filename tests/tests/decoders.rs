@@ -506,7 +506,7 @@ fn node(state_dir: &Path, exported: &Path) -> Result<Node> {
         guard: None,
         storage_use: Arc::default(),
     })?;
-    volumes::open_exports(&node, &[])?;
+    volumes::open_exports(&node)?;
     Ok(node)
 }
 

@@ -257,8 +257,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long a node leaves the service to others after its storage failed, where only an opening can
 /// find out whether it works again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Whose jobs these are, for the turns of the pool: no connection has this number.
-const SOURCE: u64 = u64::MAX;
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
