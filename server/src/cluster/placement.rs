@@ -133,8 +133,13 @@ impl<S: Fn(NodeId) -> Option<Seen>> View<'_, S> {
     /// Whether a node lives and has the data, on storage that works as far as it has said, and runs
     /// with no address that another service has.
     pub(super) fn is_able(&self, node: NodeId, now: Moment) -> bool {
+        self.is_there(node, now) && (node == self.me || !self.fails_on(node))
+    }
+
+    /// The same, whatever it has said of its storage, which may be old: it finds out itself.
+    pub(super) fn is_there(&self, node: NodeId, now: Moment) -> bool {
         let clashes = || self.state.clash(self.service, node).is_some();
-        let lives = || self.over(node, now) > now && !self.fails_on(node) && !clashes();
+        let lives = || self.over(node, now) > now && !clashes();
         self.candidates.contains(&node) && (node == self.me || lives())
     }
 

@@ -419,25 +419,30 @@ impl<S: Fn(NodeId) -> Option<Seen>> Sight<'_, S> {
 
     /// Whether clients can't reach this node, and there is no other one that they might reach.
     fn is_stranded(&self, now: Moment) -> bool {
-        !self.is_reachable && !self.is_another_able(now)
+        !self.is_reachable && !self.is_another_there(now)
     }
 
-    /// Why another node that is able should have it.
+    /// Why another node should have it.
     fn is_better_off(&self, now: Moment) -> Option<Why> {
-        let why = match (self.is_reachable, self.storage_works) {
-            (true, true) => return None,
-            (false, _) => Why::Unreachable,
+        match (self.is_reachable, self.storage_works) {
+            (true, true) => None,
+            // Nobody is served here, so one whose storage failed once is worth a try.
+            (false, _) => self.is_another_there(now).then_some(Why::Unreachable),
             // What hangs here may hang everywhere, and each node that tried it might be stuck with
             // it, with all its other services.
-            (true, false) if self.hangs_unseen => return None,
-            (true, false) => Why::StorageFails,
-        };
-        self.is_another_able(now).then_some(why)
+            (true, false) if self.hangs_unseen => None,
+            (true, false) => self.is_another_able(now).then_some(Why::StorageFails),
+        }
     }
 
     fn is_another_able(&self, now: Moment) -> bool {
         let mut candidates = self.view.candidates.iter();
         candidates.any(|node| *node != self.view.me && self.view.is_able(*node, now))
+    }
+
+    fn is_another_there(&self, now: Moment) -> bool {
+        let mut candidates = self.view.candidates.iter();
+        candidates.any(|node| *node != self.view.me && self.view.is_there(*node, now))
     }
 
     fn serve(&self, now: Moment, speaks: bool) -> Step {

@@ -437,6 +437,16 @@ impl ServiceState {
         self.service.active
     }
 
+    /// Nobody has it any more. Returns whether a fence is owed to its storage: then it is known of
+    /// whom, as after a takeover.
+    pub(super) fn leave_to_fence(&mut self) -> bool {
+        if self.writers.is_empty() {
+            return false;
+        }
+        self.service.active = None;
+        true
+    }
+
     /// The nodes that may still write to its storage, since nothing but a fence keeps them from it.
     pub fn unfenced(&self) -> impl Iterator<Item = NodeId> {
         let active = self.service.active.map(|active| active.node);

@@ -63,6 +63,11 @@ pub(super) async fn forget(services: &Arc<Services>, name: &str) -> Result<Value
         Ok(Ok(Outcome::NoSuchService)) => {
             Err(error(format!("service `{name}` is forgotten already")))
         }
+        Ok(Ok(Outcome::AwaitsFence(_))) => Err(error(format!(
+            "the node that had service `{name}` last may still write to its storage\nhint: make sure \
+             that it is off, say so with `havenfs service confirm-fence {name}`, and forget the \
+             service then"
+        ))),
         Ok(Ok(_)) => Err(error(format!(
             "a node has taken service `{name}` just now\nhint: see `havenfs service list`"
         ))),

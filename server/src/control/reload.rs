@@ -92,6 +92,10 @@ async fn propose(
     };
     slot.set_files(Some(definition.clone()));
     let expected = expected_version.unwrap_or(known);
+    // Other services would have to wait until the same was in force once more.
+    if expected == known && is_in_force(services, id, known) && is_so(services, id, &definition) {
+        return wait_in_force(services, slot, id, known, &definition).await;
+    }
     let command = Command::Cluster(ClusterCommand::Define {
         service: id,
         expected_version: expected,
@@ -141,13 +145,22 @@ fn read(services: &Services, name: &str) -> Result<Definition, String> {
     let specs = definitions::specs_of(name, &definition).map_err(|error| error.to_string())?;
     let checked = definitions::overlap::may_propose(services, name, &specs);
     checked.map_err(|error| match &error {
-        volumes::ExportsError::Overlap { other, .. } => format!(
-            "{error}\nhint: if `{other}` is in the files of no node any more, `havenfs service \
-             forget {other}` ends it"
-        ),
+        volumes::ExportsError::Overlap { one, other, .. } => {
+            let ghost = if one == name { other } else { one };
+            format!(
+                "{error}\nhint: if `{ghost}` is in the files of no node any more, `havenfs service \
+                 forget {ghost}` ends it"
+            )
+        }
         _ => error.to_string(),
     })?;
     Ok(definition)
+}
+
+fn is_in_force(services: &Services, id: ServiceId, version: u64) -> bool {
+    let state = services.state();
+    let told = state.service(id).map(ServiceState::in_force);
+    told.is_some_and(|told| told.version == version && !told.refused)
 }
 
 fn is_so(services: &Services, id: ServiceId, definition: &Definition) -> bool {

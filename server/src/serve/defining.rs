@@ -25,10 +25,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::opening::{Shared, service_dir};
-use crate::cluster::definition::{Defined, InForce};
+use crate::cluster::definition::{Defined, InForce, Undefined};
 use crate::cluster::{ClusterCommand, Command, Outcome, ServiceCommand, ServiceId};
 use crate::definitions;
 use crate::node::Node;
@@ -96,15 +96,27 @@ impl Following {
 
     async fn bring(&mut self, defined: Arc<Defined>) {
         let (service, version) = (&self.slot.config.name, defined.version);
-        let work = {
-            let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
-            let (node, running) = (Arc::clone(&self.node), Arc::clone(&self.running));
-            let defined = Arc::clone(&defined);
-            move || bring_exports(&shared, &slot, &node, &running, &defined)
+        // Of two services that were defined anew at a time, one gives up first.
+        let turn = self.service.0 % SETTLE_TURNS;
+        let patience = SETTLE_TIME_MAX + SETTLE_STEP * turn;
+        let begun = Instant::now();
+        let brought = loop {
+            let work = {
+                let (shared, slot) = (Arc::clone(&self.shared), Arc::clone(&self.slot));
+                let (node, running) = (Arc::clone(&self.node), Arc::clone(&self.running));
+                let defined = Arc::clone(&defined);
+                move || bring_exports(&shared, &slot, &node, &running, &defined)
+            };
+            let brought = tokio::task::spawn_blocking(work).await;
+            match brought {
+                // Another service is just being defined anew, and mostly that is soon over.
+                Ok(Err(ExportsError::Unsettled(_))) if begun.elapsed() < patience => {
+                    sleep(SETTLE_AGAIN).await;
+                }
+                Ok(brought) => break brought.map_err(|error| error.to_string()),
+                Err(error) => break Err(error.to_string()),
+            }
         };
-        let brought = tokio::task::spawn_blocking(work).await;
-        let brought = brought.map_err(|error| error.to_string());
-        let brought = brought.and_then(|brought| brought.map_err(|error| error.to_string()));
         match brought {
             Ok(mut said) => {
                 if let Some(locks) = self.node.locks.get() {
@@ -147,8 +159,15 @@ impl Following {
             expected_version: version,
             definition: self.running.definition.clone(),
         };
-        let proposer = &self.shared.proposer;
-        match proposer.ask(Command::Cluster(define)).await {
+        let define = Command::Cluster(define);
+        let asked = loop {
+            match self.shared.proposer.ask(define.clone()).await {
+                // Other services wait for it.
+                Err(Unavailable::Busy) => sleep(TELL_AGAIN).await,
+                asked => break asked,
+            }
+        };
+        match asked {
             Ok(Outcome::Defined(back)) => {
                 tracing::warn!(
                     service = self.slot.config.name,
@@ -159,7 +178,8 @@ impl Following {
                 self.taken_back = Some((back, problem));
             }
             // Somebody else was faster.
-            Ok(_) => {}
+            Ok(Outcome::NotDefined(Undefined::OtherVersion(_))) => {}
+            Ok(outcome) => tracing::error!(?outcome, "the new definition is not taken back"),
             Err(error) => tracing::error!(%error, "the new definition is not taken back"),
         }
     }
@@ -236,5 +256,11 @@ pub(super) fn keep_copy(shared: &Arc<Shared>, slot: &Arc<Slot>, defined: Arc<Def
     });
 }
 
+/// How long other services that are being defined anew are waited for.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(3);
+const SETTLE_AGAIN: Duration = Duration::from_millis(100);
+/// By so much longer for each of so many turns.
+const SETTLE_STEP: Duration = Duration::from_secs(1);
+const SETTLE_TURNS: u32 = 4;
 /// Before a store that is busy is asked again.
 const TELL_AGAIN: Duration = Duration::from_millis(100);

@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::ServeError;
 use super::handing::hand_over;
@@ -70,6 +70,8 @@ pub(super) struct Keeper {
     clashes: bool,
     /// The cluster does not know the service any more.
     is_forgotten: bool,
+    /// Since when it is not known whether storage that failed works again.
+    doubted_since: Option<Instant>,
 }
 
 impl Keeper {
@@ -104,6 +106,7 @@ impl Keeper {
             version: 0,
             clashes: false,
             is_forgotten: false,
+            doubted_since: None,
         }
     }
 

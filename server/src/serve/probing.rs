@@ -228,7 +228,7 @@ fn what_follows(slot: &Slot, health: &Health) -> String {
         (Some(_), Health::Hangs(_)) if has_commands => format!(
             "IT STAYS HERE, since no other node can know whether it hangs there as well; what \
              needs the disk is put off until it answers, or says that it is dead\nhint: if only \
-             this node has lost its way to the disk, say `havenfs service move {name} NODE`, or \
+             this node has lost its way to the disk, say `havenfs service move {name} --to NODE`, or \
              stop this machine: another node takes the service"
         ),
         (Some(_), _) => {

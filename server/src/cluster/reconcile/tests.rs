@@ -294,6 +294,15 @@ fn what_an_earlier_life_had_is_given_back_by_a_node_that_clients_can_not_reach()
 }
 
 #[test]
+fn without_a_cable_a_node_whose_storage_failed_once_is_worth_a_try() {
+    let mut scene = Scene::serving();
+    scene.note(NODES[1], true);
+    scene.is_reachable = false;
+    scene.other_seen = Some((1, at(5000)));
+    assert_eq!(scene.poll(5100), Step::Stop(Why::Unreachable));
+}
+
+#[test]
 fn with_nobody_to_give_it_to_it_stays_in_silence_until_the_cable_is_back() {
     let mut scene = Scene::serving();
     scene.is_reachable = false;

@@ -14,14 +14,22 @@ impl ClusterState {
         let Some(service) = self.services.get(&id) else {
             return Outcome::NoSuchService;
         };
-        let is_over = service.active().is_none_or(|active| {
+        let active = service.active();
+        let is_over = active.is_none_or(|active| {
             let node = self.nodes.get(&active.node);
             let has_restarted = node.is_some_and(|node| node.incarnation > active.incarnation);
             let last = self.last_renewal(active.node);
             has_restarted || last.map(Renewal::id) == after
         });
-        if !is_over || service.unfenced().next().is_some() {
+        if !is_over {
             return Outcome::StillServes(id);
+        }
+        // The node that had it last may write as well, and is one of those from now on: whoever has
+        // the storage next under another name would know of no fence.
+        if let Some(service) = self.services.get_mut(&id)
+            && service.leave_to_fence()
+        {
+            return Outcome::AwaitsFence(id);
         }
         self.services.remove(&id);
         self.last_forgotten = self.last_forgotten.max(id);

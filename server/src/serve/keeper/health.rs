@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Keeper;
 use crate::cluster::command::StorageNote;
@@ -35,16 +37,23 @@ impl Keeper {
     }
 
     /// Has the log say of this node's storage what is so; if that gets lost, again later. What
-    /// failed and was not tried since stays noted: this node may take what nobody else has, and
-    /// the service does not go back to it on its own.
-    pub(super) fn note_health(&self) {
+    /// failed and was not tried since stays noted for [`DOUBT_TIME`], in which this node may take
+    /// what nobody else has, and the service is not given to it. Where nobody asks the storage
+    /// nothing is known of it.
+    pub(super) fn note_health(&mut self) {
         if self.is_forgotten {
             return;
         }
-        let fails = match &*self.health.borrow() {
-            Health::Untried => return,
-            health => health.fails(),
-        };
+        let is_untried = *self.health.borrow() == Health::Untried;
+        if is_untried && self.slot.config.storage_time_max.is_some() {
+            let since = *self.doubted_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < DOUBT_TIME {
+                return;
+            }
+        } else {
+            self.doubted_since = None;
+        }
+        let fails = self.health.borrow().fails();
         if fails == self.is_noted_failing() || self.noting.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -66,3 +75,7 @@ impl Keeper {
         hangs && self.slot.config.hooks.all().next().is_some()
     }
 }
+
+/// How long a node whose storage failed is given nothing before it was tried again: so long may
+/// somebody take to repair it.
+const DOUBT_TIME: Duration = Duration::from_mins(10);

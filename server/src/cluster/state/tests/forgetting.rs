@@ -38,12 +38,22 @@ fn what_a_lost_node_may_still_write_to_is_not_forgotten() {
     of_service(&mut story, ServiceCommand::NeedsFence { epoch: 1 });
     story.assign((2, 1, 1), 1, Some((1, 1)));
     story.release(2, 1, 2);
-    assert_eq!(forget(&mut story, None), Outcome::StillServes(SERVICE));
-    let fenced = ServiceCommand::Fenced {
-        epoch: 2,
-        nodes: vec![NodeId(1)],
+    assert_eq!(forget(&mut story, None), Outcome::AwaitsFence(SERVICE));
+    let fenced = |epoch, node| ServiceCommand::Fenced {
+        epoch,
+        nodes: vec![NodeId(node)],
     };
-    of_service(&mut story, fenced);
+    of_service(&mut story, fenced(2, 1));
+    // Also if it is the one that had it last, and while that one is not known to be off.
+    story.assign((2, 1, 2), 2, None);
+    of_service(&mut story, ServiceCommand::NeedsFence { epoch: 3 });
+    story.renew(2, 2, 1);
+    for _ in 0..2 {
+        assert_eq!(forget(&mut story, None), Outcome::AwaitsFence(SERVICE));
+    }
+    let service = story.state.service(SERVICE).unwrap();
+    assert_eq!(service.unfenced().collect::<Vec<_>>(), [NodeId(2)]);
+    of_service(&mut story, fenced(3, 2));
     assert_eq!(forget(&mut story, None), Outcome::Done);
 }
 
