@@ -1,5 +1,6 @@
-//! An operator's word that storage which failed on this node was repaired, where the node can't find
-//! out by itself: commands make it ready, so nothing of it is touched before the service is here.
+//! An operator's word that storage which failed on this node was repaired, where the node can't
+//! find out by itself: commands make it ready, so nothing of it is touched before the service is
+//! here.
 
 use super::cluster::ASK_TIME_MAX;
 use crate::cluster::command::StorageNote;

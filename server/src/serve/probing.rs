@@ -5,10 +5,11 @@
 //! round after the other; a round [tries](crate::backend::probe) each exported file system once.
 //! While the service is served here the round goes through the same threads as its calls, so that
 //! it finds out about them as well. While it is not, the task tries the exported directories of the
-//! service's definition by itself, unless commands make the storage ready: then it must not be touched. So a node that
-//! stands by is known to be no better off before the service is given to it; and a node that gave
-//! it away takes it only when its storage works again. Does not decide what follows: it tells the
-//! slot, and the [keeper](super::keeper) tells the log, and asks `cluster::reconcile`.
+//! service's definition by itself, unless commands make the storage ready: then it must not be
+//! touched. So a node that stands by is known to be no better off before the service is given to
+//! it; and a node that gave it away takes it only when its storage works again. Does not decide
+//! what follows: it tells the slot, and the [keeper](super::keeper) tells the log, and asks
+//! `cluster::reconcile`.
 //!
 //! ```text
 //!   disk hangs      round begins             deadline            calls end
@@ -22,8 +23,8 @@
 //!
 //! A disk that is busy is not dead. While clients' syncs come back, a round may take as long as it
 //! takes; it goes before all that clients want; until it has its thread, every call counts that
-//! gives one back; and only time in which this process ran counts, since one that was stopped would else
-//! take its own absence for that of the disk. The cost is a sync of 4 KiB in every pause: 36 a
+//! gives one back; and only time in which this process ran counts, since one that was stopped would
+//! else take its own absence for that of the disk. The cost is a sync of 4 KiB in every pause: 36 a
 //! minute with the default deadline, on each node that may touch the storage.
 
 mod round;
