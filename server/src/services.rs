@@ -2,7 +2,7 @@
 //! metrics page. Owns nothing but the list; what a service does is `serve`'s.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::cluster::{ClusterState, NodeId, ServiceId};
 use crate::config::cluster::NodeConfig;
 use crate::config::service::ServiceConfig;
 use crate::definitions;
+use crate::export::ExportSpec;
 use crate::node::Node;
 use crate::raft::{Cluster, Proposer};
 use crate::volumes::overlap::Shown;
@@ -67,10 +68,13 @@ pub struct Slot {
 pub struct Writable(Mutex<HashSet<PathBuf>>);
 
 impl Writable {
-    /// What is expected of the file system of a directory that clients may write to.
-    pub fn expected_of(&self, path: &Path) -> Expected {
+    /// What is expected of the file system of an exported directory.
+    pub fn expected_of(&self, spec: &ExportSpec) -> Expected {
+        if spec.is_read_only() {
+            return Expected::Readable;
+        }
         let writable = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if writable.contains(path) {
+        if writable.contains(&spec.path) {
             Expected::Writable
         } else {
             Expected::MaybeWritable

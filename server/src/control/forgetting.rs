@@ -4,10 +4,10 @@
 //! processes were started with, and as long as one of them has the service nothing is forgotten.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::cluster::ASK_TIME_MAX;
 use crate::clock::boot_time;
 use crate::cluster::command::RenewalId;
 use crate::cluster::lease::wait;
@@ -167,6 +167,3 @@ fn configured_on<'a>(
 fn error(text: String) -> Value {
     json!({ "error": text })
 }
-
-/// How long an operator is kept waiting.
-const ASK_TIME_MAX: Duration = Duration::from_secs(5);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::cluster::ASK_TIME_MAX;
 use crate::cluster::definition::{Definition, InForce, Undefined};
 use crate::cluster::{ClusterCommand, Command, Outcome, ServiceId, ServiceState};
 use crate::config::cluster::NodeConfig;
@@ -235,7 +236,5 @@ async fn wait_in_force(
 
 /// How long the files of this node may take, and the directories that they name.
 const READ_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long whoever asks is kept waiting for the log.
-const ASK_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long for the active node, whose disks may be slow.
 const IN_FORCE_TIME_MAX: Duration = Duration::from_secs(10);

@@ -30,6 +30,7 @@ use rustix::system::{RebootCommand, finit_module, reboot, uname};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{RECORD_BYTES, record};
+use super::stage::check_end;
 
 /// What a line begins with that tells a stable record.
 pub(super) const WROTE: &str = "wrote ";
@@ -308,14 +309,7 @@ fn command(program: &str, args: &[&str]) -> Result<()> {
     command.env("PATH", PATH).args(args).stdin(Stdio::null());
     let output = command.output();
     let output = output.with_context(|| format!("cannot start `{program}`"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "`{program} {}` fails: {}",
-        args.join(" "),
-        said.trim()
-    );
-    Ok(())
+    check_end(program, args, &output)
 }
 
 #[cfg(test)]

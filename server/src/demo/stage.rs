@@ -10,7 +10,7 @@
 //!
 //! Owns no file. Changes nothing of the machine's own namespaces.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -115,6 +115,11 @@ fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<()> {
     }
     drop(child.stdin.take());
     let output = child.wait_with_output()?;
+    check_end(program, args, &output)
+}
+
+/// Whether a program has ended well.
+pub(super) fn check_end(program: &str, args: &[&str], output: &Output) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),

@@ -82,7 +82,7 @@ fn look_at_export(report: &mut Report, spec: &ExportSpec, mount: Option<&Mount>)
 fn look_at_promises(report: &mut Report, spec: &ExportSpec, mount: &Mount) {
     let topic = "storage";
     let (path, kind) = (spec.path.display(), &mount.kind);
-    let writable = spec.rules.iter().any(|rule| !rule.options.read_only);
+    let writable = !spec.is_read_only();
     if writable && mount.is_read_only() {
         report.warning(
             topic,
@@ -210,8 +210,7 @@ pub(super) fn look_at_neighbours(
         return;
     }
     let writable = |spec: &&ExportSpec| {
-        spec.rules.iter().any(|rule| !rule.options.read_only)
-            && fs::metadata(&spec.path).is_ok_and(|found| found.dev() == device)
+        !spec.is_read_only() && fs::metadata(&spec.path).is_ok_and(|found| found.dev() == device)
     };
     if let Some(spec) = specs.iter().find(writable) {
         report.warning(

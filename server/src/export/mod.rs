@@ -60,6 +60,13 @@ pub struct ExportSpec {
     pub origin: Origin,
 }
 
+impl ExportSpec {
+    /// Whether no client may write.
+    pub fn is_read_only(&self) -> bool {
+        self.rules.iter().all(|rule| rule.options.read_only)
+    }
+}
+
 /// What one kind of clients may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientRule {

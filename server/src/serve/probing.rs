@@ -163,13 +163,7 @@ fn defined(services: &Services, slot: &Slot) -> Option<Arc<Defined>> {
 fn try_specs(writable: &Writable, specs: &[ExportSpec]) -> Result<Form, (PathBuf, Errno)> {
     let mut form = Form::Write;
     for spec in specs {
-        let is_read_only = spec.rules.iter().all(|rule| rule.options.read_only);
-        let expected = if is_read_only {
-            Expected::Readable
-        } else {
-            writable.expected_of(&spec.path)
-        };
-        let tried = try_path(&spec.path, expected)?;
+        let tried = try_path(&spec.path, writable.expected_of(spec))?;
         if tried == Form::Write {
             writable.note(spec.path.clone());
         }

@@ -25,8 +25,7 @@ pub(super) fn ready_line(open: &Open, settings: &Settings) -> String {
     let mut shown = Vec::new();
     for export in exports.exports() {
         let path = export.spec.path.display();
-        let read_only = export.rules().iter().all(|rule| rule.options.read_only);
-        shown.push(if read_only {
+        shown.push(if export.spec.is_read_only() {
             format!("{path} (read-only: add :*(rw))")
         } else {
             format!("{path} (rw)")

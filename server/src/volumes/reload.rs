@@ -104,8 +104,7 @@ fn try_writes(
 
 /// What is expected of the file system of an export.
 pub fn expected(spec: &ExportSpec) -> Expected {
-    let mut rules = spec.rules.iter();
-    if rules.all(|rule| rule.options.read_only) {
+    if spec.is_read_only() {
         Expected::Readable
     } else {
         Expected::Writable

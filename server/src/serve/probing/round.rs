@@ -240,12 +240,10 @@ fn disks(slot: &Slot, node: &Node) -> Vec<Disk> {
         let Some(export) = exports.by_id(volume.export_id) else {
             continue;
         };
-        let is_read_only = export.rules().iter().all(|rule| rule.options.read_only);
-        let expected = match (is_read_only, volume.fs_id) {
-            (true, _) => Expected::Readable,
-            (false, 0) => slot.writable.expected_of(&export.spec.path),
+        let expected = match (slot.writable.expected_of(&export.spec), volume.fs_id) {
             // What is mounted inside an export may be read-only on purpose.
-            (false, _) => Expected::MaybeWritable,
+            (Expected::Writable, 1..) => Expected::MaybeWritable,
+            (expected, _) => expected,
         };
         let path = export.spec.path.clone();
         let mut same = disks.iter_mut();
