@@ -1,7 +1,8 @@
 //! The replicated state: what every node agrees on, and the one function that changes it; and what
 //! a node makes of it by itself: whether it may serve, and whether it is its turn to take over.
 //!
-//! Owns [`ClusterState`] and [`Command`]; [`lease`], [`placement`], [`failback`] and [`reconcile`]
+//! Owns [`ClusterState`] and [`Command`]; [`lease`], [`sole`], [`placement`], [`failback`] and
+//! [`reconcile`]
 //! are local.
 //! Pure: no clock, no randomness, no files, no tasks; what a command needs of these it carries. The
 //! log of `raft` feeds [`ClusterState::apply`], and nothing else does.
@@ -22,6 +23,7 @@ pub mod renewal_times;
 pub mod replies;
 mod rows;
 pub mod service;
+pub mod sole;
 pub mod state;
 pub mod wish;
 

@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use havenfs::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, Queue, ServiceCommand, ServiceState,
+    Wish,
 };
 use havenfs_nlm::table::LockTable;
 
 use crate::calls::{ServedCall, file_key, name, svid};
 use crate::hosts::CELLS;
+use crate::members::Members;
 use crate::node::node_id;
 use crate::raft::{Entry, place};
 use crate::world::World;
@@ -42,6 +44,8 @@ pub(crate) enum Broken {
     Fell,
     /// A proposal was carried out twice, or out of its order.
     Twice,
+    /// A node got a service that an operator had withdrawn.
+    Withdrawn,
     /// Nobody serves though nothing goes wrong any more.
     NotServed,
     /// A request is not granted, or a lock is left that nobody has.
@@ -49,10 +53,11 @@ pub(crate) enum Broken {
 }
 
 /// What is known of an entry that some node has applied.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Applied {
     term: u64,
     id: u64,
+    members: Option<Members>,
 }
 
 /// A request in the terms of the table's listing.
@@ -152,8 +157,13 @@ impl World {
         outcome: Option<&Outcome>,
     ) {
         let id = entry.proposed.as_ref().map_or(0, |proposed| proposed.id);
+        let applied = Applied {
+            term: entry.term,
+            id,
+            members: entry.members,
+        };
         if let Some(known) = self.checks.applied.get(index as usize - 1) {
-            if (known.term, known.id) != (entry.term, id) {
+            if *known != applied {
                 self.broken(Broken::LogsDiffer, || {
                     format!("n{n} applies proposal {id} at {index}, and another node another one")
                 });
@@ -166,8 +176,7 @@ impl World {
             });
             return;
         }
-        let term = entry.term;
-        self.checks.applied.push(Applied { term, id });
+        self.checks.applied.push(applied);
         let Some(proposed) = &entry.proposed else {
             return;
         };
@@ -228,6 +237,14 @@ impl World {
         let Some(to) = to else {
             return;
         };
+        let wish = self.nodes[n].state.service(id).map(ServiceState::wish);
+        if wish == Some(Wish::Nobody) && before != Some(to) {
+            self.broken(Broken::Withdrawn, || {
+                format!(
+                    "service {s} is given to node {to}, and an operator wants nobody to have it"
+                )
+            });
+        }
         let lost = &mut self.checks.lost[s];
         lost.extend(before);
         lost.remove(&to);
@@ -361,6 +378,9 @@ impl World {
 
     /// What keeps the run from its good end, if something does.
     pub(crate) fn unfinished(&self) -> Option<String> {
+        if let Some(change) = self.changes.front() {
+            return Some(format!("{change:?} is not done"));
+        }
         if let Some(h) = self.hosts.iter().position(|host| !host.is_quiet()) {
             return Some(format!(
                 "h{h} still has something or waits: {:?}",

@@ -1,14 +1,15 @@
 //! What goes wrong in a run, and when; and how it comes right in the end.
 
-use havenfs::cluster::{ClusterCommand, Command, Queue, ServiceCommand};
+use havenfs::cluster::{ClusterCommand, Command, Queue, ServiceCommand, ServiceId, Wish};
 
 use crate::calls::address;
 use crate::checks::SERVICES;
 use crate::clock::MS;
+use crate::members::Change;
 use crate::node::node_id;
 use crate::pending::Then;
-use crate::plan::{Calamity, NODES, Theme};
-use crate::raft::others;
+use crate::plan::{Calamity, FIRST, NODES, Theme};
+use crate::raft::Role;
 use crate::world::{Event, World};
 
 /// Something goes wrong, or comes right.
@@ -24,6 +25,8 @@ pub(crate) enum Fault {
     OneWay(usize, usize),
     /// Writes of its log take long.
     SlowLog(usize),
+    /// A node neither applies nor renews anything, while its log goes on.
+    Stuck(usize),
     /// The exported storage does not answer a node.
     StorageHangs(usize),
     /// The same, for good.
@@ -32,6 +35,8 @@ pub(crate) enum Fault {
     OpenFails(usize),
     /// An operator moves a service.
     Move(usize, usize),
+    /// An operator wants nobody to serve a service, for a while.
+    Withdraw(usize, usize),
     RebootHost(usize),
     FreeAll(usize),
     MoveHost(usize),
@@ -53,13 +58,15 @@ impl World {
             self.after(at, Event::Fault(Fault::StorageHangsForGood(n)));
         }
         if self.plan.calamity == Some(Calamity::DiskLost) {
-            let n = self.below(NODES as u64) as usize;
+            let n = self.below(FIRST as u64) as usize;
             self.after(at, Event::Fault(Fault::Wipe(n)));
         }
     }
 
     fn draw_fault(&mut self) -> Fault {
-        let n = self.below(NODES as u64) as usize;
+        let themed_by_members = self.plan.theme == Theme::Members;
+        let nodes = if themed_by_members { NODES } else { FIRST };
+        let n = self.below(nodes as u64) as usize;
         let (data, s) = (self.below(2) as usize, self.below(2) as usize);
         let s = s.min(self.plan.services - 1);
         let h = self.below(self.plan.hosts as u64) as usize;
@@ -73,12 +80,18 @@ impl World {
                 0 => Fault::StorageHangs(data),
                 _ => Fault::SlowLog(n),
             },
+            Theme::Members if is_themed => match self.below(4) {
+                0 => Fault::Crash(n),
+                1 => Fault::Stop(n),
+                2 => Fault::CutOff(n),
+                _ => Fault::Stuck(n),
+            },
             Theme::Hosts if is_themed => match self.below(4) {
                 0 => Fault::FreeAll(h),
                 1 => Fault::MoveHost(h),
                 _ => Fault::RebootHost(h),
             },
-            _ => match self.below(14) {
+            _ => match self.below(16) {
                 0..2 => Fault::Crash(n),
                 2..4 => Fault::Stop(n),
                 4..6 => Fault::CutOff(n),
@@ -88,6 +101,8 @@ impl World {
                 9 => Fault::OpenFails(data),
                 10..12 => Fault::Move(s, data),
                 12 => Fault::RebootHost(h),
+                13 => Fault::Withdraw(s, data),
+                14 => Fault::Stuck(n),
                 _ => Fault::MoveHost(h),
             },
         }
@@ -135,7 +150,7 @@ impl World {
             }
             Fault::CutOff(n) => {
                 let from_nodes = !self.percent(15);
-                for to in others(n).filter(|_| from_nodes) {
+                for to in (0..NODES).filter(|to| from_nodes && *to != n) {
                     self.network.cut(n, to, until);
                     self.network.cut(to, n, until);
                 }
@@ -144,6 +159,7 @@ impl World {
                 }
             }
             Fault::OneWay(from, to) => self.network.cut(from, to, until),
+            Fault::Stuck(n) => self.nodes[n].stuck_until = until,
             Fault::SlowLog(n) => self.nodes[n].log_slow_until = until,
             Fault::StorageHangs(n) => {
                 let hangs = &mut self.nodes[n].storage_hangs_until;
@@ -152,6 +168,10 @@ impl World {
             Fault::StorageHangsForGood(n) => self.nodes[n].storage_hangs_until = FOR_GOOD,
             Fault::OpenFails(n) => self.nodes[n].open_fails_until = until,
             Fault::Move(s, to) => self.ask_to_move(s, to),
+            Fault::Withdraw(s, to) => {
+                self.operator_asks(s, |service| ClusterCommand::Withdraw { service });
+                self.after(time, Event::Fault(Fault::Move(s, to)));
+            }
             Fault::RebootHost(h) => self.reboot_host(h),
             Fault::FreeAll(h) => self.free_all(h),
             Fault::MoveHost(h) => self.move_host(h),
@@ -160,6 +180,10 @@ impl World {
                 self.count("disks lost");
                 self.lose_disk(n);
                 self.after(time, Event::Fault(Fault::Start(n)));
+                if self.plan.is_replaced {
+                    self.changes = [Change::Remove(n), Change::Add(FIRST)].into();
+                    self.after(time, Event::Operate);
+                }
             }
         }
     }
@@ -182,13 +206,38 @@ impl World {
     }
 
     fn ask_to_move(&mut self, s: usize, to: usize) {
-        let asked = (0..NODES).find(|n| self.nodes[*n].is_up && !self.nodes[*n].is_stopped);
-        let Some(n) = asked else { return };
-        let id = self.nodes[n].state.service_named(SERVICES[s]);
-        if let Some(service) = id {
-            let to = node_id(to);
-            let command = Command::Cluster(ClusterCommand::Move { service, to });
+        let to = node_id(to);
+        self.operator_asks(s, |service| ClusterCommand::Move { service, to });
+    }
+
+    /// An operator asks any node that lives for something.
+    fn operator_asks(&mut self, s: usize, command: impl FnOnce(ServiceId) -> ClusterCommand) {
+        let lives = |n: &usize| {
+            let node = &self.nodes[*n];
+            let is_member = node.raft.members.1.all().has(*n);
+            node.is_up && !node.is_stopped && is_member
+        };
+        let Some(n) = (0..NODES).find(lives) else {
+            return;
+        };
+        if let Some(service) = self.nodes[n].state.service_named(SERVICES[s]) {
+            let command = Command::Cluster(command(service));
             self.propose(n, Queue::Calls, command, Then::Nothing);
+        }
+    }
+
+    /// A service that is withdrawn when faults stop is wanted again.
+    pub(crate) fn want_again(&mut self, s: usize) {
+        let of = |node: &crate::node::Node| {
+            let id = node.state.service_named(SERVICES[s])?;
+            Some(node.state.service(id)?.wish())
+        };
+        let leads = |n: &usize| self.nodes[*n].raft.role == Role::Leader && self.nodes[*n].is_up;
+        let Some(n) = (0..NODES).find(leads) else {
+            return;
+        };
+        if of(&self.nodes[n]) == Some(Wish::Nobody) {
+            self.ask_to_move(s, n);
         }
     }
 
@@ -202,6 +251,7 @@ impl World {
         for n in 0..NODES {
             let node = &mut self.nodes[n];
             node.log_slow_until = 0;
+            node.stuck_until = 0;
             node.open_fails_until = 0;
             if node.storage_hangs_until < FOR_GOOD {
                 node.storage_hangs_until = 0;

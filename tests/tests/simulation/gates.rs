@@ -16,21 +16,31 @@ use crate::world::World;
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) epoch: u32,
-    pub(crate) until: Cell<Moment>,
+    until: Cell<Moment>,
+    /// Its node needs no lease.
+    is_sole: Rc<Cell<bool>>,
     pub(crate) is_over: Cell<bool>,
 }
 
 impl Gate {
-    pub(crate) const fn new(epoch: u32) -> Self {
+    pub(crate) const fn new(epoch: u32, is_sole: Rc<Cell<bool>>) -> Self {
         Self {
             epoch,
             until: Cell::new(Moment(0)),
+            is_sole,
             is_over: Cell::new(false),
         }
     }
 
+    pub(crate) fn until(&self) -> Moment {
+        if self.is_sole.get() {
+            return Moment::NEVER;
+        }
+        self.until.get()
+    }
+
     pub(crate) fn is_open(&self, now: Moment) -> bool {
-        !self.is_over.get() && now < self.until.get()
+        !self.is_over.get() && now < self.until()
     }
 }
 
@@ -99,7 +109,7 @@ impl World {
                 .active()
                 .is_some_and(|active| active.node == node_id(n))
             {
-                let gate = Gate::new(service.epoch());
+                let gate = Gate::new(service.epoch(), Rc::default());
                 gate.until.set(now + lease);
                 self.nodes[n].keepers[s].gate = Some(Rc::new(gate));
                 self.check_gates(s);

@@ -32,7 +32,7 @@ pub(crate) struct Serving {
     pub(crate) newest_grant: u64,
     /// When the granter is woken next, by true time.
     pub(crate) wakes_at: u64,
-    /// When the last call of each host is proposed.
+    /// When the last call of each host is proposed; also of those whose connections are closed.
     pub(crate) lanes: BTreeMap<usize, u64>,
 }
 
@@ -131,7 +131,10 @@ impl World {
 
     fn next_step(&mut self, n: usize, s: usize, id: ServiceId, now: Moment) -> Step {
         let data = self.plan.data;
-        let candidates: Vec<NodeId> = (0..data.len()).filter(|n| data[*n]).map(node_id).collect();
+        let voters = self.nodes[n].raft.members.1.voters();
+        let members = self.nodes[n].state.members();
+        let candidates = voters.iter().filter(|n| data[*n]).map(node_id);
+        let candidates: Vec<NodeId> = candidates.filter(|n| !members.is_retired(*n)).collect();
         let sabotage = self.sabotage;
         let node = &mut self.nodes[n];
         let mut reconciler = std::mem::take(&mut node.keepers[s].reconciler);
@@ -164,7 +167,7 @@ impl World {
                 is_stale: false,
             },
             joined: node.joined,
-            lease: gate.map_or(Moment::default(), |gate| gate.until.get()),
+            lease: gate.map_or(Moment::default(), |gate| gate.until()),
             is_alone: false,
             is_reachable: true,
             storage_works: !fails,
@@ -229,10 +232,10 @@ impl World {
                 self.done_after(n, s, took, Deed::Dropped);
             }
             Step::Stop(why) => {
-                self.count(if why == Why::StorageFails {
-                    "services given up for their storage"
-                } else {
-                    "services moved away"
+                self.count(match why {
+                    Why::StorageFails => "services given up for their storage",
+                    Why::Withdrawn => "services withdrawn",
+                    _ => "services moved away",
                 });
                 self.hush(n, s);
                 let took = self.between(1, 100) * MS;
@@ -336,8 +339,8 @@ impl World {
         };
         self.count("services taken");
         self.say(|_| format!("n{n} s{s}: has it in epoch {epoch}"));
-        let gate = Rc::new(Gate::new(epoch));
         let node = &mut self.nodes[n];
+        let gate = Rc::new(Gate::new(epoch, Rc::clone(&node.is_sole)));
         let keeper = &mut node.keepers[s];
         if let Some(before) = keeper.gate.replace(gate) {
             before.is_over.set(true);
@@ -499,7 +502,6 @@ impl World {
     fn hush(&mut self, n: usize, s: usize) {
         if let Some(serving) = &mut self.nodes[n].keepers[s].serving {
             serving.speaks = false;
-            serving.lanes.clear();
         }
         if self.network.address[s] == Some(n) {
             self.network.address[s] = None;

@@ -2,11 +2,13 @@
 //! disk that outlive it. What it decides is the product's own; what carries it out is modelled
 //! here, step by step, with time passing between any two.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use havenfs::cluster::command::Renewal;
 use havenfs::cluster::lease::{Lease, Moment};
 use havenfs::cluster::placement::Seen;
+use havenfs::cluster::sole::Sole;
 use havenfs::cluster::{ClusterCommand, ClusterState, Command, NodeId, Outcome, Queue};
 
 use std::rc::Rc;
@@ -15,6 +17,7 @@ use crate::calls::{Call, ServedCall};
 use crate::clock::{Clock, MS};
 use crate::granting::GrantAnswer;
 use crate::keeper::{Deed, Keeper};
+use crate::members::Set;
 use crate::pending::{Batch, Pending, Then};
 use crate::plan::Plan;
 use crate::raft::{Entry, Message, Raft};
@@ -29,6 +32,7 @@ pub(crate) enum NodeEvent {
     Election,
     Heartbeat(u64),
     Message(usize, Message),
+    Refused,
     Synced(u64, u64),
     Apply,
     // Of its proposals.
@@ -62,14 +66,16 @@ pub(crate) struct Node {
     pub(crate) is_stopped: bool,
     /// What happened meanwhile.
     pub(crate) held_up: Vec<NodeEvent>,
-    /// Its disk was lost: it is not let in again.
-    pub(crate) is_wiped: bool,
+    /// Nobody lets it in: it was not added yet, it was removed, or its disk was lost.
+    pub(crate) is_out: bool,
     pub(crate) clock: Clock,
     pub(crate) raft: Raft,
     /// How often its process was started; also in what it proposes.
     pub(crate) life: u64,
     /// Until when the disk of its log takes longer.
     pub(crate) log_slow_until: u64,
+    /// Until when nothing is applied or renewed.
+    pub(crate) stuck_until: u64,
     /// Until when the exported storage does not answer it.
     pub(crate) storage_hangs_until: u64,
     /// Until when it can't open a service.
@@ -80,6 +86,11 @@ pub(crate) struct Node {
     pub(crate) seen: BTreeMap<NodeId, Seen>,
     pub(crate) pending: Pending,
     pub(crate) lease: Lease,
+    pub(crate) sole: Sole,
+    /// What follows from that, for its gates.
+    pub(crate) is_sole: Rc<Cell<bool>>,
+    /// In which life it last began to care for services.
+    pub(crate) begun: u64,
     pub(crate) joined: Option<Moment>,
     pub(crate) keepers: Vec<Keeper>,
 }
@@ -91,11 +102,16 @@ impl Node {
             is_up: false,
             is_stopped: false,
             held_up: Vec::new(),
-            is_wiped: false,
+            is_out: !plan.voters.has(n),
             clock: Clock::new(base, plan.drift_ppm[n]),
-            raft: Raft::new(),
+            raft: Raft::new(if plan.voters.has(n) {
+                plan.voters
+            } else {
+                Set(0)
+            }),
             life: 0,
             log_slow_until: 0,
+            stuck_until: 0,
             storage_hangs_until: 0,
             open_fails_until: 0,
             lease_ms: plan.lease_ms[n],
@@ -103,6 +119,9 @@ impl Node {
             seen: BTreeMap::new(),
             pending: Pending::new(),
             lease: Lease::new(node_id(n), 0, plan.lease_ms[n]),
+            sole: Sole::default(),
+            is_sole: Rc::default(),
+            begun: 0,
             joined: None,
             keepers: Vec::new(),
         }
@@ -124,7 +143,7 @@ impl World {
     pub(crate) fn start_node(&mut self, n: usize) {
         let services = self.plan.services;
         let node = &mut self.nodes[n];
-        if node.is_up || node.is_wiped {
+        if node.is_up || node.is_out {
             return;
         }
         node.life += 1;
@@ -143,12 +162,20 @@ impl World {
         node.keepers = (0..services).map(|_| Keeper::default()).collect();
         self.say(|_| format!("n{n} starts its life {life}"));
         self.begin_raft(n);
-        if self.plan.data[n] {
+        self.read_members(n);
+    }
+
+    /// It is a member: what it knows of services by its own configuration it tells the others.
+    pub(crate) fn begin_services(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        let is_new = node.begun != node.life;
+        node.begun = node.life;
+        if self.plan.data[n] && is_new {
             if self.sabotage == Some(Sabotage::ReplayedRenewals) {
                 self.count_replayed_renewals(n);
             }
             self.node_after(n, 0, NodeEvent::Renew);
-            for s in 0..services {
+            for s in 0..self.plan.services {
                 let name = format!("s{s}").into();
                 let name = Command::Cluster(ClusterCommand::Name { name });
                 self.propose(n, Queue::Calls, name, Then::Named { service: s });
@@ -192,6 +219,7 @@ impl World {
             NodeEvent::Election => self.election(n),
             NodeEvent::Heartbeat(term) => self.heartbeat(n, term),
             NodeEvent::Message(from, message) => self.message(n, from, message),
+            NodeEvent::Refused => self.refused(n),
             NodeEvent::Synced(write, upto) => self.synced(n, write, upto),
             NodeEvent::Apply => self.apply(n),
             NodeEvent::Drive => self.drive(n),
@@ -218,6 +246,18 @@ impl World {
         let now = self.local(n);
         let every = u64::from(self.nodes[n].lease_ms) * MS / 6;
         self.node_after(n, every, NodeEvent::Renew);
+        let node = &mut self.nodes[n];
+        if self.now < node.stuck_until {
+            return;
+        }
+        if node.is_sole.get() && node.raft.members.1.all().len() == 1 {
+            // Whoever is going to be a voter is a member before: the lease begins in time.
+            if node.joined.is_none() {
+                node.joined = Some(now);
+                self.poll_all(n);
+            }
+            return;
+        }
         if let Some(renewal) = self.nodes[n].lease.renew(now) {
             let after = self.short_time() / 20;
             self.node_after(n, after, NodeEvent::Propose(renewal));
@@ -258,6 +298,9 @@ impl World {
                 self.check_entry(n, index, &entry, None);
             }
             self.nodes[n].raft.applied = index;
+            if let Some(members) = entry.members {
+                self.membership_applied(n, index, members);
+            }
         }
         assigned.sort_unstable();
         if assigned.windows(2).any(|pair| pair[0] == pair[1]) {

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use havenfs::cluster::{ClusterState, Command, Origin, Queue};
 
 use crate::clock::MS;
+use crate::members::{Members, Set};
 use crate::node::NodeEvent;
 use crate::plan::NODES;
 use crate::world::World;
@@ -25,11 +26,12 @@ pub(crate) struct Proposed {
     pub(crate) command: Command,
 }
 
-/// An entry; without a proposal it only begins a term.
+/// An entry; with neither a proposal nor a membership it only begins a term.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) term: u64,
     pub(crate) proposed: Option<Rc<Proposed>>,
+    pub(crate) members: Option<Members>,
 }
 
 /// The state at an index.
@@ -38,6 +40,7 @@ pub(crate) struct Snapshot {
     pub(crate) index: u64,
     pub(crate) term: u64,
     pub(crate) state: ClusterState,
+    pub(crate) members: (u64, Members),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,20 +59,27 @@ pub(crate) struct Raft {
     /// Entries up to this one are in the snapshot only.
     pub(crate) base: u64,
     pub(crate) base_term: u64,
+    /// The last membership up to there, and where it is.
+    pub(crate) base_members: (u64, Members),
     pub(crate) log: Vec<Entry>,
     /// The last entry that is durable.
     pub(crate) synced: u64,
     pub(crate) snapshot: Option<Rc<Snapshot>>,
     // In memory.
+    /// The last membership in the log, which counts, and the last that was applied.
+    pub(crate) members: (u64, Members),
+    pub(crate) applied_members: (u64, Members),
     pub(crate) role: Role,
     pub(crate) leader: Option<usize>,
-    pub(crate) votes: u8,
+    pub(crate) votes: Set,
     pub(crate) commit: u64,
     pub(crate) applied: u64,
     /// How far the log is known to be the leader's.
     pub(crate) verified: u64,
     pub(crate) next: [u64; NODES],
     pub(crate) matched: [u64; NODES],
+    /// When each was heard of last.
+    pub(crate) answered: [u64; NODES],
     pub(crate) heard: u64,
     pub(crate) timeout: u64,
     /// Which write is under way.
@@ -99,23 +109,29 @@ pub(crate) struct Append {
 }
 
 impl Raft {
-    pub(crate) const fn new() -> Self {
+    /// An empty disk; with the voters if a cluster is formed of it.
+    pub(crate) const fn new(voters: Set) -> Self {
+        let members = (0, Members::of(voters));
         Self {
             term: 0,
             voted: None,
             base: 0,
             base_term: 0,
+            base_members: members,
             log: Vec::new(),
             synced: 0,
             snapshot: None,
+            members,
+            applied_members: members,
             role: Role::Follower,
             leader: None,
-            votes: 0,
+            votes: Set(0),
             commit: 0,
             applied: 0,
             verified: 0,
             next: [1; NODES],
             matched: [0; NODES],
+            answered: [0; NODES],
             heard: 0,
             timeout: 0,
             write: 0,
@@ -155,29 +171,41 @@ impl Raft {
         let kept = self.synced.saturating_sub(self.base) as usize;
         self.log.truncate(kept);
         let of_snapshot = self.snapshot.as_ref().map_or(0, |s| s.index);
+        let applied = self.snapshot.as_ref().map(|s| s.members);
         let durable = Self {
             term: self.term,
             voted: self.voted,
             base: self.base,
             base_term: self.base_term,
+            base_members: self.base_members,
+            applied_members: applied.unwrap_or(self.base_members),
             log: std::mem::take(&mut self.log),
             synced: self.synced.max(self.base),
             snapshot: self.snapshot.take(),
             commit: of_snapshot,
             applied: of_snapshot,
             write: self.write + 1,
-            ..Self::new()
+            ..Self::new(Set(0))
         };
         *self = durable;
+        self.find_members();
     }
 
     /// Takes back everything behind an index.
     pub(crate) fn truncate(&mut self, index: u64) {
         self.log.truncate((index - self.base) as usize);
+        self.find_members();
         self.synced = self.synced.min(index);
         self.verified = self.verified.min(index);
         self.write += 1;
         self.is_writing = false;
+    }
+
+    /// Looks for the last membership in the log.
+    pub(crate) fn find_members(&mut self) {
+        let entries = (self.base + 1..).zip(&self.log);
+        let memberships = entries.filter_map(|(index, entry)| Some((index, entry.members?)));
+        self.members = memberships.last().unwrap_or(self.base_members);
     }
 }
 
@@ -210,7 +238,8 @@ impl World {
     pub(crate) fn election(&mut self, n: usize) {
         let raft = &self.nodes[n].raft;
         let due = raft.heard + raft.timeout;
-        if raft.role != Role::Leader && due <= self.now && !self.nodes[n].is_wiped {
+        let is_voter = raft.members.1.voters().has(n);
+        if raft.role != Role::Leader && due <= self.now && is_voter {
             self.campaign(n);
         }
         let raft = &self.nodes[n].raft;
@@ -225,12 +254,13 @@ impl World {
         let raft = &mut self.nodes[n].raft;
         raft.role = Role::Candidate;
         raft.voted = Some(n);
-        raft.votes = 1 << n;
+        raft.votes = Set(1 << n);
         let last = raft.last_id();
         self.say(|_| format!("n{n} asks for votes in term {term}"));
-        for to in others(n) {
+        for to in self.members_but(n) {
             self.send(n, to, Message::AskVote { term, last });
         }
+        self.count_votes(n);
         self.drive(n);
     }
 
@@ -241,8 +271,14 @@ impl World {
     }
 
     pub(crate) fn message(&mut self, n: usize, from: usize, message: Message) {
-        if self.nodes[n].is_wiped || self.nodes[from].is_wiped {
+        if self.nodes[n].is_out || self.nodes[from].is_out {
             // The number is known, and the store's id is another one.
+            return;
+        }
+        if self.is_removed(n, from) {
+            if let Some(after) = self.way(n, from) {
+                self.node_after(from, after, NodeEvent::Refused);
+            }
             return;
         }
         let before = self.leadership(n);
@@ -251,10 +287,8 @@ impl World {
             Message::Vote { term } => {
                 let raft = &mut self.nodes[n].raft;
                 if raft.role == Role::Candidate && term == raft.term {
-                    raft.votes |= 1 << from;
-                    if raft.votes.count_ones() as usize >= MAJORITY {
-                        self.lead(n);
-                    }
+                    raft.votes = raft.votes.with(from);
+                    self.count_votes(n);
                 }
             }
             Message::Append(append) => self.append_of(n, from, append),
@@ -262,6 +296,7 @@ impl World {
                 let raft = &mut self.nodes[n].raft;
                 if raft.role == Role::Leader && term == raft.term {
                     raft.heard = self.now;
+                    raft.answered[from] = self.now;
                     raft.matched[from] = raft.matched[from].max(matched);
                     raft.next[from] = raft.next[from].max(matched + 1);
                     self.advance(n);
@@ -308,6 +343,18 @@ impl World {
         }
     }
 
+    fn count_votes(&mut self, n: usize) {
+        let raft = &self.nodes[n].raft;
+        if raft.members.1.agree(raft.votes) {
+            self.lead(n);
+        }
+    }
+
+    /// All that are members as far as a node's log goes, but itself.
+    pub(crate) fn members_but(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
+        self.nodes[n].raft.members.1.all().without(n).iter()
+    }
+
     fn lead(&mut self, n: usize) {
         self.count("leaders");
         let raft = &mut self.nodes[n].raft;
@@ -323,15 +370,11 @@ impl World {
             vec![Entry {
                 term,
                 proposed: None,
+                members: None,
             }],
         );
         self.heartbeat(n, term);
     }
-}
-
-/// All nodes but one.
-pub(crate) fn others(n: usize) -> impl Iterator<Item = usize> {
-    (0..NODES).filter(move |other| *other != n)
 }
 
 /// The place of a queue.
@@ -342,7 +385,6 @@ pub(crate) const fn place(queue: Queue) -> usize {
     }
 }
 
-pub(crate) const MAJORITY: usize = NODES / 2 + 1;
 pub(crate) const HEARTBEAT: u64 = 60 * MS;
 const ELECTION_MIN: u64 = 200 * MS;
 const ELECTION_MAX: u64 = 450 * MS;

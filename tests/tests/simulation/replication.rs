@@ -8,9 +8,10 @@ use havenfs::cluster::placement::Seen;
 use havenfs::cluster::{ClusterCommand, ClusterState, Command, NodeId};
 
 use crate::checks::Broken;
+use crate::members::Set;
 use crate::node::NodeEvent;
 use crate::plan::NODES;
-use crate::raft::{Append, Entry, HEARTBEAT, MAJORITY, Message, Proposed, Role, Snapshot, others};
+use crate::raft::{Append, Entry, HEARTBEAT, Message, Proposed, Role, Snapshot};
 use crate::world::World;
 
 impl World {
@@ -19,7 +20,7 @@ impl World {
         if raft.role != Role::Leader || raft.term != term {
             return;
         }
-        for to in others(n) {
+        for to in self.members_but(n) {
             let raft = &mut self.nodes[n].raft;
             // What was sent and not heard of may be lost.
             raft.next[to] = raft.next[to].min(raft.matched[to] + 1).max(1);
@@ -59,8 +60,20 @@ impl World {
     pub(crate) fn take_proposal(&mut self, n: usize, proposed: Rc<Proposed>) {
         let term = self.nodes[n].raft.term;
         let proposed = Some(proposed);
-        self.append(n, vec![Entry { term, proposed }]);
-        for to in others(n) {
+        let members = None;
+        self.append(
+            n,
+            vec![Entry {
+                term,
+                proposed,
+                members,
+            }],
+        );
+        self.replicate_all(n);
+    }
+
+    pub(crate) fn replicate_all(&mut self, n: usize) {
+        for to in self.members_but(n) {
             self.replicate(n, to);
         }
     }
@@ -68,12 +81,17 @@ impl World {
     /// Entries get into a node's log: here, and not where they are applied, it sees renewals.
     pub(crate) fn append(&mut self, n: usize, entries: Vec<Entry>) {
         let now = self.local(n);
-        let node = &mut self.nodes[n];
         for entry in entries {
+            let node = &mut self.nodes[n];
             if let Some((node_id, seen)) = renewal_in(&entry, now) {
                 node.seen.insert(node_id, seen);
             }
+            let members = entry.members;
             node.raft.log.push(entry);
+            let index = node.raft.last();
+            if let Some(members) = members {
+                self.membership_appended(n, index, members);
+            }
         }
         self.sync(n);
     }
@@ -118,9 +136,14 @@ impl World {
     pub(crate) fn advance(&mut self, n: usize) {
         let raft = &mut self.nodes[n].raft;
         raft.matched[n] = raft.synced;
-        let mut matched = raft.matched;
-        matched.sort_unstable();
-        let commit = matched[NODES - MAJORITY];
+        let members = raft.members.1;
+        let have = |index: u64| {
+            let have = (0..NODES).filter(|n| raft.matched[*n] >= index);
+            have.fold(Set(0), Set::with)
+        };
+        let mut matched = raft.matched.into_iter();
+        let agreed = matched.by_ref().filter(|index| members.agree(have(*index)));
+        let commit = agreed.max().unwrap_or(0);
         if commit > raft.commit && raft.term_at(commit) == Some(raft.term) {
             raft.commit = commit;
             self.apply_soon(n);
@@ -220,6 +243,8 @@ impl World {
             raft.base_term = snapshot.term;
             raft.synced = raft.synced.max(snapshot.index).min(raft.last());
             raft.snapshot = Some(Rc::clone(snapshot));
+            raft.base_members = snapshot.members;
+            raft.find_members();
             raft.commit = raft.commit.max(snapshot.index);
             raft.applied = snapshot.index;
             raft.verified = raft.verified.max(snapshot.index);
@@ -232,6 +257,8 @@ impl World {
             let index = snapshot.index;
             self.say(|_| format!("n{n} takes a snapshot up to {index}"));
             self.check_state(n);
+            let (at, members) = snapshot.members;
+            self.membership_applied(n, at, members);
             self.snapshot_installed(n);
         }
         self.tell_leader(n);
@@ -239,7 +266,8 @@ impl World {
     }
 
     fn apply_soon(&mut self, n: usize) {
-        let took = self.short_time();
+        let stuck = self.nodes[n].stuck_until.saturating_sub(self.now);
+        let took = stuck + self.short_time();
         let raft = &mut self.nodes[n].raft;
         if raft.commit > raft.applied && !raft.is_applying {
             raft.is_applying = true;
@@ -274,13 +302,22 @@ impl World {
             return;
         };
         raft.base_term = raft.term_at(purged).unwrap_or(0);
-        raft.log.drain(..(purged - raft.base) as usize);
+        for (entry, index) in raft
+            .log
+            .drain(..(purged - raft.base) as usize)
+            .zip(raft.base + 1..)
+        {
+            if let Some(members) = entry.members {
+                raft.base_members = (index, members);
+            }
+        }
         raft.base = purged;
         raft.synced = raft.synced.max(purged);
         raft.snapshot = Some(Rc::new(Snapshot {
             index,
             term,
             state: node.state.clone(),
+            members: raft.applied_members,
         }));
     }
 }

@@ -9,8 +9,9 @@ use havenfs::cluster::{ClusterCommand, Command, Origin, ServiceCommand, ServiceS
 
 use crate::checks::Broken;
 use crate::clock::MS;
+use crate::members::Set;
 use crate::node::Node;
-use crate::plan::{Calamity, Plan, Theme};
+use crate::plan::{Calamity, NODES, Plan, Theme};
 use crate::raft::{Proposed, Raft};
 use crate::world::World;
 
@@ -37,6 +38,8 @@ pub(crate) enum Sabotage {
     ReleaseOnRefusal,
     /// A node with an empty disk votes under its old number.
     WipedVoter,
+    /// A membership counts where it is applied, not where it is appended.
+    LateMembers,
     /// A call is carried out in whatever epoch is in force.
     NoEpochInCalls,
     /// A proposal that is sent again is a new one.
@@ -52,11 +55,17 @@ impl Sabotage {
     /// a promise by itself.
     pub(crate) fn bend(self, plan: &mut Plan) {
         plan.calamity = None;
+        if self != Self::LateMembers {
+            (plan.voters, plan.changes) = (Set(0b111), Vec::new());
+        }
         match self {
             Self::WipedVoter => plan.calamity = Some(Calamity::DiskLost),
             Self::NoProbe => plan.calamity = Some(Calamity::StorageHangs),
-            Self::OwnLeaseLength => plan.lease_ms = [1200, 600, 600],
-            Self::NoMargin => plan.drift_ppm = [-20_000, 20_000, 20_000],
+            Self::OwnLeaseLength => plan.lease_ms = [1200, 600, 600, 600, 600],
+            Self::NoMargin => {
+                plan.lease_ms = [1200; NODES];
+                plan.drift_ppm = [-20_000, 20_000, 20_000, 20_000, 20_000];
+            }
             Self::NoFence => plan.fence = true,
             _ => {}
         }
@@ -73,6 +82,7 @@ impl Sabotage {
             Self::OwnLeaseLength | Self::NoMargin | Self::IgnoresAfter => Theme::Partitions,
             Self::ClockAfterCommit | Self::NoGateBeforeReply | Self::NoFence => Theme::Pauses,
             Self::NewDigests | Self::ReleaseOnRefusal => Theme::Hosts,
+            Self::LateMembers => Theme::Members,
             _ => return None,
         })
     }
@@ -132,11 +142,11 @@ impl World {
     /// one.
     pub(crate) fn lose_disk(&mut self, n: usize) {
         let node: &mut Node = &mut self.nodes[n];
-        node.raft = Raft::new();
+        node.raft = Raft::new(self.plan.voters);
         if self.sabotage == Some(Sabotage::WipedVoter) {
-            node.life = 0;
+            (node.life, node.begun) = (0, 0);
         } else {
-            node.is_wiped = true;
+            node.is_out = true;
         }
     }
 }
@@ -149,6 +159,7 @@ const fn signs(sabotage: Sabotage) -> &'static [Broken] {
         | Sabotage::OwnLeaseLength
         | Sabotage::ClockAfterCommit
         | Sabotage::NoMargin
+        | Sabotage::LateMembers
         | Sabotage::IgnoresAfter => &[Broken::TwoServe],
         Sabotage::NoGateBeforeReply => &[Broken::LateAnswer],
         Sabotage::NewDigests => &[Broken::LockLost, Broken::TwoHold, Broken::NotGranted],
@@ -211,6 +222,7 @@ without! {
     without_digests_copies_of_calls_change_locks: NewDigests,
     with_every_refusal_a_release_locks_are_lost: ReleaseOnRefusal,
     with_a_wiped_voter_the_log_forks: WipedVoter,
+    with_members_that_count_late_two_nodes_serve: LateMembers,
     without_epochs_in_calls_late_ones_are_carried_out: NoEpochInCalls,
     without_origins_proposals_are_carried_out_twice: NoOrigins,
     without_a_probe_a_hung_storage_is_served_for_ever: NoProbe,

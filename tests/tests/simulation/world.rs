@@ -15,6 +15,7 @@ use crate::checks::{Broken, Checks};
 use crate::clock::MS;
 use crate::faults::Fault;
 use crate::hosts::{Host, HostEvent};
+use crate::members::Change;
 use crate::network::Network;
 use crate::node::{Node, NodeEvent};
 use crate::plan::{NODES, Plan};
@@ -31,6 +32,8 @@ pub(crate) enum Event {
     Fault(Fault),
     /// A copy of a call comes to whoever has the address now.
     Copy(Rc<Call>),
+    /// An operator looks how far a change of the members is.
+    Operate,
     /// A look at how things stand.
     Tick,
 }
@@ -46,6 +49,9 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) network: Network,
     pub(crate) checks: Checks,
+    /// What an operator still wants, and which leader has begun the first of it.
+    pub(crate) changes: VecDeque<Change>,
+    pub(crate) begun_change: Option<usize>,
     /// Faults have stopped, and hosts give back what they have.
     pub(crate) settles: bool,
     /// Numbers that must not come twice: of proposals, calls and connections.
@@ -90,6 +96,8 @@ impl World {
             hosts,
             network: Network::new(plan.services),
             checks: Checks::new(plan.services),
+            changes: plan.changes.iter().copied().collect(),
+            begun_change: None,
             settles: false,
             numbers: 0,
             queue: BTreeMap::new(),
@@ -111,6 +119,10 @@ impl World {
         self.plan_faults();
         for h in 0..self.hosts.len() {
             self.begin_host(h);
+        }
+        if !self.changes.is_empty() {
+            let after = self.between(500, 2000) * MS;
+            self.after(after, Event::Operate);
         }
         self.after(TICK, Event::Tick);
         while !self.is_done
@@ -142,6 +154,7 @@ impl World {
             }
             Event::Fault(fault) => self.fault(fault),
             Event::Copy(call) => self.late_copy(&call),
+            Event::Operate => self.operate(),
             Event::Tick => {
                 self.tick();
                 self.after(TICK, Event::Tick);
@@ -162,6 +175,7 @@ impl World {
         let unserved = (0..self.plan.services).find(|s| self.who_serves(*s).is_none());
         let late = since > SERVED_WITHIN;
         if let Some(s) = unserved {
+            self.want_again(s);
             if late {
                 self.broken(Broken::NotServed, || {
                     format!("nobody serves service {s} so long after faults have stopped")
