@@ -124,6 +124,38 @@ pub fn keep_copy(dir: &Path, defined: &Defined) -> io::Result<()> {
     replace_file(&dir.join(COPY_NAME), &bytes)
 }
 
+/// Removes the copy, if there is one. Waits for the disk.
+///
+/// # Errors
+/// It can't be removed.
+pub fn drop_copy(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(dir.join(COPY_NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the copies of services that this node does not have in its files. One that is forgotten
+/// and begins anew with the same name is what the files say then. `services`: where each has a
+/// directory.
+///
+/// # Errors
+/// One can't be removed.
+pub fn drop_other_copies(services: &Path, own: &[&str]) -> io::Result<()> {
+    let entries = match std::fs::read_dir(services) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if own.iter().all(|name| entry.file_name() != **name) {
+            drop_copy(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// The copy; none if there is none. Waits for the disk.
 ///
 /// # Errors
@@ -207,5 +239,26 @@ mod tests {
         assert_eq!(copy(dir.path()).unwrap(), Some(defined));
         std::fs::write(dir.path().join(COPY_NAME), "{").unwrap();
         assert!(copy(dir.path()).is_err());
+        for _ in 0..2 {
+            drop_copy(dir.path()).unwrap();
+            assert!(copy(dir.path()).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn of_services_in_no_file_of_this_node_no_copy_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let services = dir.path().join("services");
+        drop_other_copies(&services, &["a"]).unwrap();
+        let defined = Defined {
+            version: 7,
+            definition: of_files(&service(MOVING)).unwrap(),
+        };
+        for name in ["a", "b"] {
+            keep_copy(&services.join(name), &defined).unwrap();
+        }
+        drop_other_copies(&services, &["a", "c"]).unwrap();
+        assert!(copy(&services.join("a")).unwrap().is_some());
+        assert!(copy(&services.join("b")).unwrap().is_none());
     }
 }

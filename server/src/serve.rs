@@ -183,6 +183,11 @@ pub fn run(config: &NodeConfig) -> Result<(), ServeError> {
     let (store, socket) = control.block_on(open_store(config))?;
     let lease = config.cluster.as_ref().map(|cluster| cluster.lease_ms);
     let lease = lease.map(|lease_ms| Duration::from_millis(u64::from(lease_ms)));
+    let names = config.services.iter().map(|service| service.name.as_str());
+    let names: Vec<&str> = names.collect();
+    if let Err(error) = definitions::drop_other_copies(&opening::services_dir(&state), &names) {
+        tracing::warn!(%error, "copies of definitions of services that are not in this node's files stay");
+    }
     let slots = config.services.iter().cloned();
     let slots = slots.map(|service| {
         let service = if config.cluster.is_some() {

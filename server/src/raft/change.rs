@@ -34,7 +34,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::error::{CHANGE_MAX, changed, refused, too_long};
 use self::sight::{SILENT_MAX, Sight, may_go, sight, sight_within, unknown};
-use super::peer::Peers;
+use super::peer::{PeerError, Peers, ask_for};
 use super::proposer::{Proposer, Unavailable};
 use super::types::{Member, NAME_BYTES_MAX};
 use super::{Engine, stored};
@@ -147,9 +147,13 @@ impl Changes {
                     | ChangeError::NoLeader
                     | ChangeError::Unreachable { .. }),
                 ) => {
-                    may_be_made |= !matches!(error, ChangeError::NoLeader);
+                    let was_asked = match &error {
+                        ChangeError::Unreachable { was_asked, .. } => *was_asked,
+                        error => *error == ChangeError::NotLeader,
+                    };
+                    may_be_made |= was_asked;
                     // It led until now, and whoever follows it has as long as anybody.
-                    if asked.elapsed() > POLL && begun.elapsed() < ASK_MAX {
+                    if was_asked && asked.elapsed() > POLL && begun.elapsed() < ASK_MAX {
                         deadline = Instant::now() + LEADER_MAX;
                     }
                     if Instant::now() < deadline {
@@ -181,16 +185,17 @@ impl Changes {
         match (leader, member) {
             (Some(leader), _) if leader == *self.engine.node_id() => self.carry_out(change).await,
             (Some(leader), Some(member)) => {
-                let asked = self
-                    .peers
-                    .ask_for((leader, &member), change.clone(), ASK_MAX);
-                match asked.await {
+                let unreachable = |error: PeerError, was_asked| ChangeError::Unreachable {
+                    leader: member.name.to_string(),
+                    problem: error.to_string(),
+                    was_asked,
+                };
+                let link = self.peers.dial(leader, &member).await;
+                let link = link.map_err(|error| unreachable(error, false))?;
+                match ask_for(link, change.clone(), ASK_MAX).await {
                     Ok(Some(result)) => result.map_err(ChangeError::Refused),
                     Ok(None) => Err(ChangeError::NotLeader),
-                    Err(error) => Err(ChangeError::Unreachable {
-                        leader: member.name.to_string(),
-                        problem: error.to_string(),
-                    }),
+                    Err(error) => Err(unreachable(error, true)),
                 }
             }
             _ => Err(ChangeError::NoLeader),

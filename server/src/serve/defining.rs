@@ -229,7 +229,13 @@ fn bring_exports(
     definitions::overlap::may_replace(&shared.services, service, &specs, in_force)?;
     let shown = Arc::new(with_places(service, &specs));
     let said = volumes::reload(specs, node, slot.config.storage_time_max.is_some())?;
-    slot.set_shown(&shown);
+    // The service may have left this node meanwhile.
+    if slot
+        .serving()
+        .is_some_and(|serving| std::ptr::eq(&raw const *serving, node))
+    {
+        slot.set_shown(&shown);
+    }
     *node.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     Ok(said)
 }
@@ -252,6 +258,26 @@ pub(super) fn keep_copy(shared: &Arc<Shared>, slot: &Arc<Slot>, defined: Arc<Def
                 "no copy of the service's definition is kept: if its addresses change, this node \
                  does not know it at its next start"
             ),
+        }
+    });
+}
+
+/// Drops the copy for good: the service is forgotten, and if one with its name begins anew, its
+/// files say what it is.
+pub(super) fn drop_copy(shared: &Arc<Shared>, slot: &Arc<Slot>) {
+    let (shared, slot) = (Arc::clone(shared), Arc::clone(slot));
+    tokio::task::spawn_blocking(move || {
+        let service = &slot.config.name;
+        let mut kept = slot.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = u64::MAX;
+        let dir: io::Result<PathBuf> = service_dir(&shared.state, service);
+        if let Err(error) = dir.and_then(|dir| definitions::drop_copy(&dir)) {
+            tracing::warn!(
+                service,
+                %error,
+                "the copy of the definition of a service that was forgotten stays: if the service \
+                 begins anew, this node must be started twice"
+            );
         }
     });
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::making::make;
-pub(super) use self::making::{HandleKeys, replicated, service_dir};
+pub(super) use self::making::{HandleKeys, replicated, service_dir, services_dir};
 use super::connections::replicate_connections;
 use super::defining::Following;
 use super::handing::take_over;

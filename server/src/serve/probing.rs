@@ -110,7 +110,7 @@ async fn serving_round(slot: &Arc<Slot>, node: &Arc<Node>, time_max: Duration) {
         if !serving.is_some_and(|serving| Arc::ptr_eq(&serving, node)) {
             return;
         }
-        round.forget_gone(node);
+        round.forget_gone(&node.files.volumes());
     }
 }
 

@@ -32,6 +32,8 @@ pub enum ChangeError {
         leader: String,
         /// Why.
         problem: String,
+        /// Whether it had been asked, and may have done it.
+        was_asked: bool,
     },
     /// It took too long.
     #[error(

@@ -53,6 +53,21 @@ impl From<std::io::Error> for PeerError {
     }
 }
 
+/// Asks the leader, to which the link goes, for a change; none if it does not lead.
+pub(in crate::raft) async fn ask_for(
+    mut link: Link,
+    change: MemberChange,
+    within: Duration,
+) -> Result<Option<Result<String, String>>, PeerError> {
+    let answer = timeout(within, link.ask(&Message::Change(change))).await;
+    match answer.map_err(|_| LinkError::TimedOut)?? {
+        Message::Changed(result) => Ok(Some(result)),
+        Message::NotLeader => Ok(None),
+        Message::Refused(reason) => Err(PeerError::RefusedBy(reason)),
+        _ => Err(LinkError::OutOfPlace.into()),
+    }
+}
+
 /// What the log says of members.
 pub(in crate::raft) trait Membership: Send + Sync {
     /// The members as this node knows them; empty before it has read or been told any.
@@ -266,7 +281,11 @@ impl Peers {
     }
 
     /// Connects to a member and makes sure that it is the one.
-    pub(super) async fn dial(&self, node: u64, member: &Member) -> Result<Link, PeerError> {
+    pub(in crate::raft) async fn dial(
+        &self,
+        node: u64,
+        member: &Member,
+    ) -> Result<Link, PeerError> {
         let own = self.hello(true);
         let Standing::Formed {
             cluster_id: id,
@@ -304,23 +323,6 @@ impl Peers {
                 self.set_removed(reason.clone());
                 Err(PeerError::Removed(reason))
             }
-            _ => Err(LinkError::OutOfPlace.into()),
-        }
-    }
-
-    /// Asks the leader for a change; none if it does not lead.
-    pub(in crate::raft) async fn ask_for(
-        &self,
-        (leader, member): (u64, &Member),
-        change: MemberChange,
-        within: Duration,
-    ) -> Result<Option<Result<String, String>>, PeerError> {
-        let mut link = self.dial(leader, member).await?;
-        let answer = timeout(within, link.ask(&Message::Change(change))).await;
-        match answer.map_err(|_| LinkError::TimedOut)?? {
-            Message::Changed(result) => Ok(Some(result)),
-            Message::NotLeader => Ok(None),
-            Message::Refused(reason) => Err(PeerError::RefusedBy(reason)),
             _ => Err(LinkError::OutOfPlace.into()),
         }
     }

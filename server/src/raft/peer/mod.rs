@@ -51,7 +51,7 @@ pub use self::applicants::Applicant;
 
 pub(super) use self::alone::Alone;
 pub(super) use self::{
-    dial::{Membership, Peers},
+    dial::{Membership, PeerError, Peers, ask_for},
     forming::{difference, form},
     forward::Forwarder,
     hello::{Configured, Refusal},

@@ -7,6 +7,7 @@ use super::{Keeper, TAKE_AGAIN};
 use crate::cluster::service::running::{RunningNote, Runs};
 use crate::cluster::{ClusterCommand, Command, Outcome};
 use crate::definitions;
+use crate::serve::defining::drop_copy;
 
 impl Keeper {
     /// Has the log say with which addresses this process runs, before it can take the service.
@@ -71,6 +72,7 @@ impl Keeper {
                 "an operator has had this service forgotten: take it out of the files of this \
                  node, or restart this node to have it begin anew, without locks"
             );
+            drop_copy(&self.shared, &self.slot);
         }
         self.is_forgotten = is_forgotten;
     }

@@ -164,9 +164,14 @@ fn what_is_served(
 
 /// Where what is a service's and this node's alone is kept, in a cluster.
 pub(in crate::serve) fn service_dir(state: &State, name: &str) -> std::io::Result<PathBuf> {
-    let dir = state.dir().join("services").join(name);
+    let dir = services_dir(state).join(name);
     std::fs::create_dir_all(&dir)?;
     Ok(dir)
+}
+
+/// Where all services have their directories.
+pub(in crate::serve) fn services_dir(state: &State) -> PathBuf {
+    state.dir().join("services")
 }
 
 /// An entry as it is replicated.

@@ -39,6 +39,8 @@ struct Waiting {
     volumes: Vec<Weak<Volume>>,
     /// Among the jobs of the service's threads.
     group: u64,
+    /// Of the service's open volumes those that are on it; none while it stands by.
+    superblock: Option<u64>,
     /// What showed last that it lives: see [`Waiting::signs`].
     signs: u64,
     /// The try has got its thread.
@@ -88,6 +90,7 @@ impl Round {
                 path,
                 volumes,
                 group: 0,
+                superblock: None,
                 signs: 0,
                 begun: Arc::default(),
                 silent: Duration::ZERO,
@@ -124,7 +127,7 @@ impl Round {
             let slot = Arc::clone(slot);
             let (tell, in_use) = (round.tell.clone(), Arc::clone(&node.storage_use));
             let group = volume.dev;
-            waiting.group = group;
+            (waiting.group, waiting.superblock) = (group, Some(volume.superblock));
             let probes = Arc::clone(&node.probes);
             probes.fetch_add(1, Ordering::AcqRel);
             let work = move || {
@@ -152,12 +155,17 @@ impl Round {
         round
     }
 
-    /// What is not exported any more is not waited for.
-    pub(super) fn forget_gone(&mut self, node: &Node) {
-        let volumes = node.files.volumes();
-        let is_there = |volume: Arc<Volume>| volumes.iter().any(|one| Arc::ptr_eq(one, &volume));
-        self.waiting
-            .retain(|waiting| waiting.volumes().any(is_there));
+    /// What is not exported any more is not waited for. A disk that is still exported stays the one
+    /// that is waited for, also if a reload has opened it anew.
+    pub(super) fn forget_gone(&mut self, volumes: &[Arc<Volume>]) {
+        self.waiting.retain_mut(|waiting| {
+            let on_it = volumes.iter();
+            let on_it = on_it.filter(|volume| Some(volume.superblock) == waiting.superblock);
+            let on_it: Vec<Weak<Volume>> = on_it.map(Arc::downgrade).collect();
+            let is_there = !on_it.is_empty();
+            waiting.volumes = on_it;
+            is_there
+        });
     }
 
     /// Waits for the next answer, for a moment.
@@ -188,10 +196,11 @@ impl Round {
         for waiting in &mut self.waiting {
             waiting.silent += passed;
             let signs = waiting.signs(pool);
-            if signs != waiting.signs {
-                waiting.signs = signs;
+            // Fewer say that a volume was opened anew, or that the try has its thread.
+            if signs > waiting.signs {
                 waiting.silent = Duration::ZERO;
             }
+            waiting.signs = signs;
             if waiting.silent > time_max {
                 waiting.set_hangs(true);
                 late_at.get_or_insert(&waiting.path);

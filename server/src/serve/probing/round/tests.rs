@@ -71,3 +71,33 @@ async fn a_sync_of_any_of_its_volumes_shows_that_a_disk_lives() {
     round.waiting[0].begun.store(true, Ordering::Release);
     assert_eq!(round.waiting[0].signs(Some(&pool)), before);
 }
+
+#[tokio::test]
+async fn a_disk_that_a_reload_opened_anew_is_waited_for_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut round, volumes) = round(dir.path());
+    let superblock = volumes[0].superblock;
+    round.waiting[0].superblock = Some(superblock);
+    round.waiting[1].superblock = Some(superblock + 1);
+    volumes[0].note_synced();
+    while hanging(&volumes) != [true; 4] {
+        until_late(&mut round).await;
+    }
+    let fresh = Arc::new(Volume::open(dir.path(), 9, 0, 1, true).unwrap());
+    round.forget_gone(std::slice::from_ref(&fresh));
+    assert_eq!(
+        round.waiting.len(),
+        1,
+        "what is not exported any more is forgotten"
+    );
+    until_late(&mut round).await;
+    assert!(fresh.hangs());
+    fresh.note_synced();
+    assert!(matches!(round.go_on(TIME_MAX).await, Progress::Waits));
+    round.tell.try_send((0, Ok(Form::Write))).unwrap();
+    assert!(matches!(
+        round.go_on(TIME_MAX).await,
+        Progress::Done(Health::Works(_))
+    ));
+    assert!(!fresh.hangs());
+}
