@@ -102,8 +102,21 @@ pub struct LockService {
 #[derive(Debug)]
 struct Serving {
     answers: mpsc::Sender<Answer>,
-    to_tell: mpsc::Sender<(Target, NsmState)>,
+    telling: Telling,
     tasks: Vec<AbortHandle>,
+}
+
+/// The task that tells hosts of restarts; ended when dropped.
+#[derive(Debug)]
+struct Telling {
+    to_tell: mpsc::Sender<(Target, NsmState)>,
+    task: AbortHandle,
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Drop for Serving {
@@ -221,26 +234,11 @@ impl LockService {
     /// when NLM and NSM answer, since hosts come back with reclaims as soon as they are told.
     pub fn begin(self: &Arc<Self>) {
         let epoch = self.gate.epoch();
-        let (nsm_state, in_grace) = {
-            let state = self.state();
-            (state.nsm_state(), state.in_grace())
-        };
-        let calls = || Arc::clone(&self.calls);
+        let in_grace = self.state().in_grace();
         let (answers, answers_taken) = mpsc::channel(ANSWERS_MAX);
-        let (to_tell, to_tell_taken) = mpsc::channel(ANSWERS_MAX);
-        let granting = granting::run(Arc::clone(self), calls(), epoch, answers_taken);
-        let telling = announcing::run(
-            calls(),
-            Arc::clone(&self.names),
-            nsm_state,
-            announcing::targets(self, self.announce),
-            Arc::clone(&self.announcements),
-            to_tell_taken,
-        );
-        let mut tasks = vec![
-            self.control.spawn(granting).abort_handle(),
-            self.control.spawn(telling).abort_handle(),
-        ];
+        let calls = Arc::clone(&self.calls);
+        let granting = granting::run(Arc::clone(self), calls, epoch, answers_taken);
+        let mut tasks = vec![self.control.spawn(granting).abort_handle()];
         if in_grace {
             tracing::warn!(
                 seconds = self.grace.as_secs(),
@@ -249,21 +247,36 @@ impl LockService {
             let (locks, grace) = (Arc::clone(self), self.grace);
             let waiting = async move {
                 tokio::time::sleep(grace).await;
-                if let Err(error) = locks.end_grace("its time is over").await {
-                    tracing::error!(%error, "cannot end grace");
-                }
+                locks.end_grace_for_sure().await;
             };
             tasks.push(self.control.spawn(waiting).abort_handle());
         }
         *self.serving() = Some(Serving {
             answers,
-            to_tell,
+            telling: self.start_telling(),
             tasks,
         });
     }
 
+    /// Tells all hosts that want to hear of it of the state that the service has now.
+    fn start_telling(self: &Arc<Self>) -> Telling {
+        let nsm_state = self.state().nsm_state();
+        let (to_tell, to_tell_taken) = mpsc::channel(ANSWERS_MAX);
+        let telling = announcing::run(
+            Arc::clone(&self.calls),
+            Arc::clone(&self.names),
+            nsm_state,
+            announcing::targets(self, self.announce),
+            Arc::clone(&self.announcements),
+            to_tell_taken,
+        );
+        let task = self.control.spawn(telling).abort_handle();
+        Telling { to_tell, task }
+    }
+
     /// The change that does for hosts what a restart does, without one: a new state, and they are
-    /// told (SM_SIMU_CRASH). `reply` is appended once it is done.
+    /// told (SM_SIMU_CRASH). The epoch goes on, and so does who delivers its grants: another one
+    /// would not know what was sent before. `reply` is appended once it is done.
     pub fn simulated_crash(
         self: &Arc<Self>,
         reply: impl FnOnce(&mut Writer<'_>) + Send + 'static,
@@ -271,7 +284,10 @@ impl LockService {
         let locks = Arc::clone(self);
         let answer = move |_: Outcome, writer: &mut Writer<'_>| {
             locks.reclaims.clear();
-            locks.begin();
+            let telling = locks.start_telling();
+            if let Some(serving) = &mut *locks.serving() {
+                serving.telling = telling;
+            }
             reply(writer);
             true
         };

@@ -5,8 +5,10 @@
 //! this node, its exports are open and its locks are there. At SIGTERM: no new calls, what the
 //! workers have is finished, the registration is taken back, the services are released.
 
+mod closing;
 mod connections;
 mod defining;
+mod first_start;
 mod handing;
 mod hooks;
 mod keeper;
@@ -316,10 +318,11 @@ async fn serve(
     let is_witness = services.config.is_witness();
     let renewing = if is_witness { Ok(None) } else { leases.start() };
     let _watchdog = watchdog::start({
-        let leases = Arc::clone(&leases);
-        move || is_witness || leases.is_beating()
+        let (leases, stopped) = (Arc::clone(&leases), stopped.clone());
+        // Who stops may renew nothing any more.
+        move || is_witness || *stopped.borrow() || leases.is_beating()
     });
-    let _renewing = renewing.map_err(system("start the thread of the lease"))?;
+    let renewing = renewing.map_err(system("start the thread of the lease"))?;
     let (events, mut heard) = mpsc::channel(EVENTS_MAX);
     let mut keepers = JoinSet::new();
     for slot in &services.slots {
@@ -372,10 +375,11 @@ async fn serve(
     // Nobody may be left to listen. Services answer what they have taken, and close; also those
     // that had nothing to do with the failure of another one.
     let _ = stop.send(true);
-    while let Some(ended) = keepers.join_next().await {
-        // A panic has ended the process already.
-        result = result.and(ended.unwrap_or(Ok(())));
-    }
+    let closed = {
+        let time_max = closing::CLOSE_TIME_MAX;
+        closing::close_all(&mut keepers, result.is_err(), renewing, time_max).await
+    };
+    result = result.and(closed);
     control.close().await;
     result
 }

@@ -11,6 +11,7 @@ use havenfs_nlm::keys::FileKey;
 use serde_json::{Value, json};
 
 use super::locks::View;
+use super::looks;
 use crate::lock_service::LockService;
 use crate::node::Node;
 use crate::raft::Unavailable;
@@ -112,11 +113,11 @@ async fn viewed<T: Send + 'static>(
     look: impl FnOnce(&View<'_>) -> T + Send + 'static,
 ) -> Result<T, Value> {
     let node = Arc::clone(node);
-    let looking = tokio::task::spawn_blocking(move || View::of(&node).map(|view| look(&view)));
-    let looked = looking
-        .await
-        .map_err(|problem| error(problem.to_string()))?;
-    looked.ok_or_else(|| error("locks are not served yet".to_owned()))
+    let looking = looks::look(move || {
+        let view = View::of(&node).ok_or("locks are not served yet")?;
+        Ok::<_, &str>(look(&view))
+    });
+    looking.await.map_err(error)
 }
 
 /// `break HOST [PATH]`.

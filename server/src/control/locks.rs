@@ -103,6 +103,10 @@ impl<'a> View<'a> {
 
     /// A file's path for people.
     pub(super) fn path(&self, file: &FileKey) -> String {
+        // Who holds the node keeps its storage in use, and each file may take a while.
+        if self.node.gate.is_over() {
+            return "(not looked up: the service is leaving this node)".to_owned();
+        }
         let Some((export_id, path)) = self.node.files.path_of(file) else {
             return "(deleted, or no export shows it)".to_owned();
         };

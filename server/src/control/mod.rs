@@ -5,6 +5,7 @@ mod cluster;
 pub mod early;
 mod forgetting;
 pub mod locks;
+mod looks;
 pub mod metrics_page;
 mod reload;
 mod repaired;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cluster::ASK_TIME_MAX;
+use super::looks::look;
 use crate::cluster::definition::{Definition, InForce, Undefined};
 use crate::cluster::{ClusterCommand, Command, Outcome, ServiceId, ServiceState};
 use crate::config::cluster::NodeConfig;
@@ -53,20 +54,11 @@ pub(super) async fn reload(
     let node = node.ok_or_else(|| format!("service `{name}` is not served now"))?;
     let sources = slot.config.settings.sources.clone();
     let services = Arc::clone(services);
-    on_worker(move || {
+    look(move || {
         volumes::check_lists(&services.config.export_lists())?;
         volumes::reload(volumes::read_lists(&sources)?, &node, false)
     })
     .await
-}
-
-/// Does what may wait for a disk.
-async fn on_worker<T: Send + 'static, E: ToString + Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, String> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.map_err(|error| error.to_string())?;
-    done.map_err(|error| error.to_string())
 }
 
 async fn propose(
@@ -83,7 +75,7 @@ async fn propose(
         .map_or(0, ServiceState::version);
     let definition = {
         let (services, name) = (Arc::clone(services), name.clone());
-        let reading = timeout(READ_TIME_MAX, on_worker(move || read(&services, &name)));
+        let reading = timeout(READ_TIME_MAX, look(move || read(&services, &name)));
         let late = |_| {
             "the export lists or exported directories do not answer\nhint: a disk may hang, also \
              that of another service: see the kernel's log (`dmesg`), or reload on another node"

@@ -19,9 +19,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
-use super::{acts, cluster, locks};
+use super::{acts, cluster, locks, looks};
 use crate::clock::unix_seconds;
+use crate::gate::Gate;
 use crate::node::Node;
 use crate::services::Services;
 
@@ -29,6 +31,8 @@ use crate::services::Services;
 const REQUEST_BYTES_MAX: usize = 4096;
 /// How long a request may take to arrive.
 const TIME_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether a service leaves, while somebody asks something of it.
+const OVER_CHECK: Duration = Duration::from_millis(100);
 
 /// The open control socket.
 #[derive(Debug)]
@@ -166,16 +170,38 @@ async fn answer_of(
         let done = super::reload::reload(services, slot, expected).await;
         return done.map(|done| json!({ "done": done })).map_err(error);
     }
-    let node = &services.open(name).map_err(error)?;
+    let node = services.open(name).map_err(error)?;
+    let gate = Arc::clone(&node.gate);
+    // Nobody who asks for something keeps the service from leaving: whoever holds the node keeps
+    // its storage in use.
+    tokio::select! {
+        answer = of_service(node, request) => answer,
+        () = over(&gate) => Err(error(
+            "the service is leaving this node\nhint: see `havenfs service list` for where it is, \
+             and look there what became of this"
+                .to_owned(),
+        )),
+    }
+}
+
+async fn of_service(node: Arc<Node>, request: &str) -> Result<Value, Value> {
+    let node = &node;
     Ok(match request {
         "clients" => clients(node),
         "exports" => exports(node),
         "hosts" => listed(node, locks::hosts).await,
-        "locks" => listed(node, locks::held).await,
-        "waiting" => listed(node, locks::waiting).await,
-        "refused" => listed(node, locks::refused).await,
+        "locks" => looked_up(node, locks::held).await?,
+        "waiting" => looked_up(node, locks::waiting).await?,
+        "refused" => looked_up(node, locks::refused).await?,
         request => act(node, request).await?,
     })
+}
+
+/// Waits until the service is closed here for good.
+async fn over(gate: &Gate) {
+    while !gate.is_over() {
+        sleep(OVER_CHECK).await;
+    }
 }
 
 /// The node, the cluster and its services; and the service that is meant, if it is open here.
@@ -247,7 +273,17 @@ fn lock_limits(node: &Node) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Makes a list on a thread that may wait for a disk.
+/// Makes a list of files, whose paths may have to be read from a disk.
+async fn looked_up(
+    node: &Arc<Node>,
+    list: impl FnOnce(&Node) -> Value + Send + 'static,
+) -> Result<Value, Value> {
+    let node = Arc::clone(node);
+    let made = looks::look(move || Ok::<_, String>(list(&node))).await;
+    made.map_err(|problem| json!({ "error": problem }))
+}
+
+/// Makes a list that may be long where it holds nobody up; it waits for nothing.
 async fn listed(node: &Arc<Node>, list: impl FnOnce(&Node) -> Value + Send + 'static) -> Value {
     let node = Arc::clone(node);
     let made = tokio::task::spawn_blocking(move || list(&node)).await;
@@ -261,7 +297,7 @@ async fn act(node: &Arc<Node>, request: &str) -> Result<Value, Value> {
         "end-grace" => acts::end_grace(node).await,
         "host" => {
             let address = acts::address(rest)?;
-            Ok(listed(node, move |node| locks::host(node, address)).await)
+            looked_up(node, move |node| locks::host(node, address)).await
         }
         "notify" => acts::notify(node, rest).await,
         "verify" => acts::verify(node, rest).await,

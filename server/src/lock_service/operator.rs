@@ -42,6 +42,21 @@ impl LockService {
         })
     }
 
+    /// Ends grace when its time is over. Without a majority it can't be ended, and new locks would
+    /// be refused for ever after.
+    pub(super) async fn end_grace_for_sure(&self) {
+        let mut is_said = false;
+        while let Err(error) = self.end_grace("its time is over").await {
+            if self.gate.is_over() {
+                return;
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                tracing::warn!(%error, "grace is over and can't be ended yet; it is tried again");
+            }
+            sleep(END_GRACE_AGAIN).await;
+        }
+    }
+
     /// Ends what the hosts behind an address hold and wait for, on one file or on all; they can't
     /// reclaim it.
     pub async fn break_locks(
@@ -140,7 +155,7 @@ impl LockService {
         let to_tell = self
             .serving()
             .as_ref()
-            .map(|serving| serving.to_tell.clone());
+            .map(|serving| serving.telling.to_tell.clone());
         let Some(to_tell) = to_tell else {
             return Ok(0);
         };
@@ -165,6 +180,9 @@ impl LockService {
         let told = self.notify(host).await?;
         let (mut known, mut heard) = (0, Instant::now());
         loop {
+            if self.gate.is_over() {
+                return Err(Unavailable::Stopped);
+            }
             let locks = Arc::clone(self);
             let (before, before_known) = (missing.len(), known);
             (missing, known) = self
@@ -208,8 +226,12 @@ impl LockService {
         looking.await.map_err(|_| Unavailable::Stopped)
     }
 
+    /// No client waits for this answer, so that no connection is to be closed if there is none.
     fn epoch_to_change(&self) -> Result<u32, Unavailable> {
-        self.epoch().ok_or(Unavailable::Stopped)
+        let is_open = self.gate.is_open();
+        is_open
+            .then(|| self.gate.epoch())
+            .ok_or(Unavailable::Stopped)
     }
 
     async fn change(&self, command: ServiceCommand) -> Result<Outcome, Unavailable> {
@@ -219,6 +241,8 @@ impl LockService {
     }
 }
 
+/// Before it is tried again to end grace.
+const END_GRACE_AGAIN: Duration = Duration::from_secs(1);
 /// How long a host may be silent before what it has not reclaimed counts as missing: some tries of
 /// a notice may be lost.
 const QUIET_MAX: Duration = Duration::from_secs(15);

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::error::StoreError;
 use super::offline::OfflineError;
 use super::peer::{ClusterKey, Configured, Peers};
-use super::stored::{Formed, Stored};
+use super::stored::{self, Formed, Stored};
 use crate::config::cluster::ClusterConfig;
 
 /// The members that a configuration names.
@@ -25,6 +25,28 @@ pub(super) fn configured(cluster: &ClusterConfig) -> Vec<Configured> {
 /// # Errors
 /// If one does, or one that is not in `absent` does not say.
 pub fn check_none_formed(cluster: &ClusterConfig, absent: &[String]) -> Result<(), OfflineError> {
+    judge(&cluster.node, &ask_all(cluster)?, absent).map_err(OfflineError::Refused)
+}
+
+/// Makes sure that no other member answers as one of the cluster of the store in `dir`, before this
+/// node goes on without them: whoever answers may serve. Who is silent may, too; that is for the
+/// operator to know.
+///
+/// # Errors
+/// If one does.
+pub fn check_none_lives(cluster: &ClusterConfig, dir: &Path) -> Result<(), OfflineError> {
+    let formed = stored::read(dir)?.and_then(|stored| stored.formed);
+    let Some(formed) = formed else {
+        return Ok(());
+    };
+    judge_lost(&ask_all(cluster)?, formed.cluster_id).map_err(OfflineError::Refused)
+}
+
+/// What a member said: the cluster that it belongs to, if any; or why it said nothing.
+type Said = (Box<str>, Result<Option<u64>, String>);
+
+/// Asks all other members of the configuration.
+fn ask_all(cluster: &ClusterConfig) -> Result<Vec<Said>, OfflineError> {
     let key = ClusterKey::read(&cluster.key_file);
     let key = key.map_err(|error| StoreError::Cluster(error.to_string()))?;
     let nobody = Stored {
@@ -43,12 +65,21 @@ pub fn check_none_formed(cluster: &ClusterConfig, absent: &[String]) -> Result<(
         let said = said.map(|hello| hello.cluster_id());
         (member.name, said.map_err(|error| error.to_string()))
     });
-    let said: Vec<_> = said.collect();
-    judge(&cluster.node, &said, absent).map_err(OfflineError::Refused)
+    Ok(said.collect())
 }
 
-/// What a member said: the cluster that it belongs to, if any; or why it said nothing.
-type Said = (Box<str>, Result<Option<u64>, String>);
+fn judge_lost(said: &[Said], cluster_id: u64) -> Result<(), String> {
+    let mut said = said.iter();
+    let lives = said.find(|(_, said)| *said == Ok(Some(cluster_id)));
+    lives.map_or(Ok(()), |(name, _)| {
+        Err(format!(
+            "node `{name}` answers, and belongs to this cluster: it is not off, and may serve\n\
+             hint: if enough of the others live, start this node as it is; else stop `{name}`, make \
+             sure that it can neither write to the storage nor come back by itself, and say this \
+             again"
+        ))
+    })
+}
 
 fn judge(own: &str, said: &[Said], absent: &[String]) -> Result<(), String> {
     for (name, said) in said {
@@ -119,6 +150,18 @@ pub(super) async fn check_none_went_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_goes_on_alone_beside_one_that_answers() {
+        let said = |n2, n3| -> [Said; 2] { [("n2".into(), n2), ("n3".into(), n3)] };
+        let silent = || Err("it is silent".to_owned());
+        // Others may have been begun anew, or belong elsewhere.
+        for other in [Ok(None), Ok(Some(8)), silent()] {
+            assert_eq!(judge_lost(&said(silent(), other), 7), Ok(()));
+        }
+        let problem = judge_lost(&said(silent(), Ok(Some(7))), 7);
+        assert!(problem.is_err_and(|problem| problem.contains("`n3` answers")));
+    }
 
     #[test]
     fn a_cluster_is_begun_only_where_there_is_none() {

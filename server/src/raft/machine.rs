@@ -256,7 +256,11 @@ type Told = Vec<(Done, Outcome)>;
 /// Whether a command may change who serves what, or as what.
 fn concerns_all(command: &Command) -> bool {
     match command {
-        Command::Service(_, command) => matches!(command, ServiceCommand::InForce { .. }),
+        // Who waits for a fence may have it confirmed by hand.
+        Command::Service(_, command) => matches!(
+            command,
+            ServiceCommand::InForce { .. } | ServiceCommand::Fenced { .. }
+        ),
         Command::Cluster(command) => {
             !matches!(command, ClusterCommand::Renew(_) | ClusterCommand::Allot(_))
         }

@@ -86,7 +86,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, Raft, SnapshotPolicy};
 use tokio::sync::watch;
 
-pub use self::around::check_none_formed;
+pub use self::around::{check_none_formed, check_none_lives};
 pub use self::change::{ChangeError, MemberChange};
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;

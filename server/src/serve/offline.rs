@@ -148,15 +148,18 @@ fn begin(
 /// Makes the node the only one of its cluster; returns what to tell the operator.
 ///
 /// # Errors
-/// If not all other voters are named, a server runs on it, or its store can't be used.
+/// If not all other voters are named or one of them answers, a server runs on it, or its store
+/// can't be used.
 pub fn sole_survivor(
     config: &NodeConfig,
     fenced: &[String],
     none_went_on: bool,
 ) -> Result<String, RepairError> {
-    cluster_of(config)?;
+    let cluster = cluster_of(config)?;
     let state = open(config)?;
-    let survived = raft::survive(&state.dir().join("store"), fenced, none_went_on)?;
+    let store = state.dir().join("store");
+    raft::check_none_lives(cluster, &store)?;
+    let survived = raft::survive(&store, fenced, none_went_on)?;
     let tables = if survived.is_incomplete {
         "locks may be missing that hosts were told to have, so that each service begins with \
          grace, in which hosts reclaim theirs"

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use anyhow::{Context as _, Result, ensure};
 use havenfs_tests::client::nlm::stat;
-use havenfs_tests::cluster::Cluster;
+use havenfs_tests::cluster::{Cluster, NODES};
 
 use crate::members::refused;
 use crate::scene::{ALPHA, ONE, Scene};
@@ -77,8 +77,12 @@ fn one_of_three_survives_with_grace_and_the_others_are_refused() -> Result<()> {
         let mut scene = Scene::new(cluster)?;
         let held = scene.held();
         ensure!(scene.a.lock(&held)? == stat::GRANTED);
-        cluster.kill_all(&["n1", "n2"])?;
-        cluster.kill("n3")?;
+        cluster.kill_all(&["n2", "n3"])?;
+        // One that is taken for dead, and lives.
+        let both = ["sole-survivor", "--i-fenced", "n1", "--i-fenced", "n2"];
+        let error = refused(cluster.repair("n3", &both))?;
+        ensure!(error.contains("`n1` answers"), "{error}");
+        cluster.kill("n1")?;
         let survive = ["sole-survivor", "--i-fenced", "n1"];
         let error = refused(cluster.repair("n3", &survive))?;
         ensure!(error.contains("to be off: n2"), "{error}");
@@ -118,6 +122,39 @@ fn one_of_three_survives_with_grace_and_the_others_are_refused() -> Result<()> {
         let moved = cluster.move_to(ALPHA, "n1")?;
         ensure!(moved.node == "n1");
         scene.is_held()
+    })
+}
+
+#[test]
+fn grace_ends_although_there_was_no_majority_when_its_time_was_over() -> Result<()> {
+    Cluster::run(&ONE, |cluster| {
+        let mut scene = Scene::new(cluster)?;
+        cluster.kill_all(&NODES)?;
+        for node in ["n1", "n3"] {
+            let text = cluster.site.config_text(node)? + "grace_seconds = 6\n";
+            fs::write(cluster.site.config(node), text)?;
+        }
+        let survive = ["sole-survivor", "--i-fenced", "n1", "--i-fenced", "n2"];
+        cluster.repair("n3", &survive)?;
+        fs::remove_dir_all(cluster.site.state("n1"))?;
+        cluster.spawn("n3")?;
+        cluster.wait_serving(ALPHA, |serving| serving.node == "n3")?;
+        cluster.spawn("n1")?;
+        cluster.add("n3", "n1")?;
+        cluster.pause("n1")?;
+        cluster.wait("its time is over", |cluster| {
+            let log = cluster.log("n3").ok()?;
+            let is_over = log.contains("grace is over and can't be ended yet");
+            is_over.then_some(())
+        })?;
+        cluster.resume("n1")?;
+        cluster.wait("new locks are granted", |cluster| {
+            let status = cluster.status("n3").ok()?;
+            (status["services"][0]["complete"] == true).then_some(())
+        })?;
+        let wanted = scene.wanted();
+        ensure!(scene.c.lock(&wanted)? == stat::GRANTED);
+        Ok(())
     })
 }
 

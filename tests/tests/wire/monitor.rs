@@ -454,6 +454,13 @@ fn a_new_state_directory_has_no_grace() -> Result<()> {
         status["locking"]["complete"] == true && status["locking"]["epoch"] == 1,
         "{status}"
     );
+    // An empty directory can't know whether it is new or lost.
+    let is_said =
+        |log: &str| log.contains("the store of locks is new") && log.contains("--recover");
+    let log = scene.server.log()?;
+    ensure!(is_said(&log), "{log}");
+    let log = scene.restart(OPEN)?.server.log()?;
+    ensure!(!is_said(&log), "{log}");
     Ok(())
 }
 

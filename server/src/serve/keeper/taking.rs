@@ -13,6 +13,7 @@ use crate::cluster::command::{Assign, RenewalId};
 use crate::cluster::{ClusterCommand, Command, Outcome, Queue};
 use crate::lock_service::unix_seconds;
 use crate::serve::ServeError;
+use crate::serve::first_start;
 use crate::serve::opening::open;
 use crate::serve::ready;
 use crate::serve::storage::{Near, Prepared, Reason};
@@ -63,6 +64,9 @@ impl Keeper {
             sleep(TAKE_AGAIN).await;
             return None;
         };
+        if epoch == FIRST_EPOCH && !self.recover {
+            first_start::tell(&self.slot.config.name);
+        }
         self.recover = false;
         self.gate = Some(self.leases.assigned(self.id, epoch, seq));
         let lease = silent.map(|silent| ("lease", silent));
@@ -214,6 +218,8 @@ fn tell(slot: &Slot, takeover: &Takeover) {
     );
 }
 
+/// The epoch in which a service is served for the first time ever.
+const FIRST_EPOCH: u32 = 1;
 /// How long it may take to open a service, before others get their turn; besides the try of its
 /// storage.
 const OPEN_TIME_MAX: Duration = Duration::from_secs(45);
