@@ -1,13 +1,14 @@
 //! The commands of a service: in which order they run, what their failures lead to, and that
 //! nothing of the storage is open when it is let go.
 
-use std::fs;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use havenfs_tests::client::nlm::stat;
-use havenfs_tests::cluster::{Cluster, NODES};
+use havenfs_tests::cluster::{Cluster, NODES, status};
 
-use crate::hooked::Hooked;
+use crate::hooked::{Hooked, has_ended};
 use crate::scene::{ALPHA, Scene, rises_by_one};
 
 /// The phases of a takeover, by name.
@@ -128,6 +129,63 @@ fn an_operator_can_confirm_a_fence_that_fails() -> Result<()> {
             "{again}"
         );
         Ok(())
+    })
+}
+
+/// Whoever switched the node off by hand does not wait for a command that can't.
+#[test]
+fn a_confirmed_fence_ends_a_command_that_hangs() -> Result<()> {
+    Hooked::run(|hooked| {
+        let mut scene = Scene::new(&hooked.cluster)?;
+        scene.lock_and_wait()?;
+        let before = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        for node in NODES {
+            hooked.hangs("fence", node, true)?;
+        }
+        hooked.cluster.kill(before.node)?;
+        let process = hooked.wait_hangs()?;
+        let other = hooked.cluster.others(&[before.node])[0];
+        let done = hooked.cluster.ask(other, &format!("confirm-fence {ALPHA}"))?;
+        ensure!(done["done"].is_string(), "{done}");
+        let confirmed = Instant::now();
+        let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        // Its time limit is 20 s, and a pause would follow.
+        let took = confirmed.elapsed();
+        ensure!(took < Duration::from_secs(10), "only after {took:?}");
+        ensure!(has_ended(&process), "the command still runs");
+        rises_by_one(before, after)?;
+        scene.is_held()
+    })
+}
+
+/// Who asks a host what it knows of, and waits for it, or reads a long list, keeps nothing open
+/// that has to be let go.
+#[test]
+fn whoever_looks_at_locks_does_not_keep_a_service_from_moving() -> Result<()> {
+    Hooked::run(|hooked| {
+        let scene = &mut Scene::new(&hooked.cluster)?;
+        let held = scene.held();
+        ensure!(scene.a.lock(&held)? == stat::GRANTED);
+        let before = hooked.cluster.wait_serving(ALPHA, |_| true)?;
+        let to = hooked.cluster.others(&[before.node])[0];
+        let socket = hooked.cluster.site.control(before.node);
+        // The host hears of it and reclaims nothing, so that it is waited for.
+        let request = format!("verify {}", scene.a.address);
+        let cluster = &hooked.cluster;
+        let (answer, moved) = thread::scope(|scope| {
+            let asked = scope.spawn(|| status::ask(&socket, &request));
+            let heard = scene.machine_a.wait_notice(before.nsm_state - 1);
+            let moved = heard.and_then(|_| cluster.move_to(ALPHA, to));
+            (asked.join(), moved)
+        });
+        rises_by_one(before, moved?)?;
+        let answer = answer.map_err(|_| anyhow!("the thread panicked"))??;
+        let said = answer["error"].as_str().unwrap_or_default();
+        ensure!(said.contains("is leaving this node"), "{answer}");
+        let released = format!("release {} lost= epoch={} move", before.node, before.epoch);
+        let events = hooked.events();
+        ensure!(events.contains(&released), "{events:?}");
+        scene.is_held()
     })
 }
 
