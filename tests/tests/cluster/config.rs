@@ -178,8 +178,6 @@ fn members_that_cannot_be_reached_as_configured_are_refused() -> Result<()> {
 }
 
 /// An address names the service that is asked, so two can't have the same.
-///
-/// Fails as of now: the node starts.
 #[test]
 fn services_that_share_an_address_are_refused() -> Result<()> {
     let mut cluster = Cluster::new(&TWO)?;

@@ -145,7 +145,9 @@ fn a_confirmed_fence_ends_a_command_that_hangs() -> Result<()> {
         hooked.cluster.kill(before.node)?;
         let process = hooked.wait_hangs()?;
         let other = hooked.cluster.others(&[before.node])[0];
-        let done = hooked.cluster.ask(other, &format!("confirm-fence {ALPHA}"))?;
+        let done = hooked
+            .cluster
+            .ask(other, &format!("confirm-fence {ALPHA}"))?;
         ensure!(done["done"].is_string(), "{done}");
         let confirmed = Instant::now();
         let after = hooked.cluster.wait_serving(ALPHA, |_| true)?;

@@ -11,6 +11,7 @@ mod config;
 mod connections;
 mod dead_storage;
 mod defined;
+mod documents;
 mod failback;
 mod given_on;
 mod hooked;
