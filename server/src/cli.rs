@@ -309,8 +309,13 @@ pub(crate) fn run() -> ExitCode {
         } => done(help_to_mount(&host, path.as_deref(), control)),
         Command::Completions { shell } => {
             let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "havenfs", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut command, "havenfs", &mut text);
+            // Whoever reads it may have seen enough.
+            match std::io::stdout().write_all(&text) {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+                _ => Ok(ExitCode::SUCCESS),
+            }
         }
     };
     match result {
@@ -363,10 +368,11 @@ fn run_serve(args: ServeArgs) -> anyhow::Result<()> {
     Ok(serve::run(&configuration(args)?)?)
 }
 
-/// The log goes to standard error.
+/// The log goes to standard error. What the consensus engine says in passing is not for operators:
+/// where it ends, its caller says why.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HAVENFS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

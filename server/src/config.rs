@@ -188,7 +188,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value makes no sense.
-    #[error("{name}: `{value}` {problem}")]
+    #[error("{name}: {}{problem}", quoted(.value))]
     Value {
         /// The option.
         name: &'static str,
@@ -211,6 +211,26 @@ pub enum ConfigError {
     },
 }
 
+/// A value for people, if there is one.
+fn quoted(value: &str) -> String {
+    match value {
+        "" => String::new(),
+        value => format!("`{value}` "),
+    }
+}
+
+/// What is wrong with a file, with what belongs there.
+fn in_words(problem: &str) -> String {
+    let wanted = if problem.contains("invalid socket address syntax") {
+        ": it is an IP address, no name, and a port, as in \"192.0.2.1:7300\""
+    } else if problem.contains("invalid type: string") && problem.contains("expected a sequence") {
+        ": write it as a list, as in [\"word\", \"word\"]"
+    } else {
+        ""
+    };
+    with_nearest(problem) + wanted
+}
+
 impl File {
     /// Reads a configuration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -221,7 +241,7 @@ impl File {
         let read = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_path_buf(),
             line: line_of(&text, error.span().map_or(0, |span| span.start)),
-            problem: with_nearest(error.message()),
+            problem: in_words(error.message()),
         })?;
         Ok(Self {
             places: Places {

@@ -22,8 +22,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use self::mounts::{Mount, Mounts};
 use crate::config::cluster::NodeConfig;
-use crate::config::service::ServiceConfig;
+use crate::config::service::{ServiceConfig, Storage};
 use crate::export::{self, DirectoryFault, ExportSpec, Loaded, Problem};
 
 mod cluster;
@@ -171,10 +172,10 @@ pub fn run(config: &NodeConfig) -> Report {
     ports::look(&mut report, settings, running.as_ref());
     rights::look(&mut report, settings);
     cluster::look(&mut report, config, running.as_ref());
+    let mounts = Mounts::read();
     let services = config.services.iter();
-    let specs = services.flat_map(|service| look_at_exports(&mut report, service));
+    let specs = services.flat_map(|service| look_at_exports(&mut report, service, &mounts));
     let specs: Vec<ExportSpec> = specs.collect();
-    let mounts = mounts::Mounts::read();
     storage::look_at_exports(&mut report, &specs, &mounts);
     storage::look_at_state(&mut report, settings, &specs, &mounts, running.as_ref());
     names::look(&mut report, &config.services, &specs);
@@ -182,7 +183,11 @@ pub fn run(config: &NodeConfig) -> Report {
 }
 
 /// Reads the export lists; returns those exports whose directory can be looked at further.
-fn look_at_exports(report: &mut Report, service: &ServiceConfig) -> Vec<ExportSpec> {
+fn look_at_exports(
+    report: &mut Report,
+    service: &ServiceConfig,
+    mounts: &Mounts,
+) -> Vec<ExportSpec> {
     let topic = "exports";
     let Loaded { specs, warnings } = match export::load(&service.settings.sources) {
         Ok(loaded) => loaded,
@@ -204,8 +209,12 @@ fn look_at_exports(report: &mut Report, service: &ServiceConfig) -> Vec<ExportSp
         );
         return specs;
     }
-    // What is mounted with the service is not there where it is not served.
-    let is_there = |spec: &ExportSpec| service.hooks.takeover.is_none() || spec.path.exists();
+    // What is mounted with the service is not there where it is not served; what is in its place is
+    // an empty directory of this machine.
+    let is_there = |spec: &ExportSpec| {
+        let is_brought = service.hooks.takeover.is_some();
+        !is_brought || spec.path.exists() && !mounts.is_on_root(&spec.path)
+    };
     let (specs, later): (Vec<_>, Vec<_>) = specs.into_iter().partition(is_there);
     for spec in &later {
         report.ok(
@@ -224,6 +233,20 @@ fn look_at_exports(report: &mut Report, service: &ServiceConfig) -> Vec<ExportSp
     let usable: Vec<ExportSpec> = specs.into_iter().filter(usable).collect();
     for spec in &usable {
         report.ok(topic, spec.to_string());
+        if service.storage == Some(Storage::ClusterFs)
+            && let Some(kind) = mounts.of(&spec.path).and_then(Mount::of_one_machine)
+        {
+            report.warning(
+                "storage",
+                format!(
+                    "`{}`: storage = \"cluster-fs\", and {kind} is none: if two machines mount it \
+                     at a time, it is destroyed",
+                    spec.path.display()
+                ),
+                "fine where all nodes are on this machine; else see docs/guide.md 3 for a disk that \
+                 one node has at a time",
+            );
+        }
     }
     usable
 }

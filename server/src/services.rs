@@ -12,7 +12,7 @@ use crate::address::Floating;
 use crate::backend::probe::{Expected, Form};
 use crate::cluster::definition::Definition;
 use crate::cluster::renewal_times::RenewalTimes;
-use crate::cluster::{ClusterState, NodeId, ServiceId};
+use crate::cluster::{ClusterState, NodeId, ServiceId, Wish};
 use crate::config::cluster::NodeConfig;
 use crate::config::service::ServiceConfig;
 use crate::definitions;
@@ -239,6 +239,10 @@ impl Services {
             let name = &slot.config.name;
             match self.active(slot) {
                 Some(node) => format!("service `{name}` is served by node {node}: ask there"),
+                None if self.is_released(slot) => format!(
+                    "service `{name}` is released, and no node serves it\nhint: `havenfs service take \
+                     {name}`, on the node that is to have it, ends that"
+                ),
                 None => format!("service `{name}` is served by no node now"),
             }
         })
@@ -249,5 +253,12 @@ impl Services {
         let state = self.state();
         let active = state.service(*slot.id.get()?)?.active()?;
         Some(self.cluster.name_of(active.node))
+    }
+
+    /// Whether an operator wants nobody to serve it.
+    fn is_released(&self, slot: &Slot) -> bool {
+        let state = self.state();
+        let service = slot.id.get().and_then(|id| state.service(*id));
+        service.is_some_and(|service| service.wish() == Wish::Nobody)
     }
 }

@@ -48,9 +48,9 @@ pub(super) enum ServiceCommand {
     ConfirmFence {
         /// The service
         name: String,
-        /// The node that is off; all that the service waits for if left out
+        /// The node that is off
         #[arg(long, value_name = "NODE")]
-        node: Option<String>,
+        node: String,
         #[command(flatten)]
         control: ControlArgs,
     },
@@ -77,10 +77,7 @@ pub(super) fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
             name,
             node,
             control,
-        } => {
-            let words = ["confirm-fence".to_owned(), name].into_iter().chain(node);
-            show(&control, &words.collect::<Vec<_>>().join(" "))
-        }
+        } => show(&control, &format!("confirm-fence {name} {node}")),
         ServiceCommand::Forget { name, yes, control } => {
             agree(yes, &control, &format!("would-forget {name}"))?;
             show(&control, &format!("forget {name}"))

@@ -243,6 +243,14 @@ fn check_cluster(node: String, cluster: ClusterFile) -> Result<ClusterConfig, Co
             return Err(wrong("cluster.member.address", &address, problem));
         }
     }
+    let mut addresses = BTreeMap::new();
+    for one in &member {
+        if let Some(other) = addresses.insert(one.address, &one.name) {
+            let problem = format!("is that of two: `{other}` and `{}` both have it", one.name);
+            let address = one.address.to_string();
+            return Err(wrong("cluster.member.address", &address, &problem));
+        }
+    }
     if !member.iter().any(|one| one.name == node) {
         return Err(wrong("node", &node, "is no [[cluster.member]]"));
     }

@@ -82,7 +82,9 @@ async fn answer(
 
 fn said(name: &str, missing: &[String], request: &str) -> Value {
     match request {
-        "status" | "cluster" => json!({ "node": name, "missing": missing }),
+        "status" | "cluster" => {
+            json!({ "node": name, "pid": std::process::id(), "missing": missing })
+        }
         _ => json!({
             "error": "this node waits for its cluster and serves nothing yet\nhint: see `havenfs \
                       cluster status`",

@@ -65,8 +65,8 @@ pub(super) async fn forget(services: &Arc<Services>, name: &str) -> Result<Value
         }
         Ok(Ok(Outcome::AwaitsFence(_))) => Err(error(format!(
             "the node that had service `{name}` last may still write to its storage\nhint: make sure \
-             that it is off, say so with `havenfs service confirm-fence {name}`, and forget the \
-             service then"
+             that it is off, say so with `havenfs service confirm-fence {name} --node NODE`, and \
+             forget the service then"
         ))),
         Ok(Ok(_)) => Err(error(format!(
             "a node has taken service `{name}` just now\nhint: see `havenfs service list`"
@@ -107,8 +107,9 @@ fn plan(services: &Services, name: &str) -> Result<Plan, Value> {
     if !unfenced.is_empty() {
         return Err(error(format!(
             "{} may still write to the storage of service `{name}`\nhint: make sure that it is \
-             off, and say so with `havenfs service confirm-fence {name}`",
-            unfenced.join(", ")
+             off, and say so with `havenfs service confirm-fence {name} --node {}`",
+            unfenced.join(", "),
+            unfenced[0]
         )));
     }
     let (mut after, mut lost) = (None, None);

@@ -21,14 +21,14 @@ use crate::raft;
 pub(super) fn look(report: &mut Report, config: &NodeConfig, running: Option<&Running>) {
     let Some(cluster) = &config.cluster else {
         for service in &config.services {
-            look_at_commands(report, service);
+            look_at_commands(report, service, true);
         }
         return;
     };
     look_at_key(report, cluster);
     look_at_member(report, cluster);
     for service in &config.services {
-        look_at_commands(report, service);
+        look_at_commands(report, service, true);
         look_at_addresses(report, service, running);
     }
     if config
@@ -58,9 +58,9 @@ pub(super) fn look_at_key(report: &mut Report, cluster: &ClusterConfig) {
     }
 }
 
-/// Whether the commands of a service can be run. They may lie on what is mounted later, so that
-/// they can't be is a warning.
-pub(super) fn look_at_commands(report: &mut Report, service: &ServiceConfig) {
+/// Whether the commands of a service can be run. Where it is not to be served (`is_here`), and for
+/// the one that may lie on what is mounted before it, that they can't be is a warning.
+pub(super) fn look_at_commands(report: &mut Report, service: &ServiceConfig, is_here: bool) {
     let (topic, name) = ("commands", &service.name);
     let seconds = service.hooks.time_max.as_secs();
     for (key, command) in service.hooks.all() {
@@ -76,11 +76,15 @@ pub(super) fn look_at_commands(report: &mut Report, service: &ServiceConfig) {
                     format!("`{name}`: {key} `{words}`, {seconds} s at most"),
                 );
             }
-            Err(problem) => report.warning(
-                topic,
-                format!("`{name}`: the {key} `{shown}` can't be run now: {problem}"),
-                "install it on every node with data, with mode 0755",
-            ),
+            Err(problem) => {
+                let text = format!("`{name}`: the {key} `{shown}` can't be run now: {problem}");
+                let hint = "install it on every node with data, with mode 0755";
+                if is_here && key != "release_command" {
+                    report.error(topic, text, hint);
+                } else {
+                    report.warning(topic, text, hint);
+                }
+            }
         }
     }
 }

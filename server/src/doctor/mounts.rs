@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// File systems whose files are gone with a reboot.
 const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
 
+/// File systems on a disk that know of no other machine.
+const ONE_MACHINE: [&str; 6] = ["ext4", "ext3", "ext2", "xfs", "btrfs", "f2fs"];
+
 /// One mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -55,6 +58,13 @@ impl Mount {
             || ["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs"].contains(&self.kind.as_str())
     }
 
+    /// What it is called, if only one machine may mount it at a time.
+    pub(super) fn of_one_machine(&self) -> Option<&str> {
+        ONE_MACHINE
+            .contains(&self.kind.as_str())
+            .then_some(&*self.kind)
+    }
+
     /// Whether it is an ext4 without a journal; `false` where the kernel does not tell.
     pub(super) fn lacks_journal(&self) -> bool {
         if self.kind != "ext4" {
@@ -94,6 +104,12 @@ impl Mounts {
     pub(super) fn of(&self, path: &Path) -> Option<&Mount> {
         let real = fs::canonicalize(path).ok()?;
         self.holding(&real)
+    }
+
+    /// Whether nothing is mounted between the root of all and a path.
+    pub(super) fn is_on_root(&self, path: &Path) -> bool {
+        self.of(path)
+            .is_some_and(|mount| mount.point == Path::new("/"))
     }
 
     fn holding(&self, path: &Path) -> Option<&Mount> {

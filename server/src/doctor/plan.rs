@@ -158,7 +158,7 @@ fn tell_service(report: &mut Report, config: &NodeConfig, service: &ServiceConfi
     }
     tell_exports(report, service);
     tell_storage(report, config, service);
-    cluster::look_at_commands(report, service);
+    cluster::look_at_commands(report, service, false);
     if let Some(cluster) = &config.cluster {
         tell_takeover(report, cluster, service);
         tell_place(report, service);

@@ -364,7 +364,7 @@ fn what_a_member_of_a_cluster_needs_is_looked_at() {
         (
             "commands",
             "fence` can't be run now: there is no",
-            Severity::Warning,
+            Severity::Error,
         ),
         ("commands", "takeover_command `/bin/sh`, 30 s", Severity::Ok),
         ("addresses", "interface lo is there", Severity::Ok),
@@ -403,7 +403,7 @@ fn what_a_member_of_a_cluster_needs_is_looked_at() {
         (
             "commands",
             "fence` can't be run now: Permission",
-            Severity::Warning,
+            Severity::Error,
         ),
         (
             "addresses",

@@ -29,9 +29,10 @@ pub enum StoreError {
         problem: String,
     },
     /// A file is not what was written.
-    #[error("`{}` is damaged at byte {offset}: {problem}\nhint: restore the whole folder from a \
-             backup, or move it away; either way start once with --recover, so that clients can \
-             reclaim their locks before others take them", .path.display())]
+    #[error("`{}` is damaged at byte {offset}: {problem}\nhint: in a cluster of several nodes move \
+             the state directory away, start this node, and follow what `havenfs cluster status` of \
+             another node says; alone move the folder away and start once with --recover, so that \
+             clients can reclaim their locks before others take them", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -41,9 +42,10 @@ pub enum StoreError {
         problem: String,
     },
     /// A file that must be there is not.
-    #[error("`{}` is missing: {problem}\nhint: restore the whole folder from a backup, or move it \
-             away; either way start once with --recover, so that clients can reclaim their locks \
-             before others take them", .path.display())]
+    #[error("`{}` is missing: {problem}\nhint: in a cluster of several nodes move \
+             the state directory away, start this node, and follow what `havenfs cluster status` of \
+             another node says; alone move the folder away and start once with --recover, so that \
+             clients can reclaim their locks before others take them", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,

@@ -7,14 +7,24 @@
 
 use std::path::Path;
 
-/// Says it in the log.
-pub(super) fn tell(service: &str) {
-    tracing::info!(
-        service,
-        "the store of locks is new, so nobody holds any\nhint: if this service ran before, its state \
-         directory was lost or is not mounted: stop it, and bring that back; or start it once with \
-         --recover, so that clients can reclaim their locks before others take them"
-    );
+/// Says it in the log. `is_known`: the server is alone, and was started with this state directory
+/// before; in a cluster a service may be new at any time.
+pub(super) fn tell(service: &str, is_known: bool) {
+    if is_known {
+        tracing::warn!(
+            service,
+            "the store of locks is new, though this server was started before: nobody holds any\n\
+             hint: if clients have locks, the store was lost: stop it, and bring that back; or start \
+             it once with --recover, so that clients can reclaim their locks before others take them"
+        );
+    } else {
+        tracing::info!(
+            service,
+            "the store of locks is new: nobody holds any\nhint: if this service ran before, its \
+             state directory was lost or is not mounted: stop it, and bring that back; or start it \
+             once with --recover, so that clients can reclaim their locks before others take them"
+        );
+    }
     let hosts = MONITORED
         .iter()
         .flat_map(|place| hosts_in(Path::new(place)));

@@ -154,8 +154,8 @@ impl Leases {
         if is_news && times.are_slow(self.lease) {
             inner.warned = Some(now);
             tracing::warn!(
-                p99 = ?times.p99(),
-                lease = ?self.lease,
+                p99_ms = times.p99().map_or(0, |p99| p99.as_millis()),
+                lease_ms = self.lease.as_millis(),
                 "renewals of the lease are slow: if they take longer than the lease, services stop\n\
                  hint: see the disks of the state directories and the network between the nodes, or \
                  raise lease_ms on all nodes"

@@ -105,7 +105,7 @@ fn without_a_cluster_there_is_one_service() {
 #[test]
 fn mistakes_are_named() {
     for (from, to, expected) in [
-        ("node = \"n2\"", "", "node: `` is missing"),
+        ("node = \"n2\"", "", "node: is missing"),
         (
             "node = \"n2\"",
             "node = \"n9\"",
@@ -118,6 +118,16 @@ fn mistakes_are_named() {
         ),
         ("name = \"w\"", "name = \"a/b\"", "`a/b` is no name"),
         ("192.0.2.3:7300", "192.0.2.3", ":7: invalid socket address"),
+        (
+            "192.0.2.3:7300",
+            "w:7300",
+            "it is an IP address, no name, and a port",
+        ),
+        (
+            "192.0.2.3:7300",
+            "192.0.2.1:7300",
+            "is that of two: `n1` and `w` both have it",
+        ),
         (
             "192.0.2.3:7300",
             "192.0.2.3:0",

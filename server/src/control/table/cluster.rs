@@ -151,12 +151,12 @@ fn one(answer: &Value, service: &Value) -> String {
     if let Some(definition) = service.get("definition").filter(|one| one.is_object()) {
         out.push_str(&defined(definition));
     }
-    if !list(service, "unfenced").is_empty() {
+    if let Some(first) = list(service, "unfenced").first().and_then(Value::as_str) {
         let (name, nodes) = (get("name"), get("unfenced"));
         let _ = writeln!(
             out,
             "{:17}DOWN UNTIL FENCED: {nodes}; if it is off for sure, `havenfs service \
-             confirm-fence {name}`",
+             confirm-fence {name} --node {first}`",
             ""
         );
     }
@@ -321,7 +321,7 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         let waits = "alpha: on n1, here, and waits for the fence of n2,n3;";
         assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
-        assert!(shown.contains("confirm-fence alpha`"), "{shown}");
+        assert!(shown.contains("confirm-fence alpha --node n2`"), "{shown}");
     }
 
     #[test]

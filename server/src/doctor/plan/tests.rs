@@ -209,7 +209,7 @@ fn mistakes_have_a_line_and_the_word_that_was_meant() {
             "4: metrics: `here` is neither",
         ),
         ("nsm_port = 662", "nsm_port = 66200", "4: "),
-        ("node = \"n1\"\n", "", "1: node: `` is missing"),
+        ("node = \"n1\"\n", "", "1: node: is missing"),
         (
             "failback = \"auto\"",
             "failback_seconds = 9",

@@ -65,7 +65,8 @@ impl Keeper {
             return None;
         };
         if epoch == FIRST_EPOCH && !self.recover {
-            first_start::tell(&self.slot.config.name);
+            let is_known = self.leases.is_alone() && self.shared.services.starts > 1;
+            first_start::tell(&self.slot.config.name, is_known);
         }
         self.recover = false;
         self.gate = Some(self.leases.assigned(self.id, epoch, seq));
