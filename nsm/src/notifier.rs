@@ -22,8 +22,12 @@ pub const GIVE_UP_MS: u64 = 15 * 60 * 1000;
 const TCP_FROM_TRY: usize = 3;
 /// Every so many tries the host is asked for its port anew.
 const TRIES_PER_LOOKUP: usize = 4;
-/// Tries under way at a time.
+/// Tries under way at a time: each takes one of the few hundred reserved ports.
 const UNDER_WAY_MAX: usize = 256;
+/// How long a call may take. The first try of a host is short: many hosts may be gone for good, and
+/// those that live must not wait for them.
+const CALL_MS_MAX: u64 = 2000;
+const FIRST_CALL_MS_MAX: u64 = 600;
 
 /// A host, and the address of ours that it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +49,8 @@ pub struct Notice {
     pub tcp: bool,
     /// Whether to ask for the port anew.
     pub look_up: bool,
+    /// How long each call may take, in milliseconds.
+    pub time_max_ms: u64,
 }
 
 /// How far a host was told.
@@ -174,6 +180,11 @@ impl Notifier {
             names: telling.unanswered.iter().copied().collect(),
             tcp: number >= TCP_FROM_TRY && (number - TCP_FROM_TRY).is_multiple_of(2),
             look_up: number > 0 && number.is_multiple_of(TRIES_PER_LOOKUP),
+            time_max_ms: if number == 0 {
+                FIRST_CALL_MS_MAX
+            } else {
+                CALL_MS_MAX
+            },
         })
     }
 
@@ -309,6 +320,36 @@ mod tests {
             told += 1;
         }
         assert_eq!(told, 10_000);
+    }
+
+    #[test]
+    fn hosts_that_live_do_not_wait_long_for_those_that_are_gone() {
+        let mut notifier = Notifier::new(1);
+        for host in 0..10_000 {
+            notifier.tell(0, target(host));
+        }
+        let gone: BTreeSet<Target> = (0..10_000).step_by(3).map(target).collect();
+        let (mut now, mut left) = (0, 10_000 - gone.len());
+        let mut ends = BTreeSet::new();
+        while left > 0 {
+            while let Some(notice) = notifier.poll(now) {
+                let answers_after = if gone.contains(&notice.target) {
+                    notice.time_max_ms
+                } else {
+                    5
+                };
+                ends.insert((now + answers_after, notice.target));
+            }
+            let (at, one) = ends.pop_first().unwrap();
+            now = at;
+            if gone.contains(&one) {
+                notifier.tried(now, one, &[]);
+            } else {
+                left -= 1;
+                notifier.tried(now, one, &[0]);
+            }
+        }
+        assert!(now < 10_000, "the last one is told after {now} ms");
     }
 
     #[test]

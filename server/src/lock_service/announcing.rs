@@ -16,7 +16,7 @@ use havenfs_rpc::portmap::Protocol;
 use havenfs_rpc::program;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::LockService;
 use crate::config::Announce;
@@ -191,18 +191,20 @@ async fn send(calls: &HostCalls, names: &[String], state: NsmState, notice: &Not
             mon_name: name.as_bytes(),
             state: state.0,
         };
-        let result = calls
-            .call(callee, wire::procedure::SM_NOTIFY, &args, look_up)
-            .await;
+        let call = calls.call(callee, wire::procedure::SM_NOTIFY, &args, look_up);
+        let result = timeout(Duration::from_millis(notice.time_max_ms), call).await;
         look_up = false;
-        match result {
-            Ok(_) => answered.push(*number),
-            Err(error) => {
-                tracing::debug!(host = %callee.address, name, %error, "cannot tell of the restart");
-                // The other names would fare no better now.
-                break;
+        let problem = match result {
+            Ok(Ok(_)) => {
+                answered.push(*number);
+                continue;
             }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        tracing::debug!(host = %callee.address, name, problem, "cannot tell of the restart");
+        // The other names would fare no better now.
+        break;
     }
     answered
 }
