@@ -103,7 +103,8 @@ fn all_promises_hold_and_all_that_should_happen_does() {
 }
 
 /// Seeds whose runs have broken a promise, each for another reason that was found so and mended. A
-/// change of the simulation makes other runs of them; what each was about is a unit test too.
+/// change of the simulation makes other runs of them: what each was about is kept by unit tests of
+/// the rule, and these are a place to look first.
 const FOUND: [(u64, &str); 5] = [
     (
         161,
