@@ -1,6 +1,8 @@
 //! The cache of opened files, permissions and handles on a real directory.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod gated;
+
 use std::ffi::CString;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,11 +22,16 @@ use super::setattr::Changes;
 use super::table::HandleTable;
 use super::volume::Volume;
 use super::{Failure, Mode};
+use crate::gate::Gate;
 
 /// The smallest cache that is made.
 const OPENED_MAX: usize = 64;
 
 fn files(state: &Path) -> Files {
+    files_behind(state, Arc::new(Gate::open_for_good()))
+}
+
+fn files_behind(state: &Path, gate: Arc<Gate>) -> Files {
     let key = HandleKey {
         id: 1,
         secret: [7; 16],
@@ -34,7 +41,7 @@ fn files(state: &Path) -> Files {
         HandleTable::load(state).unwrap(),
         std::collections::HashMap::new(),
         OPENED_MAX,
-        Arc::new(crate::gate::Gate::open_for_good()),
+        gate,
     )
 }
 
