@@ -6,6 +6,7 @@
 //! a normal user, for whom every call runs as that user.
 
 mod access;
+mod announce;
 mod captures;
 mod create;
 mod directory;
