@@ -114,7 +114,9 @@ impl Scene {
                 w.opaque(&self.root);
                 w.u64(0);
                 w.u64(0);
-                counts.iter().for_each(|count| w.u32(*count));
+                for count in counts {
+                    w.u32(*count);
+                }
             })
         };
         [
