@@ -22,6 +22,7 @@ mod members;
 mod moves;
 mod operator;
 mod pause;
+mod phases;
 mod repairs;
 mod root_disks;
 mod root_power;
