@@ -11,6 +11,7 @@ use havenfs_tests::client::peer::Transport;
 use havenfs_tests::server::V4;
 
 use crate::locking::{Machine, Scene};
+use crate::message::{READ, share};
 use crate::scene::OPEN;
 
 /// How soon a host is told that is told at all.
@@ -35,6 +36,9 @@ struct Hosts {
     unmonitored: Machine,
     /// Had a lock.
     done: Machine,
+    /// Has nothing but a file that it has opened: SHARE is its last call before the restart, and
+    /// has put it on the list, or it is not on it.
+    opener: Machine,
 }
 
 impl Hosts {
@@ -44,6 +48,7 @@ impl Hosts {
             granted: Machine::start(2)?,
             unmonitored: Machine::start(3)?,
             done: Machine::start(4)?,
+            opener: Machine::start(5)?,
         };
         let nlm = |machine: &Machine| machine.nlm(scene, Transport::Tcp);
         let mut holder = nlm(&hosts.holder)?;
@@ -65,6 +70,8 @@ impl Hosts {
         // It is told, and does not answer.
         let host = &hosts.granted.host;
         host.next_call_of(program::NLM, procedure::GRANTED_MSG)?;
+        let opened = share(scene, "opener", READ, 0);
+        ensure!(nlm(&hosts.opener)?.share(&opened)?.0 == stat::GRANTED);
         Ok(hosts)
     }
 
@@ -74,8 +81,9 @@ impl Hosts {
             granted,
             unmonitored,
             done,
+            opener,
         } = self;
-        vec![holder, granted, unmonitored, done]
+        vec![holder, granted, unmonitored, done, opener]
     }
 }
 
@@ -148,7 +156,14 @@ fn needs_root_announce_auto_tells_hosts_with_unconfirmed_grants() -> Result<()> 
     restart(
         &["--announce", "auto"],
         |hosts| vec![&hosts.granted],
-        |hosts| vec![&hosts.holder, &hosts.unmonitored, &hosts.done],
+        |hosts| {
+            vec![
+                &hosts.holder,
+                &hosts.unmonitored,
+                &hosts.done,
+                &hosts.opener,
+            ]
+        },
     )
 }
 
@@ -156,7 +171,7 @@ fn needs_root_announce_auto_tells_hosts_with_unconfirmed_grants() -> Result<()> 
 fn needs_root_announce_auto_tells_all_hosts_where_locks_may_be_missing() -> Result<()> {
     restart(
         &["--announce", "auto", "--recover"],
-        |hosts| vec![&hosts.holder, &hosts.granted, &hosts.done],
+        |hosts| vec![&hosts.holder, &hosts.granted, &hosts.done, &hosts.opener],
         |hosts| vec![&hosts.unmonitored],
     )
 }
@@ -165,7 +180,7 @@ fn needs_root_announce_auto_tells_all_hosts_where_locks_may_be_missing() -> Resu
 fn needs_root_announce_always_tells_all_hosts() -> Result<()> {
     restart(
         &["--announce", "always"],
-        |hosts| vec![&hosts.holder, &hosts.granted],
+        |hosts| vec![&hosts.holder, &hosts.granted, &hosts.opener],
         |hosts| vec![&hosts.unmonitored, &hosts.done],
     )
 }
