@@ -192,4 +192,4 @@ impl Node {
 }
 
 /// Threads for calls that may wait for a disk.
-const WORKERS: usize = 12;
+pub(crate) const WORKERS: usize = 12;

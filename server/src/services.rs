@@ -57,6 +57,7 @@ pub struct Slot {
     pub writable: Writable,
     serving: Mutex<Option<Arc<Node>>>,
     takeover: Mutex<Option<Takeover>>,
+    departure: Mutex<Option<Departure>>,
     files: Mutex<Option<Arc<Definition>>>,
     shown: Mutex<Weak<Vec<Shown>>>,
     /// The version of the definition that this node has a copy of; held while it is written.
@@ -121,11 +122,28 @@ pub struct Takeover {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
-impl Takeover {
-    /// How long all of it took.
-    pub fn total(&self) -> Duration {
-        self.phases.iter().map(|(_, took)| *took).sum()
-    }
+/// How a service left this node.
+#[derive(Debug, Clone)]
+pub struct Departure {
+    /// Why: `move`, `stop` or `failed`.
+    pub kind: &'static str,
+    /// The epoch that ended.
+    pub epoch: u32,
+    /// As in [`Takeover::phases`].
+    pub phases: Vec<(&'static str, Duration)>,
+}
+
+/// How long all phases took.
+pub fn total(phases: &[(&str, Duration)]) -> Duration {
+    phases.iter().map(|(_, took)| *took).sum()
+}
+
+/// The phases in a line, in milliseconds.
+pub fn in_milliseconds(phases: &[(&str, Duration)]) -> String {
+    let phases = phases
+        .iter()
+        .map(|(phase, took)| format!("{phase} {:.1}", took.as_secs_f64() * 1000.0));
+    phases.collect::<Vec<_>>().join(", ")
 }
 
 impl Slot {
@@ -142,6 +160,7 @@ impl Slot {
             writable: Writable::default(),
             serving: Mutex::default(),
             takeover: Mutex::default(),
+            departure: Mutex::default(),
             files: Mutex::default(),
             shown: Mutex::default(),
             copied: Mutex::default(),
@@ -198,6 +217,21 @@ impl Slot {
     /// Notes how it came here.
     pub fn set_takeover(&self, takeover: Takeover) {
         *self.takeover.lock().unwrap_or_else(PoisonError::into_inner) = Some(takeover);
+    }
+
+    /// How it left this node the last time.
+    pub fn departure(&self) -> Option<Departure> {
+        let departure = self.departure.lock();
+        departure.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how it left.
+    pub fn set_departure(&self, departure: Departure) {
+        let mut place = self
+            .departure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *place = Some(departure);
     }
 }
 

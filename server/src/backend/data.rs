@@ -214,7 +214,8 @@ fn planted_late(
 const LATE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Brings what was written to the file onto the disk; free if nothing was written since the last
-/// time.
+/// time. Not after the lease: another node may have the disk by then, and this one is not to write
+/// to it for an answer that nobody gets.
 ///
 /// # Errors
 /// As [`write`].
@@ -224,6 +225,7 @@ pub fn commit(files: &Files, file: &File, caller: &Caller) -> Result<Attributes,
     if caller.uid != before.uid {
         file.allows(&before, caller, Want::WRITE, Mode::Worker)?;
     }
+    files.must_serve()?;
     sync_pending(files, file)?;
     file.attributes()
 }

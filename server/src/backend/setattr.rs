@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::attributes::{Attributes, Time, Want};
 use super::credential::{self, Caller};
 use super::data::{self, OFFSET_MAX};
-use super::file::File;
+use super::file::{DataFd, File};
 use super::files::Files;
 use super::sys;
 use super::{Failure, Mode};
@@ -59,8 +59,9 @@ pub fn setattr(
     changes: &Changes,
     durable: bool,
 ) -> Result<Attributes, Failure> {
+    let fd = prepare(file, caller, changes)?;
     files.must_serve()?;
-    set(files, file, caller, changes, durable)
+    carry_out(files, file, fd, caller, changes, durable)
 }
 
 /// The same as a part of a call that has changed something already: to stop in the middle of it
@@ -72,10 +73,32 @@ pub(super) fn set(
     changes: &Changes,
     durable: bool,
 ) -> Result<Attributes, Failure> {
+    let fd = prepare(file, caller, changes)?;
+    carry_out(files, file, fd, caller, changes, durable)
+}
+
+/// All that may refuse the call, or wait for the disk, before anything is changed; returns what the
+/// size is set through, if it is.
+fn prepare<'f>(
+    file: &'f File,
+    caller: &Caller,
+    changes: &Changes,
+) -> Result<Option<DataFd<'f>>, Failure> {
     let before = file.attributes()?;
     check(file, &before, caller, changes)?;
-    if let Some(size) = changes.size {
-        let fd = file.write_fd(Mode::Worker)?;
+    let opened = changes.size.map(|_| file.write_fd(Mode::Worker));
+    opened.transpose()
+}
+
+fn carry_out(
+    files: &Files,
+    file: &File,
+    fd: Option<DataFd<'_>>,
+    caller: &Caller,
+    changes: &Changes,
+    durable: bool,
+) -> Result<Attributes, Failure> {
+    if let Some((size, fd)) = changes.size.zip(fd) {
         // As the caller, for the same reasons as in WRITE.
         credential::as_caller(caller, || rustix::fs::ftruncate(&fd, size))?;
         file.note_written();

@@ -1,7 +1,10 @@
 //! The cache of opened files, permissions and handles on a real directory.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod gated;
+
 use std::ffi::CString;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,11 +23,16 @@ use super::setattr::Changes;
 use super::table::HandleTable;
 use super::volume::Volume;
 use super::{Failure, Mode};
+use crate::gate::Gate;
 
 /// The smallest cache that is made.
 const OPENED_MAX: usize = 64;
 
 fn files(state: &Path) -> Files {
+    files_behind(state, Arc::new(Gate::open_for_good()))
+}
+
+fn files_behind(state: &Path, gate: Arc<Gate>) -> Files {
     let key = HandleKey {
         id: 1,
         secret: [7; 16],
@@ -34,7 +42,7 @@ fn files(state: &Path) -> Files {
         HandleTable::load(state).unwrap(),
         std::collections::HashMap::new(),
         OPENED_MAX,
-        Arc::new(crate::gate::Gate::open_for_good()),
+        gate,
     )
 }
 
@@ -122,6 +130,31 @@ fn files_without_a_commit_do_not_stay_open_without_bound() {
         "{} files open",
         files.opened_count()
     );
+}
+
+#[test]
+fn a_sync_that_fails_makes_another_write_verifier_and_leaves_the_file_unsynced() {
+    let (state, exported) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let me = credential::own_caller();
+    std::fs::write(exported.path().join("file"), "x").unwrap();
+    let files = files(state.path());
+    let dir = root(&files, exported.path());
+    let file = look_up(&files, &dir, "file", me);
+    let first = files.write_verifier();
+    data::write(&files, &file, me, 0, b"unsynced", false).unwrap();
+    data::commit(&files, &file, me).unwrap();
+    assert_eq!(files.write_verifier(), first);
+    data::write(&files, &file, me, 0, b"unsynced", false).unwrap();
+    // What can't be synced stands for a disk that fails.
+    let (pipe, _) = std::io::pipe().unwrap();
+    let sync = || data::sync_file(&files, &file, pipe.as_fd());
+    assert_eq!(file.sync_written(sync), Err(Errno::INVAL));
+    let second = files.write_verifier();
+    assert_ne!(second, first);
+    assert!(file.is_dirty(), "a COMMIT would answer without a sync");
+    data::commit(&files, &file, me).unwrap();
+    assert!(!file.is_dirty());
+    assert_eq!(files.write_verifier(), second);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::cluster::{
 };
 use crate::definitions;
 use crate::raft::MemberChange;
-use crate::services::{Health, Services, Slot, Takeover};
+use crate::services::{Health, Services, Slot, Takeover, total};
 
 /// What is so of the cluster and all services.
 pub(super) fn status(services: &Services) -> Value {
@@ -145,6 +145,12 @@ fn one(
         "connections": is_kept.then(|| service.map(|service| service.connections().len())),
         "mounts": is_kept.then(|| service.map(|service| service.mounts().len())),
         "last_takeover": takeover.map(|takeover| told(services, &takeover)),
+        "last_departure": slot.and_then(|slot| slot.departure()).map(|departure| json!({
+            "kind": departure.kind,
+            "epoch": departure.epoch,
+            "phases": phases(&departure.phases),
+            "total_ms": ms(total(&departure.phases)),
+        })),
     })
 }
 
@@ -186,18 +192,20 @@ fn health(slot: &Arc<Slot>) -> Value {
     }
 }
 
-fn told(services: &Services, takeover: &Takeover) -> Value {
-    let phases: Vec<Value> = takeover
-        .phases
-        .iter()
+fn phases(phases: &[(&str, Duration)]) -> Value {
+    let phases = phases.iter();
+    phases
         .map(|(name, took)| json!({ "name": name, "ms": ms(*took) }))
-        .collect();
+        .collect()
+}
+
+fn told(services: &Services, takeover: &Takeover) -> Value {
     json!({
         "kind": takeover.kind,
         "from": takeover.from.map(|node| services.cluster.name_of(node)),
         "epoch": takeover.epoch,
-        "phases": phases,
-        "total_ms": ms(takeover.total()),
+        "phases": phases(&takeover.phases),
+        "total_ms": ms(total(&takeover.phases)),
     })
 }
 

@@ -14,3 +14,6 @@ pub mod mailbox;
 pub mod runtimes;
 pub mod tcp;
 pub mod udp;
+
+#[cfg(test)]
+mod gated;

@@ -127,7 +127,8 @@ pub async fn accept(
     }
 }
 
-async fn serve(
+/// Serves a connection until its end, or until it is stopped.
+pub(super) async fn serve(
     node: Arc<Node>,
     port: Port,
     stream: std::net::TcpStream,

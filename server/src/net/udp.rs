@@ -18,6 +18,7 @@ use super::limits::{CALLS_OUTSTANDING_MAX, DATAGRAM_BYTES_MAX, Share};
 use super::mailbox::Mailbox;
 use super::tcp::Stop;
 use crate::call::{Origin, Port, Transport};
+use crate::gate::Gate;
 use crate::node::Node;
 
 /// How long to wait before asking again whether all connections together hold less.
@@ -78,11 +79,8 @@ pub async fn serve(
             receive(&node, port, &socket, &mailbox, &share, &mut buffers).await?;
         }
         for reply in mailbox.take() {
-            if !node.gate.is_open() {
-                continue;
-            }
             if let Some((peer, from)) = reply.to {
-                socket.send(&reply.bytes, peer, from).await;
+                socket.send(&node.gate, &reply.bytes, peer, from).await;
             }
         }
     }
@@ -104,8 +102,9 @@ struct Socket {
 }
 
 impl Socket {
-    /// Sends a reply; what the network refuses is lost, and the client asks again.
-    async fn send(&self, record: &[u8], peer: SocketAddr, from: IpAddr) {
+    /// Sends a reply if the gate is open when the socket has room for it; what the network refuses
+    /// is lost, and the client asks again.
+    async fn send(&self, gate: &Gate, record: &[u8], peer: SocketAddr, from: IpAddr) {
         let transmit = Transmit {
             destination: peer,
             ecn: None,
@@ -116,6 +115,9 @@ impl Socket {
         let sent = self
             .io
             .async_io(Interest::WRITABLE, || {
+                if !gate.is_open() {
+                    return Ok(());
+                }
                 self.state.try_send(UdpSockRef::from(&self.io), &transmit)
             })
             .await;
@@ -174,8 +176,8 @@ async fn receive(
             };
             out.clear();
             intake.take(&origin, Record::Lent(datagram), &mut out);
-            if !out.is_empty() && node.gate.is_open() {
-                socket.send(&out, meta.addr, from).await;
+            if !out.is_empty() {
+                socket.send(&node.gate, &out, meta.addr, from).await;
             }
         }
     }

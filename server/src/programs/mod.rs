@@ -11,7 +11,7 @@ pub mod nsm;
 pub mod portmap;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use havenfs_rpc::xdr::{Encode, Writer};
 

@@ -8,8 +8,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-mod samples;
-mod scene;
+pub(crate) mod samples;
+pub(crate) mod scene;
 
 use havenfs_rpc::message::{AcceptStat, ReplyOutcome};
 use havenfs_rpc::program;

@@ -7,6 +7,7 @@
 
 mod defined;
 mod health;
+mod leaving;
 mod noting;
 mod taking;
 
@@ -18,21 +19,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ServeError;
-use super::handing::hand_over;
 use super::leases::Leases;
-use super::opening::{Open, SETTLE_DEAD_TIME_MAX, SETTLE_TIME_MAX, Shared};
+use super::opening::{Open, Shared};
 use super::storage::{Prepared, Reason, Storage};
 use crate::address::AddressError;
 use crate::clock::boot_time;
-use crate::cluster::command::Release;
 use crate::cluster::lease::Moment;
 use crate::cluster::placement::View;
 use crate::cluster::reconcile::{Reconciler, Sight, Step, Why};
-use crate::cluster::service::{Active, ServiceState};
-use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, Queue, ServiceId};
+use crate::cluster::service::ServiceState;
+use crate::cluster::{ClusterCommand, Command, NodeId, Outcome, ServiceId};
 use crate::fault::{Fault, is_planted};
 use crate::gate::Gate;
-use crate::services::{Health, Slot, Takeover};
+use crate::services::{Departure, Health, Slot, Takeover};
 
 /// What `serve` hears of a service.
 #[derive(Debug)]
@@ -62,6 +61,8 @@ pub(super) struct Keeper {
     storage: Storage,
     /// How the service came here.
     takeover: Option<Takeover>,
+    /// How it leaves, from when it is stopped until it is released.
+    leaving: Option<Departure>,
     /// Whether locks may be missing: said once, for the first assignment.
     recover: bool,
     /// The version of the definition that was looked at last.
@@ -102,6 +103,7 @@ impl Keeper {
             opened: None,
             storage,
             takeover: None,
+            leaving: None,
             recover,
             version: 0,
             clashes: false,
@@ -390,75 +392,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Stops serving: finishes what was taken, closes the gate, ends the workers and brings all to
-    /// disk; in that order, so that nothing is changed here after it was brought to disk.
-    ///
-    /// # Errors
-    /// If that can't be done in time. Then the process ends, without a release: the others wait for
-    /// its lease, and for their fence.
-    async fn stop(&mut self, time_max: Duration, reason: Reason) -> Result<(), ServeError> {
-        self.slot.set_serving(None);
-        if let Some(opened) = &mut self.opened {
-            opened.finish(time_max).await;
-            opened.leave(&self.shared).await;
-        }
-        if let Some(gate) = &self.gate {
-            gate.close();
-        }
-        let settle_time_max = if self.health.borrow().fails() {
-            SETTLE_DEAD_TIME_MAX
-        } else {
-            SETTLE_TIME_MAX
-        };
-        if let Some(opened) = &self.opened {
-            opened
-                .settle(settle_time_max)
-                .await
-                .map_err(|problem| ServeError::Unsettled {
-                    service: self.slot.config.name.clone(),
-                    problem: problem.to_string(),
-                })?;
-            if !self.leases.is_alone() {
-                let proposer = &self.shared.proposer;
-                hand_over(proposer, self.id, &opened.node).await;
-            }
-        }
-        self.put_down(reason).await
-    }
-
-    /// Closes everything for good, and lets the storage go.
-    ///
-    /// # Errors
-    /// If the storage can't be let go. Then the process ends, without a release: the others wait
-    /// for its lease, and for their fence.
-    async fn put_down(&mut self, reason: Reason) -> Result<(), ServeError> {
-        self.let_go().await;
-        let service = &self.slot.config.name;
-        let put_down = self.storage.put_down(reason).await;
-        put_down.map_err(|problem| ServeError::Storage {
-            service: service.clone(),
-            problem: problem.to_string(),
-        })
-    }
-
-    /// The same, where the service is not this node's to give away any more.
-    async fn put_down_or_tell(&mut self, reason: Reason) {
-        if let Err(error) = self.put_down(reason).await {
-            tracing::error!("{error}");
-        }
-    }
-
-    /// Closes everything for good.
-    async fn let_go(&mut self) {
-        if let Some(gate) = self.gate.take() {
-            self.leases.let_go(&gate);
-        }
-        self.slot.set_serving(None);
-        if let Some(mut opened) = self.opened.take() {
-            opened.destroy().await;
-        }
-    }
-
     /// Asks the log for the service to go to the node that it prefers. It is served meanwhile.
     async fn go_back(&self, epoch: u32, to: NodeId) {
         let name = self.shared.services.cluster.name_of(to);
@@ -471,24 +404,6 @@ impl Keeper {
         let command = Command::Cluster(ClusterCommand::GoBack { service, epoch, to });
         // Asked again later if nothing comes of it.
         let _ = timeout(GO_BACK_TIME_MAX, self.shared.proposer.ask(command)).await;
-    }
-
-    /// Gives the service back; nothing of it answers here any more.
-    async fn release(&mut self, epoch: u32) {
-        self.let_go().await;
-        let Active { node, incarnation } = self.shared.services.cluster.own();
-        let release = Command::Cluster(ClusterCommand::Release(Release {
-            service: self.id,
-            epoch,
-            node,
-            incarnation,
-        }));
-        // However long it takes: what comes after it, such as to take the service again, must not
-        // overtake a release that is still on its way.
-        let released = self.shared.proposer.ask_in(Queue::Leases, release).await;
-        if let Err(error) = released {
-            tracing::warn!(%error, "the service is not released; others wait for its lease");
-        }
     }
 }
 

@@ -328,8 +328,8 @@ impl Open {
     }
 
     /// Takes no new calls, answers what was taken, and closes. Returns when that is done, or its
-    /// time is over.
-    pub(super) async fn finish(&mut self, time_max: Duration) {
+    /// time is over; `note` hears of each step that is done.
+    pub(super) async fn finish(&mut self, time_max: Duration, note: &mut impl FnMut(&'static str)) {
         let Some(stop) = &self.stop else { return };
         // Nobody may be left to listen.
         let _ = stop.send(Stop::Finish);
@@ -340,7 +340,9 @@ impl Open {
         };
         // What is not answered by then is not answered at all.
         let _ = tokio::time::timeout(time_max, drained).await;
+        note("drain");
         self.destroy().await;
+        note("address");
     }
 
     /// Ends the workers, so that no change is under way any more, and brings all to disk. The gate

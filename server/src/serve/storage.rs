@@ -345,7 +345,7 @@ impl Storage {
 }
 
 impl Reason {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Takeover => "takeover",
             Self::Move => "move",

@@ -138,7 +138,7 @@ fn a_paused_node_says_nothing_when_it_goes_on() -> Result<()> {
 }
 
 /// Waits for the end of a connection over which nothing comes; says how it ended.
-fn ends_silently(peer: &mut Peer) -> Result<ErrorKind> {
+pub(crate) fn ends_silently(peer: &mut Peer) -> Result<ErrorKind> {
     peer.set_answer_time(CLOSE_TIME_MAX)?;
     let error = match peer.receive() {
         Ok(reply) => bail!("an answer over an old connection: {reply:02x?}"),
@@ -157,7 +157,7 @@ fn ends_silently(peer: &mut Peer) -> Result<ErrorKind> {
     }
 }
 
-fn wait_until(deadline: Instant) {
+pub(crate) fn wait_until(deadline: Instant) {
     while Instant::now() < deadline {
         thread::sleep(POLL);
     }

@@ -32,6 +32,8 @@ pub(crate) enum Sabotage {
     IgnoresAfter,
     /// The gate is not looked at before an answer.
     NoGateBeforeReply,
+    /// The gate is not looked at before an effect, only when a call comes and before its answer.
+    NoGateBeforeEffect,
     /// A call that comes again is a new one.
     NewDigests,
     /// Any refusal of a grant releases it.
@@ -67,6 +69,8 @@ impl Sabotage {
                 plan.drift_ppm = [-20_000, 20_000, 20_000, 20_000, 20_000];
             }
             Self::NoFence => plan.fence = true,
+            // A fence would hold back what the gate lets through.
+            Self::NoGateBeforeEffect => plan.fence = false,
             _ => {}
         }
         if matches!(self, Self::NoMargin | Self::OwnLeaseLength) {
@@ -80,7 +84,10 @@ impl Sabotage {
             Self::ServesAgain => Theme::Moves,
             Self::ReplayedRenewals => Theme::Crashes,
             Self::OwnLeaseLength | Self::NoMargin | Self::IgnoresAfter => Theme::Partitions,
-            Self::ClockAfterCommit | Self::NoGateBeforeReply | Self::NoFence => Theme::Pauses,
+            Self::ClockAfterCommit
+            | Self::NoGateBeforeReply
+            | Self::NoGateBeforeEffect
+            | Self::NoFence => Theme::Pauses,
             Self::NewDigests | Self::ReleaseOnRefusal => Theme::Hosts,
             Self::LateMembers => Theme::Members,
             _ => return None,
@@ -168,7 +175,7 @@ const fn signs(sabotage: Sabotage) -> &'static [Broken] {
         Sabotage::NoEpochInCalls => &[Broken::OtherEpoch],
         Sabotage::NoOrigins => &[Broken::Twice],
         Sabotage::NoProbe => &[Broken::NotServed],
-        Sabotage::NoFence => &[Broken::LateEffect],
+        Sabotage::NoFence | Sabotage::NoGateBeforeEffect => &[Broken::LateEffect],
     }
 }
 
@@ -219,6 +226,7 @@ without! {
     without_the_margin_drifting_clocks_let_two_nodes_serve: NoMargin,
     without_the_last_renewal_in_assignments_two_nodes_serve: IgnoresAfter,
     without_the_gate_before_the_reply_answers_come_late: NoGateBeforeReply,
+    without_the_gate_before_the_effect_effects_come_late: NoGateBeforeEffect,
     without_digests_copies_of_calls_change_locks: NewDigests,
     with_every_refusal_a_release_locks_are_lost: ReleaseOnRefusal,
     with_a_wiped_voter_the_log_forks: WipedVoter,

@@ -6,6 +6,7 @@
 //! a normal user, for whom every call runs as that user.
 
 mod access;
+mod announce;
 mod captures;
 mod create;
 mod directory;
@@ -24,9 +25,11 @@ mod mount;
 mod names;
 mod operator;
 mod portmap;
+mod quiet;
 mod random;
 mod record;
 mod replay;
+mod root_sync_fails;
 mod rpc;
 mod scene;
 mod setattr;

@@ -104,7 +104,7 @@ fn needs_root_a_message_that_is_sent_twice_does_one_thing() -> Result<()> {
 }
 
 /// What a host opens a file for, and what it denies others.
-fn share(scene: &Scene, host: &str, access: u32, mode: u32) -> Share {
+pub(crate) fn share(scene: &Scene, host: &str, access: u32, mode: u32) -> Share {
     Share {
         cookie: b"share".to_vec(),
         caller_name: host.into(),
@@ -116,7 +116,7 @@ fn share(scene: &Scene, host: &str, access: u32, mode: u32) -> Share {
     }
 }
 
-const READ: u32 = 1;
+pub(crate) const READ: u32 = 1;
 const READ_WRITE: u32 = 3;
 
 #[test]

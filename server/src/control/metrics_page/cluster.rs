@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use crate::cluster::Wish;
 use crate::cluster::service::ServiceState;
@@ -125,27 +126,40 @@ pub(super) fn put(text: &mut String, services: &Services) {
             sample(text, "service_link", &labels, u64::from(link));
         }
     }
-    put_takeovers(text, named.iter().map(|(slot, name, _)| (*slot, *name)));
+    let slots: Vec<_> = named.iter().map(|(slot, name, _)| (*slot, *name)).collect();
+    put_phases(text, &slots);
 }
 
-/// What each step took when a service came here the last time.
-fn put_takeovers<'a>(text: &mut String, slots: impl Iterator<Item = (&'a Slot, &'a str)>) {
+/// What each step took when a service came here and left the last time.
+fn put_phases<'a>(text: &mut String, slots: &[(&'a Slot, &'a str)]) {
     let name = "takeover_phase_microseconds";
-    family(
-        text,
-        name,
-        "How long each step took when a service came here last.",
-    );
-    for (slot, service) in slots {
-        let Some(takeover) = slot.takeover() else {
-            continue;
-        };
-        for (phase, took) in takeover.phases {
-            let labels = [
-                ("service", service),
-                ("kind", takeover.kind),
-                ("phase", phase),
-            ];
+    let help = "How long each step took when a service came here last.";
+    let takeovers = slots.iter().filter_map(|(slot, service)| {
+        let takeover = slot.takeover()?;
+        Some((*service, takeover.kind, takeover.phases))
+    });
+    put_family(text, name, help, takeovers);
+    let name = "departure_phase_microseconds";
+    let help = "How long each step took when a service left this node last.";
+    let departures = slots.iter().filter_map(|(slot, service)| {
+        let departure = slot.departure()?;
+        Some((*service, departure.kind, departure.phases))
+    });
+    put_family(text, name, help, departures);
+}
+
+type Phases<'a> = (&'a str, &'static str, Vec<(&'static str, Duration)>);
+
+fn put_family<'a>(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    all: impl Iterator<Item = Phases<'a>>,
+) {
+    family(text, name, help);
+    for (service, kind, phases) in all {
+        for (phase, took) in phases {
+            let labels = [("service", service), ("kind", kind), ("phase", phase)];
             let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             sample(text, name, &labels, microseconds);
         }

@@ -174,20 +174,34 @@ fn one(answer: &Value, service: &Value) -> String {
             Some(from) => format!(" from {from}"),
             None => String::new(),
         };
-        let phases: Vec<String> = list(takeover, "phases")
-            .iter()
-            .map(|phase| format!("{} {}", text_of(phase, "name"), text_of(phase, "ms")))
-            .collect();
         let _ = writeln!(
             out,
             "{:17}last came here by {}{from} in {} ms: {}",
             "",
             text_of(takeover, "kind"),
             text_of(takeover, "total_ms"),
-            phases.join(", ")
+            phases(takeover)
+        );
+    }
+    let departure = service.get("last_departure");
+    if let Some(departure) = departure.filter(|last| last.is_object()) {
+        let _ = writeln!(
+            out,
+            "{:17}last left here by {} in {} ms: {}",
+            "",
+            text_of(departure, "kind"),
+            text_of(departure, "total_ms"),
+            phases(departure)
         );
     }
     out
+}
+
+/// What each step of a takeover or departure took.
+fn phases(of: &Value) -> String {
+    let phases = list(of, "phases").iter();
+    let phases = phases.map(|phase| format!("{} {}", text_of(phase, "name"), text_of(phase, "ms")));
+    phases.collect::<Vec<_>>().join(", ")
 }
 
 /// Where this node, or the last reload, is not as it should be.
@@ -258,6 +272,10 @@ mod tests {
                 "kind": "takeover", "from": "n2", "total_ms": 1250.5,
                 "phases": [{ "name": "lease", "ms": 1248.0 }, { "name": "assign", "ms": 2.5 }],
             },
+            "last_departure": {
+                "kind": "move", "total_ms": 12.5,
+                "phases": [{ "name": "drain", "ms": 10.0 }, { "name": "release", "ms": 2.5 }],
+            },
         });
         let mut answer = json!({
             "node": "n1", "leader": "n2", "services": [service],
@@ -276,6 +294,7 @@ members          n1 at 192.0.2.1:7300
 service          alpha: on n1, here; epoch 3, NSM state 7
                  18 locks, 1 waiting, 4 connections; nfs.example at 192.0.2.100 on eth0
                  last came here by takeover from n2 in 1250.5 ms: lease 1248.0, assign 2.5
+                 last left here by move in 12.5 ms: drain 10.0, release 2.5
 ";
         assert_eq!(shown, expected);
         assert!(!shown.contains("FENCE"), "{shown}");

@@ -15,7 +15,7 @@ const XID: u32 = 0x1234_5678;
 
 /// A proper call.
 #[derive(Debug, Clone)]
-pub(super) struct Sample {
+pub(crate) struct Sample {
     pub(super) port: Port,
     pub(super) program: u32,
     pub(super) version: u32,
@@ -27,7 +27,7 @@ pub(super) struct Sample {
 
 impl Sample {
     /// The call of a superuser with its header.
-    pub(super) fn message(&self) -> Vec<u8> {
+    pub(crate) fn message(&self) -> Vec<u8> {
         message(self.program, self.version, self.procedure, &self.args)
     }
 
@@ -162,7 +162,7 @@ impl Scene {
     }
 }
 
-pub(super) fn message(program: u32, version: u32, procedure: u32, args: &[u8]) -> Vec<u8> {
+pub(crate) fn message(program: u32, version: u32, procedure: u32, args: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     let sys = AuthSys {
         stamp: 1,
@@ -189,7 +189,7 @@ pub(super) fn message(program: u32, version: u32, procedure: u32, args: &[u8]) -
     message
 }
 
-pub(super) fn nfs_call(procedure: u32, args: Vec<u8>, status: Nfsstat3) -> Sample {
+pub(crate) fn nfs_call(procedure: u32, args: Vec<u8>, status: Nfsstat3) -> Sample {
     Sample {
         port: Port::Nfs,
         program: program::NFS,
@@ -264,7 +264,7 @@ fn portmap_samples() -> Vec<Sample> {
     samples
 }
 
-pub(super) fn args(write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+pub(crate) fn args(write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
     let mut out = Vec::new();
     write(&mut Writer::new(&mut out));
     out
@@ -274,13 +274,13 @@ pub(super) fn encoded(value: &impl Encode) -> Vec<u8> {
     args(|w| w.value(value))
 }
 
-pub(super) fn put_dirop(writer: &mut Writer<'_>, dir: &[u8], name: &str) {
+pub(crate) fn put_dirop(writer: &mut Writer<'_>, dir: &[u8], name: &str) {
     writer.opaque(dir);
     writer.opaque(name.as_bytes());
 }
 
 /// `sattr3` with a value in every kind of field: mode, size, atime now, mtime of the client.
-fn put_sattr(writer: &mut Writer<'_>) {
+pub(crate) fn put_sattr(writer: &mut Writer<'_>) {
     for word in [1, 0o700, 0, 0, 1, 0, 3, 1, 2, 1000, 5] {
         writer.u32(word);
     }

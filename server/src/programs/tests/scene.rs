@@ -66,7 +66,12 @@ impl Scene {
         let text = "t".repeat(LINK_TEXT_BYTES - 1);
         symlink(text, exported.path().join("link")).unwrap();
         let mut scene = Self {
-            node: node(state_dir.path(), exported.path()),
+            node: node(
+                state_dir.path(),
+                exported.path(),
+                Gate::open_for_good(),
+                false,
+            ),
             exported,
             _state: state_dir,
             root: Vec::new(),
@@ -187,7 +192,7 @@ impl Drop for Scene {
 }
 
 /// What `serve` puts together, without sockets and with one export that all may write.
-fn node(state_dir: &Path, exported: &Path) -> Node {
+pub(crate) fn node(state_dir: &Path, exported: &Path, gate: Gate, floats: bool) -> Node {
     let mut argument = exported.as_os_str().as_bytes().to_vec();
     // `async`: nothing here is about what survives.
     argument.extend(b":*(rw,async,insecure,no_root_squash)");
@@ -200,7 +205,7 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
     let specs = volumes::read_lists(&sources).unwrap();
     let exports = volumes::load_table(specs, &numbers).unwrap();
     let node = Node::new(Parts {
-        gate: Arc::new(Gate::open_for_good()),
+        gate: Arc::new(gate),
         mounts: MountList::open(state_dir).unwrap(),
         handle_keys: vec![HandleKey {
             id: 1,
@@ -210,7 +215,7 @@ fn node(state_dir: &Path, exported: &Path) -> Node {
         handles: HandleTable::load(state_dir).unwrap(),
         exports,
         descriptors: 1024,
-        floats: false,
+        floats,
         guard: None,
         storage_use: Arc::default(),
     })

@@ -17,7 +17,7 @@ use crate::serve::first_start;
 use crate::serve::opening::open;
 use crate::serve::ready;
 use crate::serve::storage::{Near, Prepared, Reason};
-use crate::services::{Slot, Takeover};
+use crate::services::{Slot, Takeover, in_milliseconds, total};
 
 impl Keeper {
     /// Proposes to take the service; none if somebody else was faster.
@@ -69,6 +69,8 @@ impl Keeper {
             first_start::tell(&self.slot.config.name, is_known);
         }
         self.recover = false;
+        // It was released, or lost, and that is over.
+        self.leaving = None;
         self.gate = Some(self.leases.assigned(self.id, epoch, seq));
         let lease = silent.map(|silent| ("lease", silent));
         self.takeover = Some(Takeover {
@@ -203,18 +205,13 @@ impl Keeper {
 
 /// One line with all that an operator wants to know of it.
 fn tell(slot: &Slot, takeover: &Takeover) {
-    let phases: Vec<String> = takeover
-        .phases
-        .iter()
-        .map(|(phase, took)| format!("{phase} {:.1}", took.as_secs_f64() * 1000.0))
-        .collect();
     tracing::info!(
         service = slot.config.name,
         epoch = takeover.epoch,
         kind = takeover.kind,
         from = takeover.from.map(|node| node.0),
-        total_ms = takeover.total().as_secs_f64() * 1000.0,
-        phases_ms = phases.join(", "),
+        total_ms = total(&takeover.phases).as_secs_f64() * 1000.0,
+        phases_ms = in_milliseconds(&takeover.phases),
         "serving"
     );
 }
