@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{acts, forgetting, repaired};
+use super::{acts, applicants, forgetting, repaired};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
@@ -29,7 +29,7 @@ pub(super) fn status(services: &Services) -> Value {
         status["term"] = json!(services.cluster.term());
         status["members"] = members(services);
         status["joint"] = json!(services.cluster.is_joint());
-        status["waiting"] = applicants(services);
+        status["waiting"] = applicants::waiting(services);
     }
     status
 }
@@ -41,7 +41,7 @@ fn members(services: &Services) -> Value {
         json!({
             "name": member.name,
             "number": member.node.0,
-            "address": member.address,
+            "address": member.address.to_string(),
             "witness": member.witness,
             "votes": member.votes,
             "lives": services.cluster.is_heard(member, &state),
@@ -49,20 +49,6 @@ fn members(services: &Services) -> Value {
         })
     });
     members.collect()
-}
-
-/// Empty nodes that wait to be added, and what adds them.
-fn applicants(services: &Services) -> Value {
-    let applicants = services.cluster.applicants().into_iter();
-    let applicants = applicants.map(|applicant| {
-        json!({
-            "name": applicant.name,
-            "address": applicant.address.to_string(),
-            "witness": applicant.witness,
-            "command": applicant.command(),
-        })
-    });
-    applicants.collect()
 }
 
 /// Those that this node has in its configuration, and those that only the cluster knows.

@@ -1,6 +1,7 @@
 //! The ways to look into a running server: the control socket and the metrics page.
 
 mod acts;
+mod applicants;
 mod cluster;
 pub mod early;
 mod forgetting;

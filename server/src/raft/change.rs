@@ -20,6 +20,7 @@
 
 mod error;
 mod joint;
+mod namesake;
 mod promote;
 mod sight;
 
@@ -319,10 +320,7 @@ impl Changes {
                     hello.is_empty_node() && hello.store_id() != member.store_id
                 });
                 if is_wiped {
-                    return Err(refused(format!(
-                        "node `{name}` is a member with the store that it had before\nhint: say \
-                         `havenfs cluster remove {name}` first"
-                    )));
+                    return Err(self.has_namesake(name, member, address).await);
                 }
                 // What an earlier try has done, perhaps that of a leader that is gone.
                 if member.address == address && member.witness == witness {

@@ -1,6 +1,7 @@
 //! Who is in the cluster, as this node sees it, and the way to change that.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub struct MemberSeen {
     /// Its name.
     pub name: String,
     /// Where the others reach it.
-    pub address: String,
+    pub address: SocketAddr,
     /// Whether it only votes.
     pub witness: bool,
     /// Whether it votes already.
@@ -123,7 +124,7 @@ impl Cluster {
         let seen = membership.nodes().map(|(node, member)| MemberSeen {
             node: NodeId(*node),
             name: member.name.to_string(),
-            address: member.address.to_string(),
+            address: member.address,
             witness: member.witness,
             votes: voters.contains(node),
         });

@@ -91,7 +91,7 @@ pub use self::change::{ChangeError, MemberChange};
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
 pub use self::offline::{OfflineError, Survived, begin, survive};
-pub use self::peer::Applicant;
+pub use self::peer::{Applicant, lives};
 pub use self::proposer::{PROPOSALS_MAX, Proposer, Unavailable};
 
 use self::joining::{Joined, Started, lead_alone, start_alone, start_member};

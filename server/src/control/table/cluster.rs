@@ -83,8 +83,17 @@ fn members(answer: &Value) -> String {
     }
     for (place, applicant) in list(answer, "waiting").iter().enumerate() {
         let head = if place == 0 { "to be added" } else { "" };
-        let (name, command) = (text_of(applicant, "name"), text_of(applicant, "command"));
-        let _ = writeln!(out, "{head:<17}{name} waits: `{command}`");
+        let name = text_of(applicant, "name");
+        match applicant.get("problem").and_then(Value::as_str) {
+            Some(problem) => {
+                let lines = problem.replace('\n', &format!("\n{:17}", ""));
+                let _ = writeln!(out, "{head:<17}{name} waits: {lines}");
+            }
+            None => {
+                let command = text_of(applicant, "command");
+                let _ = writeln!(out, "{head:<17}{name} waits: `{command}`");
+            }
+        }
     }
     out
 }
@@ -305,8 +314,11 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         answer["members"][0]["leaves"] = json!(true);
         answer["joint"] = json!(true);
         answer["waiting"] = json!([{ "name": "n4", "command": "havenfs cluster add n4" }]);
+        answer["waiting"][1] = json!({ "name": "n2", "problem": "node `n2` lives\nhint: wait" });
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
+        let waits = "\n                 n2 waits: node `n2` lives\n                 hint: wait\n";
+        assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
         assert!(shown.contains("lately, DOES NOT VOTE YET"), "{shown}");

@@ -44,6 +44,14 @@ impl Applicant {
     }
 }
 
+/// What to say where a machine, `which` for people, has the name of a member that lives.
+pub fn lives(name: &str, address: SocketAddr, which: &str) -> String {
+    format!(
+        "node `{name}` lives at {address}: give {which} another name; only if that one is to be \
+         replaced, stop it first"
+    )
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Applicants(Mutex<Known>);
@@ -83,8 +91,17 @@ impl Applicants {
             let is_news = known
                 .insert(key, (applicant.clone(), Instant::now()))
                 .is_none();
-            if is_news {
-                let (name, command) = (&applicant.name, applicant.command());
+            let Applicant { name, address, .. } = &applicant;
+            if is_news && applicant.replaces {
+                // Whether the member is to make way depends on whether it lives.
+                tracing::warn!(
+                    %name,
+                    %address,
+                    "an empty node has the name of a member\nhint: see `havenfs cluster status` \
+                     for what to do"
+                );
+            } else if is_news {
+                let command = applicant.command();
                 tracing::info!(%name, "an empty node waits to be added: `{command}`");
             }
         }

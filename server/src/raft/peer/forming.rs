@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::applicants::Applicant;
+use super::applicants::{Applicant, lives};
 use super::dial::{PeerError, Peers};
 use super::hello::{Configured, Hello, Standing};
 use crate::raft::error::StoreError;
@@ -114,6 +114,7 @@ pub(in crate::raft) async fn form(
             },
             Decision::Join(formed) => formed,
             Decision::Wait(hindrances) => {
+                let hindrances = look_for_namesake(peers, hindrances).await;
                 missing.send_replace(hindrances.iter().map(ToString::to_string).collect());
                 if reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
                     reported = Some(Instant::now());
@@ -199,6 +200,31 @@ async fn ask_all(peers: &Peers, configured: &[Configured]) -> Vec<Answer> {
     answers.into_values().collect()
 }
 
+/// A member that has this node's name may live elsewhere, and would be removed for nothing: it is
+/// asked whether it does.
+async fn look_for_namesake(peers: &Peers, hindrances: Vec<Hindrance>) -> Vec<Hindrance> {
+    let mut seen: Vec<Hindrance> = Vec::new();
+    for hindrance in hindrances {
+        let seen_now = match &hindrance {
+            Hindrance::OtherStore { name, member, .. } => {
+                let asked = peers.ask(member.address).await;
+                let lives = asked.is_ok_and(|hello| hello.store_id == member.store_id);
+                lives.then(|| Hindrance::Lives {
+                    name: name.clone(),
+                    address: member.address,
+                })
+            }
+            _ => None,
+        };
+        let hindrance = seen_now.unwrap_or(hindrance);
+        // Each member tells of the same one.
+        if !seen.contains(&hindrance) {
+            seen.push(hindrance);
+        }
+    }
+    seen
+}
+
 /// What a member said, or why it said nothing.
 type Answer = Result<Hello, String>;
 
@@ -271,15 +297,21 @@ enum Hindrance {
     )]
     OtherList { name: Box<str>, difference: String },
     #[error(
-        "the cluster of node `{peer}` has this node with another store, so this one's was lost or \
-         replaced\nhint: remove this node from the cluster and add it anew, on one of its members: \
-         `havenfs cluster remove {name}`, then `{command}`; until then its old self counts as down"
+        "the cluster of node `{peer}` has a node `{name}` at {}, with another store than this \
+         one's\nhint: if the state directory of this node was lost, remove it from the cluster and \
+         add it anew, on one of its members: `havenfs cluster remove {name}`, then `{command}`; \
+         until then its old self counts as down. If `{name}` is another machine, give this one \
+         another name", member.address
     )]
     OtherStore {
         peer: Box<str>,
         name: Box<str>,
+        /// What the cluster has under that name.
+        member: Member,
         command: String,
     },
+    #[error("{}", lives(name, *address, "this machine"))]
+    Lives { name: Box<str>, address: SocketAddr },
     #[error(
         "node `{peer}` belongs to a cluster that does not have this node\nhint: add this node to \
          it on one of its members: `{command}`; if the cluster is not the one that was meant, \
@@ -374,9 +406,9 @@ fn cluster_of(own: &Own<'_>, hello: &Hello) -> Result<Formed, Hindrance> {
         .iter()
         .filter(|(_, member)| *member.name == *own.name)
         .peekable();
-    if named.peek().is_none() {
+    let Some((_, namesake)) = named.peek().copied() else {
         return Err(not_admitted());
-    }
+    };
     let found = named.find(|(_, member)| member.store_id == own.store_id);
     match found {
         Some((node, _)) => Ok(Formed {
@@ -388,6 +420,7 @@ fn cluster_of(own: &Own<'_>, hello: &Hello) -> Result<Formed, Hindrance> {
         None => Err(Hindrance::OtherStore {
             peer: peer(),
             name: own.name.into(),
+            member: namesake.clone(),
             command: own.command(),
         }),
     }

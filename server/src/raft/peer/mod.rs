@@ -47,7 +47,7 @@ mod tests;
 mod transfer;
 mod wire;
 
-pub use self::applicants::Applicant;
+pub use self::applicants::{Applicant, lives};
 
 pub(super) use self::alone::Alone;
 pub(super) use self::{

@@ -181,7 +181,7 @@ fn a_wiped_or_strange_node_waits_and_says_what_to_do() {
     };
     let text = found[0].to_string();
     assert!(
-        text.contains("remove this node from the cluster and add it anew"),
+        text.contains("`havenfs cluster remove n3`, then `havenfs cluster add n3"),
         "{text}"
     );
 

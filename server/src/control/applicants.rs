@@ -1,0 +1,105 @@
+//! What an operator is told of the empty nodes that wait to be added.
+//!
+//! One that has the name of a member may be that member with a new disk, which is to be removed and
+//! added anew, or another machine that was given a name that is in use. To remove the member would
+//! then cost the cluster a node that is well, so that this is advised only where it is not heard of.
+
+use serde_json::{Value, json};
+
+use crate::raft::{Applicant, MemberSeen, lives};
+use crate::services::Services;
+
+/// All that have asked this node lately: of each what adds it, or why it can't be added so.
+pub(super) fn waiting(services: &Services) -> Value {
+    let cluster = &services.cluster;
+    let (applicants, members) = (cluster.applicants(), cluster.members());
+    let state = services.state();
+    let waiting = applicants.into_iter().map(|applicant| {
+        let mut namesakes = members.iter();
+        let namesake = namesakes.find(|member| member.name == applicant.name);
+        let namesake = namesake.map(|member| (member, cluster.is_heard(member, &state)));
+        let advice = advice(&applicant, namesake);
+        json!({
+            "name": applicant.name,
+            "address": applicant.address.to_string(),
+            "witness": applicant.witness,
+            "command": advice.as_ref().ok(),
+            "problem": advice.as_ref().err(),
+        })
+    });
+    waiting.collect()
+}
+
+/// What adds a node; an error says why nothing does now. `namesake` is the member of its name, and
+/// whether that one is heard of, as far as this node can know.
+fn advice(
+    applicant: &Applicant,
+    namesake: Option<(&MemberSeen, Option<bool>)>,
+) -> Result<String, String> {
+    let Some((member, is_heard)) = namesake else {
+        return Ok(applicant.command());
+    };
+    let (name, address) = (&applicant.name, applicant.address);
+    // Where the applicant listens the member can't.
+    if member.address == address {
+        return Ok(applicant.command());
+    }
+    match is_heard {
+        Some(true) => {
+            let which = format!("the machine at {address}");
+            Err(lives(name, member.address, &which))
+        }
+        Some(false) => Ok(applicant.command()),
+        None => Err(format!(
+            "node `{name}` is a member at {}, and may live: the node that leads knows\nhint: see \
+             `havenfs cluster status` there",
+            member.address
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::cluster::NodeId;
+
+    fn at(last: u8) -> SocketAddr {
+        SocketAddr::from(([198, 51, 100, last], 7300))
+    }
+
+    fn applicant(replaces: bool) -> Applicant {
+        Applicant {
+            name: "n2".to_owned(),
+            address: at(9),
+            witness: false,
+            replaces,
+        }
+    }
+
+    fn member(address: SocketAddr) -> MemberSeen {
+        MemberSeen {
+            node: NodeId(2),
+            name: "n2".to_owned(),
+            address,
+            witness: false,
+            votes: true,
+        }
+    }
+
+    #[test]
+    fn a_member_that_lives_is_not_to_be_removed() {
+        let add = "havenfs cluster add n2 --address 198.51.100.9:7300";
+        assert_eq!(advice(&applicant(false), None).as_deref(), Ok(add));
+        let said = |address, is_heard| advice(&applicant(true), Some((&member(address), is_heard)));
+        let lives = "node `n2` lives at 198.51.100.2:7300: give the machine at 198.51.100.9:7300 \
+                     another name; only if that one is to be replaced, stop it first";
+        assert_eq!(said(at(2), Some(true)), Err(lives.to_owned()));
+        assert!(said(at(2), None).is_err_and(|said| said.contains("may live")));
+        // It is silent, or its machine has a new disk and its lease is not over yet.
+        let replace = Ok(format!("havenfs cluster remove n2 && {add}"));
+        assert_eq!(said(at(2), Some(false)), replace);
+        assert_eq!(said(at(9), Some(true)), replace);
+    }
+}
