@@ -88,8 +88,9 @@ fn one(
         let names = nodes.map(|node| services.cluster.name_of(*node));
         names.collect::<Vec<_>>()
     });
-    let needs_fence = slot.is_some_and(|slot| slot.config.hooks.fence.is_some());
-    // Where nothing is fenced it is of no concern.
+    // Where nothing is fenced it is of no concern. A node without the service, such as a witness,
+    // has no commands by which to know that, and shows what is noted in the log.
+    let needs_fence = slot.is_none_or(|slot| slot.config.hooks.fence.is_some());
     let unfenced = service.filter(|_| needs_fence).map(|service| {
         let nodes = service.unfenced();
         let names = nodes.map(|node| services.cluster.name_of(node));

@@ -115,6 +115,9 @@ fn one(answer: &Value, service: &Value) -> String {
             )
         }
         Some(active) if active == here => format!("on {active}, here, and SILENT: no lease"),
+        Some(active) if !list(service, "unfenced").is_empty() => {
+            format!("on {active}, and waits for the fence of {}", get("unfenced"))
+        }
         Some(active) => format!("on {active}"),
         None => "on NO NODE".to_owned(),
     };
@@ -334,6 +337,11 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
         assert!(shown.contains("confirm-fence alpha`"), "{shown}");
+        answer["node"] = json!("w");
+        let shown = whole(&answer);
+        let waits = "alpha: on n1, and waits for the fence of n2,n3;";
+        assert!(shown.contains(waits), "{shown}");
+        assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
     }
 
     #[test]
