@@ -2,12 +2,14 @@
 
 mod acts;
 mod applicants;
+mod bringing;
 mod cluster;
 pub mod early;
 mod forgetting;
 pub mod locks;
 mod looks;
 pub mod metrics_page;
+mod moving;
 mod reload;
 mod repaired;
 pub mod socket;

@@ -16,7 +16,7 @@ use crate::clock::boot_time;
 use crate::cluster::lease::wait;
 use crate::cluster::placement::Seen;
 use crate::cluster::service::Active;
-use crate::cluster::{ClusterState, NodeId};
+use crate::cluster::{ClusterState, NodeId, ServiceId};
 
 /// The members, the leader, and this node. A handle: clones are alike.
 #[derive(Clone)]
@@ -161,6 +161,12 @@ impl Cluster {
     /// When this node first saw the last renewal of a node's lease.
     pub fn seen(&self, node: NodeId) -> Option<Seen> {
         self.log.seen(node)
+    }
+
+    /// Whether a service was opened in this epoch, as far as this node knows: what was said before
+    /// its process began it does not.
+    pub fn is_open_in(&self, service: ServiceId, epoch: u32) -> bool {
+        self.log.open.is_open_in(service, epoch)
     }
 
     /// Whether a node has renewed its lease lately.

@@ -58,6 +58,7 @@ mod log;
 mod machine;
 mod moved;
 mod offline;
+mod open;
 mod opened;
 mod peer;
 mod pending;

@@ -84,16 +84,12 @@ fn members(answer: &Value) -> String {
     for (place, applicant) in list(answer, "waiting").iter().enumerate() {
         let head = if place == 0 { "to be added" } else { "" };
         let name = text_of(applicant, "name");
-        match applicant.get("problem").and_then(Value::as_str) {
-            Some(problem) => {
-                let lines = problem.replace('\n', &format!("\n{:17}", ""));
-                let _ = writeln!(out, "{head:<17}{name} waits: {lines}");
-            }
-            None => {
-                let command = text_of(applicant, "command");
-                let _ = writeln!(out, "{head:<17}{name} waits: `{command}`");
-            }
-        }
+        let said = applicant.get("problem").and_then(Value::as_str);
+        let said = said.map_or_else(
+            || format!("`{}`", text_of(applicant, "command")),
+            |problem| problem.replace('\n', &format!("\n{:17}", "")),
+        );
+        let _ = writeln!(out, "{head:<17}{name} waits: {said}");
     }
     out
 }
@@ -116,7 +112,10 @@ fn one(answer: &Value, service: &Value) -> String {
         }
         Some(active) if active == here => format!("on {active}, here, and SILENT: no lease"),
         Some(active) if !list(service, "unfenced").is_empty() => {
-            format!("on {active}, and waits for the fence of {}", get("unfenced"))
+            format!(
+                "on {active}, and waits for the fence of {}",
+                get("unfenced")
+            )
         }
         Some(active) => format!("on {active}"),
         None => "on NO NODE".to_owned(),
@@ -317,7 +316,9 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         answer["members"][0]["leaves"] = json!(true);
         answer["joint"] = json!(true);
         answer["waiting"] = json!([{ "name": "n4", "command": "havenfs cluster add n4" }]);
-        answer["waiting"][1] = json!({ "name": "n2", "problem": "node `n2` lives\nhint: wait" });
+        if let Some(waiting) = answer["waiting"].as_array_mut() {
+            waiting.push(json!({ "name": "n2", "problem": "node `n2` lives\nhint: wait" }));
+        }
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
         let waits = "\n                 n2 waits: node `n2` lives\n                 hint: wait\n";
