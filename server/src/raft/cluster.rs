@@ -98,16 +98,27 @@ impl Cluster {
     }
 
     /// Who leads, as far as this node knows; a leader that a majority has not answered lately leads
-    /// nobody.
+    /// nobody, and nor does one that was not heard of.
     pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.last_leader()?;
+        if leader != self.own.node {
+            let changes = self.changes.as_ref();
+            let hears = changes.is_none_or(|one| one.peers().hears_leader(LEADER_SILENT_MAX));
+            return hears.then_some(leader);
+        }
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow_watched();
         let heard = metrics.last_quorum_acked.map(|heard| heard.elapsed());
         // The only member is a majority, and asks nobody.
         let is_only = metrics.membership_config.voter_ids().count() == 1;
-        let leads = is_only || heard.is_none_or(|ago| ago < SILENT_MAX);
-        let leader = metrics.current_leader.map(NodeId);
-        leader.filter(|leader| *leader != self.own.node || leads)
+        (is_only || heard.is_none_or(|ago| ago < SILENT_MAX)).then_some(leader)
+    }
+
+    /// Who led when this node last knew of a leader.
+    pub fn last_leader(&self) -> Option<NodeId> {
+        let metrics = self.engine.server_metrics();
+        let leader = metrics.borrow_watched().current_leader;
+        leader.map(NodeId)
     }
 
     /// The term of the leader that this node follows.
@@ -199,6 +210,8 @@ impl Cluster {
 
 /// A leader that has heard of no majority for so long has none.
 const SILENT_MAX: Duration = Duration::from_secs(1);
+/// A leader that lives is heard of many times in this; another one is elected in less.
+const LEADER_SILENT_MAX: Duration = Duration::from_secs(2);
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

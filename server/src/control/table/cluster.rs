@@ -42,9 +42,11 @@ fn members(answer: &Value) -> String {
     if members.is_empty() {
         return String::new();
     }
-    let leads = match answer.get("leader").and_then(Value::as_str) {
-        Some(leader) => format!("{leader} leads"),
-        None => "NOBODY LEADS: there is no majority".to_owned(),
+    let said = |name: &str| answer.get(name).and_then(Value::as_str);
+    let leads = match (said("leader"), said("led")) {
+        (Some(leader), _) => format!("{leader} leads"),
+        (None, Some(led)) => format!("NOBODY LEADS: {led} led, and is not heard of"),
+        (None, None) => "NOBODY LEADS: there is no majority".to_owned(),
     };
     let mut out = format!("node             {}; {leads}\n", text_of(answer, "node"));
     for (place, member) in members.iter().enumerate() {
@@ -323,7 +325,11 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         let shown = whole(&answer);
         let waits = "\n                 n2 waits: node `n2` lives\n                 hint: wait\n";
         assert!(shown.contains(waits), "{shown}");
-        assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
+        assert!(shown.contains("n1; NOBODY LEADS: there is no"), "{shown}");
+        answer["led"] = json!("n2");
+        let shown = whole(&answer);
+        let led = "n1; NOBODY LEADS: n2 led, and is not heard of\n";
+        assert!(shown.contains(led), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
         assert!(shown.contains("lately, DOES NOT VOTE YET"), "{shown}");
         let leaves =
