@@ -92,7 +92,8 @@ pub(in crate::raft) async fn form(
                 node,
                 members,
             };
-            return formed_before(peers, formed);
+            check_name(peers.name(), Some(&formed))?;
+            return Ok(formed);
         }
         Standing::Unformed { empty: false, .. } => return Err(FormError::NotEmpty),
         Standing::Unformed { configured, .. } => configured,
@@ -145,16 +146,17 @@ pub(in crate::raft) async fn form(
     }
 }
 
-fn formed_before(peers: &Peers, formed: Formed) -> Result<Formed, FormError> {
-    if let Some(own) = formed.members.get(&formed.node)
-        && *own.name != *peers.name()
-    {
-        return Err(FormError::OtherName {
-            stored: own.name.clone(),
-            configured: peers.name().into(),
-        });
+/// Makes sure that the store, of which `formed` was settled, is that of the node `name`.
+pub(in crate::raft) fn check_name(name: &str, formed: Option<&Formed>) -> Result<(), FormError> {
+    let own = formed.and_then(|formed| formed.members.get(&formed.node));
+    let stored = own.map(|own| own.name.clone());
+    match stored.filter(|stored| **stored != *name) {
+        Some(stored) => Err(FormError::OtherName {
+            stored,
+            configured: name.into(),
+        }),
+        None => Ok(()),
     }
-    Ok(formed)
 }
 
 /// Whether these can be the members of a cluster of which `own` is one.

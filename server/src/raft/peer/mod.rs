@@ -52,7 +52,7 @@ pub use self::applicants::{Applicant, lives};
 pub(super) use self::alone::Alone;
 pub(super) use self::{
     dial::{Membership, PeerError, Peers, ask_for},
-    forming::{difference, form},
+    forming::{check_name, difference, form},
     forward::Forwarder,
     hello::{Configured, Refusal},
     key::ClusterKey,
