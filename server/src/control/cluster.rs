@@ -27,9 +27,10 @@ pub(super) fn status(services: &Services) -> Value {
     if services.config.cluster.is_some() {
         status["leader"] = json!(leader.map(|leader| services.cluster.name_of(leader)));
         // Only where nobody leads now.
-        let led = services.cluster.last_leader().filter(|led| {
-            leader.is_none() && *led != services.cluster.own().node
-        });
+        let led = services
+            .cluster
+            .last_leader()
+            .filter(|led| leader.is_none() && *led != services.cluster.own().node);
         status["led"] = json!(led.map(|led| services.cluster.name_of(led)));
         status["term"] = json!(services.cluster.term());
         status["members"] = members(services);

@@ -50,6 +50,7 @@ mod around;
 mod change;
 mod cluster;
 mod codec;
+mod differing;
 mod error;
 mod index;
 mod joining;

@@ -470,9 +470,13 @@ pub(in crate::raft) fn difference(ours: &[Configured], theirs: &[Configured]) ->
     };
     match (only(theirs, ours), only(ours, theirs)) {
         (more, less) if more.is_empty() && less.is_empty() => None,
-        (more, less) if less.is_empty() => Some(format!("it has {more} too")),
-        (more, less) if more.is_empty() => Some(format!("it lacks {less}")),
-        (more, less) => Some(format!("it has {more}, and this node {less}")),
+        (more, less) if less.is_empty() => {
+            Some(format!("it has {more}, which this node's file lacks"))
+        }
+        (more, less) if more.is_empty() => {
+            Some(format!("it lacks {less}, which this node's file has"))
+        }
+        (more, less) => Some(format!("it has {more}, and this node's file has {less}")),
     }
 }
 
