@@ -6,7 +6,8 @@
 
 use serde_json::{Value, json};
 
-use crate::raft::{Applicant, MemberSeen, lives};
+use crate::cluster::ClusterState;
+use crate::raft::{Applicant, MemberSeen, go_alone, lives};
 use crate::services::Services;
 
 /// All that have asked this node lately: of each what adds it, or why it can't be added so.
@@ -14,11 +15,16 @@ pub(super) fn waiting(services: &Services) -> Value {
     let cluster = &services.cluster;
     let (applicants, members) = (cluster.applicants(), cluster.members());
     let state = services.state();
+    let others = others(services, &members, &state);
+    let has_data = !services.config.is_witness();
     let waiting = applicants.into_iter().map(|applicant| {
         let mut namesakes = members.iter();
         let namesake = namesakes.find(|member| member.name == applicant.name);
         let namesake = namesake.map(|member| (member, cluster.is_heard(member, &state)));
-        let advice = advice(&applicant, namesake);
+        let advice = advice(&applicant, namesake).and_then(|command| {
+            let hindrance = hindrance(&applicant, others.as_deref(), has_data);
+            hindrance.map_or(Ok(command), Err)
+        });
         json!({
             "name": applicant.name,
             "address": applicant.address.to_string(),
@@ -56,6 +62,65 @@ fn advice(
             member.address
         )),
     }
+}
+
+/// The other voters, and whether each lives, if nobody leads; none if somebody does.
+fn others(
+    services: &Services,
+    members: &[MemberSeen],
+    state: &ClusterState,
+) -> Option<Vec<(String, bool)>> {
+    let cluster = &services.cluster;
+    if cluster.leader().is_some() {
+        return None;
+    }
+    let own = cluster.own().node;
+    let voters = members
+        .iter()
+        .filter(|member| member.votes && member.node != own);
+    let others = voters.map(|member| {
+        let lives = cluster.is_heard(member, state) == Some(true);
+        (member.name.clone(), lives)
+    });
+    Some(others.collect())
+}
+
+/// Why a node that has the place of a member can't be added, where nobody leads.
+fn hindrance(
+    applicant: &Applicant,
+    others: Option<&[(String, bool)]>,
+    has_data: bool,
+) -> Option<String> {
+    let others = others.filter(|_| applicant.replaces)?;
+    let name = &applicant.name;
+    let lost: Vec<&str> = others.iter().map(|(name, _)| &**name).collect();
+    let silent = others
+        .iter()
+        .filter(|(other, lives)| !lives && other != name);
+    let silent: Vec<&str> = silent.map(|(name, _)| &**name).collect();
+    // A witness has nothing to go on with.
+    let is_last = has_data && others.iter().all(|(other, lives)| !lives || other == name);
+    let alone = format!(
+        "stop this node, say {}, start it, and say `{}`",
+        go_alone(&lost),
+        applicant.add_command()
+    );
+    let hint = match (silent.is_empty(), is_last) {
+        (true, true) => format!("this node is the only one that is left: {alone}"),
+        (false, true) => format!(
+            "start {}; if nothing is left of {} but this node: {alone}",
+            silent.join(" and "),
+            if silent.len() == 1 {
+                "that one"
+            } else {
+                "those"
+            }
+        ),
+        (_, false) => "see who is not heard of, and start those nodes".to_owned(),
+    };
+    Some(format!(
+        "there is no majority, so that `{name}` can be neither removed nor added\nhint: {hint}"
+    ))
 }
 
 #[cfg(test)]
@@ -101,5 +166,33 @@ mod tests {
         let replace = Ok(format!("havenfs cluster remove n2 && {add}"));
         assert_eq!(said(at(2), Some(false)), replace);
         assert_eq!(said(at(9), Some(true)), replace);
+    }
+    #[test]
+    fn without_a_majority_nobody_is_removed() {
+        let said = |others: &[(&str, bool)]| {
+            let others = others
+                .iter()
+                .map(|(name, lives)| ((*name).to_owned(), *lives));
+            let others: Vec<_> = others.collect();
+            hindrance(&applicant(true), Some(&others), true).unwrap_or_default()
+        };
+        assert_eq!(hindrance(&applicant(true), None, true), None);
+        assert_eq!(hindrance(&applicant(false), Some(&[]), true), None);
+        let two = said(&[("n2", true)]);
+        let alone = "hint: this node is the only one that is left: stop this node, say `havenfs \
+                     cluster sole-survivor --config /etc/havenfs/havenfs.toml --i-fenced n2`, \
+                     start it, and say `havenfs cluster add n2 --address 198.51.100.9:7300`";
+        assert!(two.ends_with(alone), "{two}");
+        let three = said(&[("n2", false), ("w", false)]);
+        assert!(
+            three.contains("hint: start w; if nothing is left of that one"),
+            "{three}"
+        );
+        assert!(three.contains("--i-fenced n2 --i-fenced w`"), "{three}");
+        // Another one lives, and may have what this one lacks.
+        assert!(!said(&[("n2", false), ("n3", true)]).contains("sole-survivor"));
+        let others = [("n2".to_owned(), false)];
+        let witness = hindrance(&applicant(true), Some(&others), false);
+        assert!(witness.is_some_and(|said| !said.contains("sole-survivor")));
     }
 }

@@ -20,6 +20,7 @@
 
 mod error;
 mod joint;
+mod majority;
 mod namesake;
 mod promote;
 mod sight;
@@ -68,6 +69,7 @@ pub enum MemberChange {
 
 pub use self::error::ChangeError;
 pub(super) use self::joint::{is_joint, keep_finished};
+pub use self::majority::go_alone;
 pub(super) use self::sight::heir_of_witness;
 
 /// Who changes the members, or the leader, has it: one at a time.
@@ -163,6 +165,12 @@ impl Changes {
                     }
                     return Err(match error {
                         ChangeError::NotLeader => ChangeError::NoLeader,
+                        // It led, and nobody does now.
+                        ChangeError::Unreachable { was_asked, .. }
+                            if !was_asked && !self.peers.hears_leader(LEADER_MAX) =>
+                        {
+                            ChangeError::NoLeader
+                        }
                         error => error,
                     });
                 }
@@ -303,6 +311,7 @@ impl Changes {
                 "the name of a node has 1 to {NAME_BYTES_MAX} bytes"
             )));
         }
+        self.wait_for_majority().await?;
         joint::finish(&self.engine).await?;
         let before = sight(&self.engine);
         if let Some((node, _)) = before.find(name)
@@ -385,6 +394,7 @@ impl Changes {
     }
 
     async fn remove(&self, name: &str) -> Result<String, ChangeError> {
+        self.wait_for_majority().await?;
         joint::finish(&self.engine).await?;
         let sight = sight(&self.engine);
         let (node, member) = sight.find(name).ok_or_else(|| unknown(&sight, name))?;

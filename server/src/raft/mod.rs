@@ -89,7 +89,7 @@ use openraft::{Config, Raft, SnapshotPolicy};
 use tokio::sync::watch;
 
 pub use self::around::{check_none_formed, check_none_lives};
-pub use self::change::{ChangeError, MemberChange};
+pub use self::change::{ChangeError, MemberChange, go_alone};
 pub use self::cluster::{Cluster, MemberSeen};
 pub use self::error::StoreError;
 pub use self::offline::{OfflineError, Survived, begin, survive};

@@ -172,7 +172,10 @@ impl Peers {
 
     /// Empty nodes that have asked for a cluster lately, and are not in it.
     pub(in crate::raft) fn applicants(&self) -> Vec<Applicant> {
-        self.0.applicants.list()
+        match self.standing() {
+            Standing::Formed { members, .. } => self.0.applicants.list(&members),
+            Standing::Unformed { .. } => Vec::new(),
+        }
     }
 
     /// The leader has asked something of this node.

@@ -20,6 +20,8 @@
 //! Should the founder's disk be lost before the log has begun, no other node begins it: stop all,
 //! move their (empty) stores away, and they form anew.
 
+mod namesake;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -115,7 +117,7 @@ pub(in crate::raft) async fn form(
             },
             Decision::Join(formed) => formed,
             Decision::Wait(hindrances) => {
-                let hindrances = look_for_namesake(peers, hindrances).await;
+                let hindrances = namesake::look_for(peers, hindrances).await;
                 missing.send_replace(hindrances.iter().map(ToString::to_string).collect());
                 if reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
                     reported = Some(Instant::now());
@@ -202,31 +204,6 @@ async fn ask_all(peers: &Peers, configured: &[Configured]) -> Vec<Answer> {
     answers.into_values().collect()
 }
 
-/// A member that has this node's name may live elsewhere, and would be removed for nothing: it is
-/// asked whether it does.
-async fn look_for_namesake(peers: &Peers, hindrances: Vec<Hindrance>) -> Vec<Hindrance> {
-    let mut seen: Vec<Hindrance> = Vec::new();
-    for hindrance in hindrances {
-        let seen_now = match &hindrance {
-            Hindrance::OtherStore { name, member, .. } => {
-                let asked = peers.ask(member.address).await;
-                let lives = asked.is_ok_and(|hello| hello.store_id == member.store_id);
-                lives.then(|| Hindrance::Lives {
-                    name: name.clone(),
-                    address: member.address,
-                })
-            }
-            _ => None,
-        };
-        let hindrance = seen_now.unwrap_or(hindrance);
-        // Each member tells of the same one.
-        if !seen.contains(&hindrance) {
-            seen.push(hindrance);
-        }
-    }
-    seen
-}
-
 /// What a member said, or why it said nothing.
 type Answer = Result<Hello, String>;
 
@@ -299,18 +276,15 @@ enum Hindrance {
     )]
     OtherList { name: Box<str>, difference: String },
     #[error(
-        "the cluster of node `{peer}` has a node `{name}` at {}, with another store than this \
-         one's\nhint: if the state directory of this node was lost, remove it from the cluster and \
-         add it anew, on one of its members: `havenfs cluster remove {name}`, then `{command}`; \
-         until then its old self counts as down. If `{name}` is another machine, give this one \
-         another name", member.address
+        "the cluster of node `{peer}` has this node with another store, as `{name}` at {}\nhint: \
+         {hint}", member.address
     )]
     OtherStore {
         peer: Box<str>,
         name: Box<str>,
         /// What the cluster has under that name.
         member: Member,
-        command: String,
+        hint: String,
     },
     #[error("{}", lives(name, *address, "this machine"))]
     Lives { name: Box<str>, address: SocketAddr },
@@ -423,7 +397,7 @@ fn cluster_of(own: &Own<'_>, hello: &Hello) -> Result<Formed, Hindrance> {
             peer: peer(),
             name: own.name.into(),
             member: namesake.clone(),
-            command: own.command(),
+            hint: namesake::hint(own.name, &peer(), members, &own.command()),
         }),
     }
 }
