@@ -240,7 +240,11 @@ async fn status_of_all(services: &Arc<Services>, name: Option<&str>) -> Value {
         match services.open(name) {
             Ok(node) => {
                 let mut status = status(&node);
-                status["locking"] = listed(&node, locks::status).await;
+                let mut locking = listed(&node, locks::status).await;
+                if locking["complete"] == false {
+                    locking["cause"] = json!(cause(services, name));
+                }
+                status["locking"] = locking;
                 status
             }
             Err(_) => json!({}),
@@ -252,6 +256,17 @@ async fn status_of_all(services: &Arc<Services>, name: Option<&str>) -> Value {
         }
     }
     all
+}
+
+/// Why locks may be missing.
+fn cause(services: &Services, name: Option<&str>) -> &'static str {
+    let slot = services.slot(name);
+    let is_told = slot.is_ok_and(|slot| slot.config.settings.recover);
+    if is_told || services.cluster.generation() == 0 {
+        "started with --recover"
+    } else {
+        "a sole survivor goes on, who may not have had all of them"
+    }
 }
 
 fn status(node: &Node) -> Value {

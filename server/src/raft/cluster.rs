@@ -121,6 +121,12 @@ impl Cluster {
         leader.map(NodeId)
     }
 
+    /// How often the cluster was begun anew by a sole survivor; never without a cluster.
+    pub fn generation(&self) -> u32 {
+        let changes = self.changes.as_ref();
+        changes.map_or(0, |changes| changes.peers().generation())
+    }
+
     /// The term of the leader that this node follows.
     pub fn term(&self) -> u64 {
         let metrics = self.engine.server_metrics();

@@ -258,6 +258,14 @@ impl Peers {
         standing
     }
 
+    /// How often the cluster was begun anew by a sole survivor.
+    pub(in crate::raft) fn generation(&self) -> u32 {
+        match self.standing() {
+            Standing::Formed { generation, .. } => generation,
+            Standing::Unformed { .. } => 0,
+        }
+    }
+
     /// What this node says first, to a node that belongs to a cluster or to one that does not.
     pub(super) fn hello(&self, to_formed: bool) -> Hello {
         let mut standing = self.standing();
