@@ -8,7 +8,7 @@
 //! ```text
 //!   wanted there --+-- assigned to it --+-- opened --> served
 //!                  |                    +-- released, opened elsewhere --> it did not come
-//!                  +-- another node took it at that very moment: the wish is gone, and is said again
+//!                  +-- a third node took it at that very moment: the wish is gone, and is said again
 //! ```
 
 use std::sync::Arc;
@@ -131,7 +131,8 @@ impl Bringing<'_> {
             let course = watching.judge(look, asked.elapsed());
             match course {
                 Course::Open => {}
-                Course::Overtaken if !is_said_again => {
+                // Whoever gave it away and took it again would only do the same once more.
+                Course::Overtaken if !is_said_again && look.active != self.from => {
                     is_said_again = true;
                     watching.before = look.epoch;
                     self.ask().await?;
@@ -199,9 +200,15 @@ impl Bringing<'_> {
                     name_of(node)
                 )
             }
+            Course::Overtaken | Course::Open if look.active == self.from => format!(
+                "service `{name}` is on node {} again, {after} after this was asked for: node {to} \
+                 did not take it in its turn\nhint: see the log of node {to}; where a service has \
+                 just failed, a node leaves it to others for 1 to 32 s",
+                look.active.map_or_else(String::new, name_of)
+            ),
             Course::Overtaken | Course::Open => format!(
-                "service `{name}` did not come to node {to}: node {} took it just then, twice\n\
-                 hint: see `havenfs service list`, and say it again",
+                "service `{name}` did not come to node {to}: another one, node {}, took it just \
+                 when it was moved\nhint: see `havenfs service list`, and say it again",
                 look.active.map_or_else(String::new, name_of)
             ),
             Course::Redirected(node) => format!(

@@ -34,7 +34,7 @@ fn has_majority(sight: &Sight) -> Result<(), ChangeError> {
         let own = sight.name(sight.own);
         let names: Vec<&str> = silent.iter().map(|node| sight.name(*node)).collect();
         let alone = go_alone(&names);
-        format!("; if all of these are lost for good, stop node `{own}` and say there {alone}")
+        format!("; if nothing is left of {silent_names}, stop node `{own}` and say there {alone}")
     } else {
         String::new()
     };
