@@ -2,7 +2,7 @@
 //!
 //! One that has the name of a member may be that member with a new disk, which is to be removed and
 //! added anew, or another machine that was given a name that is in use. To remove the member would
-//! then cost the cluster a node that is well, so that this is advised only where it is not heard of.
+//! then cost the cluster a node that is well: that is advised only where it is not heard of.
 
 use serde_json::{Value, json};
 

@@ -8,7 +8,7 @@
 //! ```text
 //!   wanted there --+-- assigned to it --+-- opened --> served
 //!                  |                    +-- released, opened elsewhere --> it did not come
-//!                  +-- a third node took it at that very moment: the wish is gone, and is said again
+//!                  +-- a third node took it just then: the wish is gone, and is said again
 //! ```
 
 use std::sync::Arc;

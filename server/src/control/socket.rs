@@ -5,10 +5,10 @@
 //! and with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
 //! `services`, `move SERVICE NODE [wait]`, `take SERVICE [wait]`, `confirm-fence SERVICE [NODE]`,
 //! and with a `SERVICE` behind them `release`, `announce`, `would-forget` and `forget`;
-//! `transfer [NODE]`, `add NAME ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a request
-//! names the service that it is about, if there are several. With `wait` the answer says what came
-//! of it; empty lines before it say that the server is still there. The socket belongs to the
-//! server's user and to nobody else. A socket that is left over from a dead server is replaced.
+//! `transfer [NODE]`, `add NAME ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a
+//! request names the service that it is about, if there are several. With `wait` the answer says
+//! what came of it; empty lines before it say that the server is still there. The socket belongs to
+//! the server's user and to nobody else. A socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;

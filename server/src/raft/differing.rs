@@ -2,8 +2,8 @@
 //! says so, so that somebody corrects the file.
 //!
 //! A node that starts, or was just added, reads memberships in its log that are long over, and
-//! members may be added one after the other. So the list is compared when it has stayed as it is for
-//! a while and this node is in it, and again whenever it has changed.
+//! members may be added one after the other. So the list is compared when it has stayed as it is
+//! for a while and this node is in it, and again whenever it has changed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,8 +46,8 @@ pub(super) async fn compare(
 struct Differing(Option<String>);
 
 impl Differing {
-    /// What differs, if that was not said last. Of a cluster without this node nothing is said: that
-    /// is of the past, or this node is to end.
+    /// What differs, if that was not said last. Of a cluster without this node nothing is said:
+    /// that is of the past, or this node is to end.
     fn news(
         &mut self,
         own: u64,

@@ -79,8 +79,8 @@ impl Following {
     }
 
     /// Whoever waits for a definition is told of it also if it came into force by a takeover; that
-    /// it was refused before does not count any more. It is told also if it was before, since whoever
-    /// has moved the service knows by it that the service is open.
+    /// it was refused before does not count any more. It is told also if it was before, since
+    /// whoever has moved the service knows by it that the service is open.
     async fn tell_opened(&self) {
         let told = {
             let state = self.shared.services.state();

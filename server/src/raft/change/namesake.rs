@@ -8,8 +8,8 @@ use crate::raft::peer::lives;
 use crate::raft::types::Member;
 
 impl Changes {
-    /// Why the empty node at `address` can't be added under the name of `member`. If that one lives,
-    /// it is another machine, and nobody is to remove it for that.
+    /// Why the empty node at `address` can't be added under the name of `member`. If that one
+    /// lives, it is another machine, and nobody is to remove it for that.
     pub(super) async fn has_namesake(
         &self,
         name: &str,
