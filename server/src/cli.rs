@@ -1,16 +1,16 @@
 //! The command line.
 
+mod asking;
 mod cluster;
 mod locks;
 mod service;
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use havenfs::address::guard;
 use havenfs::config::cluster::{ConfigOrigin, NodeConfig};
@@ -22,8 +22,8 @@ use havenfs::mount_help::{self, Served};
 use havenfs::raft::StoreError;
 use havenfs::serve::ServeError;
 use havenfs::{export, serve};
-use serde_json::Value;
 
+use self::asking::{ask, ask_server};
 use self::cluster::ClusterCommand;
 use self::locks::{HostsCommand, LocksCommand, run_hosts, run_locks};
 use self::service::{ServiceCommand, run_service};
@@ -468,43 +468,6 @@ fn show(args: &ControlArgs, request: &str) -> anyhow::Result<()> {
         return print(&format!("{answer:#}\n"));
     }
     print(&havenfs::control::table::render(request, &answer))
-}
-
-fn ask_server(args: &ControlArgs, request: &str) -> anyhow::Result<Value> {
-    let path = args.control.clone().unwrap_or_else(config::default_control);
-    let request = match &args.service {
-        Some(service) => format!("@{service} {request}"),
-        None => request.to_owned(),
-    };
-    let answer = ask(&path, &request).with_context(|| {
-        format!(
-            "no server answers on `{}`\nhint: is `havenfs serve` running? name its socket with \
-             --control",
-            path.display()
-        )
-    })?;
-    if let Some(error) = answer.get("error").and_then(Value::as_str) {
-        anyhow::bail!("{error}");
-    }
-    Ok(answer)
-}
-
-fn ask(path: &Path, request: &str) -> anyhow::Result<Value> {
-    anyhow::ensure!(
-        !request.contains('\n'),
-        "a path with a line break can't be named here"
-    );
-    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    // `locks verify` goes on as long as the host does, and a node that is added has to be sent the
-    // log.
-    let is_long = ["verify ", "add ", "remove "];
-    if !is_long.iter().any(|word| request.contains(word)) {
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(30)))?;
-    }
-    stream.write_all(format!("{request}\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(serde_json::from_str(&answer)?)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

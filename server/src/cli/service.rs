@@ -9,7 +9,7 @@ use super::{ControlArgs, show};
 pub(super) enum ServiceCommand {
     /// Show where each service is
     List(ControlArgs),
-    /// Move a service to another node: clients notice a short pause
+    /// Move a service to another node: clients notice a short pause. Waits until it is served there
     Move {
         /// The service
         name: String,
@@ -82,9 +82,11 @@ pub(super) fn run_service(command: ServiceCommand) -> anyhow::Result<()> {
             agree(yes, &control, &format!("would-forget {name}"))?;
             show(&control, &format!("forget {name}"))
         }
-        ServiceCommand::Take { name, control } => show(&control, &format!("take {name}")),
+        ServiceCommand::Take { name, control } => show(&control, &format!("take {name} wait")),
         ServiceCommand::Release { name, control } => show(&control, &format!("release {name}")),
         ServiceCommand::Announce { name, control } => show(&control, &format!("announce {name}")),
-        ServiceCommand::Move { name, to, control } => show(&control, &format!("move {name} {to}")),
+        ServiceCommand::Move { name, to, control } => {
+            show(&control, &format!("move {name} {to} wait"))
+        }
     }
 }

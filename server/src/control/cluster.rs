@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{acts, forgetting, repaired};
+use super::{acts, applicants, forgetting, moving};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
     ClusterCommand, ClusterState, Command, NodeId, Outcome, ServiceCommand, ServiceId,
@@ -26,10 +26,16 @@ pub(super) fn status(services: &Services) -> Value {
     });
     if services.config.cluster.is_some() {
         status["leader"] = json!(leader.map(|leader| services.cluster.name_of(leader)));
+        // Only where nobody leads now.
+        let led = services
+            .cluster
+            .last_leader()
+            .filter(|led| leader.is_none() && *led != services.cluster.own().node);
+        status["led"] = json!(led.map(|led| services.cluster.name_of(led)));
         status["term"] = json!(services.cluster.term());
         status["members"] = members(services);
         status["joint"] = json!(services.cluster.is_joint());
-        status["waiting"] = applicants(services);
+        status["waiting"] = applicants::waiting(services);
     }
     status
 }
@@ -41,7 +47,7 @@ fn members(services: &Services) -> Value {
         json!({
             "name": member.name,
             "number": member.node.0,
-            "address": member.address,
+            "address": member.address.to_string(),
             "witness": member.witness,
             "votes": member.votes,
             "lives": services.cluster.is_heard(member, &state),
@@ -49,20 +55,6 @@ fn members(services: &Services) -> Value {
         })
     });
     members.collect()
-}
-
-/// Empty nodes that wait to be added, and what adds them.
-fn applicants(services: &Services) -> Value {
-    let applicants = services.cluster.applicants().into_iter();
-    let applicants = applicants.map(|applicant| {
-        json!({
-            "name": applicant.name,
-            "address": applicant.address.to_string(),
-            "witness": applicant.witness,
-            "command": applicant.command(),
-        })
-    });
-    applicants.collect()
 }
 
 /// Those that this node has in its configuration, and those that only the cluster knows.
@@ -76,23 +68,28 @@ fn services_known(services: &Services) -> Vec<Value> {
     let here: Vec<bool> = here.collect();
     let state = services.state();
     let configured = services.slots.iter().zip(here).map(|(slot, is_here)| {
-        let service = slot.id.get().and_then(|id| state.service(*id));
+        let service = slot.id.get().copied();
+        let service = service.and_then(|id| Some((id, state.service(id)?)));
         one(services, &slot.config.name, service, Some((slot, is_here)))
     });
     let is_configured = |name: &str| services.slots.iter().any(|slot| slot.config.name == name);
     let others = state.services();
     let others = others.filter(|(_, service)| !is_configured(service.name()));
-    let others = others.map(|(_, service)| one(services, service.name(), Some(service), None));
+    let others = others.map(|(id, service)| {
+        let name = service.name();
+        one(services, name, Some((id, service)), None)
+    });
     configured.chain(others).collect()
 }
 
 fn one(
     services: &Services,
     name: &str,
-    service: Option<&ServiceState>,
+    service: Option<(ServiceId, &ServiceState)>,
     slot: Option<(&Arc<Slot>, bool)>,
 ) -> Value {
     let (slot, is_here) = slot.unzip();
+    let (id, service) = service.unzip();
     let active = service.and_then(ServiceState::active);
     let serving = slot.and_then(|slot| slot.serving());
     let takeover = slot.and_then(|slot| slot.takeover());
@@ -102,9 +99,15 @@ fn one(
         let names = nodes.map(|node| services.cluster.name_of(*node));
         names.collect::<Vec<_>>()
     });
-    let needs_fence = slot.is_some_and(|slot| slot.config.hooks.fence.is_some());
-    // Where nothing is fenced it is of no concern.
-    let unfenced = service.filter(|_| needs_fence).map(|service| {
+    // Where nothing is fenced it is of no concern. A node without the service, such as a witness,
+    // has no commands by which to know that, and shows what is noted in the log.
+    let needs_fence = slot.is_none_or(|slot| slot.config.hooks.fence.is_some());
+    // An active node that has no fence does not wait for one.
+    let is_open = id
+        .zip(service)
+        .is_some_and(|(id, service)| services.cluster.is_open_in(id, service.epoch()));
+    let awaits_fence = needs_fence && !is_open;
+    let unfenced = service.filter(|_| awaits_fence).map(|service| {
         let nodes = service.unfenced();
         let names = nodes.map(|node| services.cluster.name_of(node));
         names.collect::<Vec<_>>()
@@ -222,8 +225,7 @@ pub(super) async fn answer(
     let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
     match word {
         "cluster" | "services" => Some(Ok(status(services))),
-        "move" => Some(move_service(services, rest).await),
-        "take" => Some(take(services, rest).await),
+        "move" | "take" => Some(moving::bring_as_said(services, word, rest).await),
         "release" => Some(release(services, rest).await),
         "announce" => Some(announce(services, rest).await),
         "forget" => Some(forgetting::forget(services, rest).await),
@@ -264,96 +266,6 @@ async fn change_members(services: &Services, word: &str, rest: &str) -> Result<V
         Ok(done) => Ok(json!({ "done": done })),
         Err(problem) => Err(error(problem.to_string())),
     }
-}
-
-/// `move SERVICE NODE`.
-async fn move_service(services: &Arc<Services>, words: &str) -> Result<Value, Value> {
-    let (name, to) = words
-        .split_once(' ')
-        .ok_or_else(|| error("say which service to move, and to which node".to_owned()))?;
-    bring(services, name, to).await
-}
-
-/// `take SERVICE`: to the node that is asked.
-async fn take(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
-    in_cluster(services)?;
-    let own = services.config.node_name();
-    if services.config.is_witness() {
-        return Err(error(format!(
-            "node {own} is a witness, which serves nothing\nhint: say it on the node that is to \
-             serve `{name}`"
-        )));
-    }
-    bring(services, name, own).await
-}
-
-/// Has a node serve a service, wherever it is now.
-async fn bring(services: &Arc<Services>, name: &str, to: &str) -> Result<Value, Value> {
-    let (service, active, wish) = {
-        let state = services.state();
-        let (id, service) = known(&state, name)?;
-        (id, service.active(), service.wish())
-    };
-    let nodes = services.cluster.data_nodes();
-    let node = services
-        .cluster
-        .node_of(to)
-        .filter(|node| nodes.contains(node))
-        .ok_or_else(|| {
-            let names: Vec<String> = nodes
-                .iter()
-                .map(|node| services.cluster.name_of(*node))
-                .collect();
-            error(format!(
-                "no node `{to}` can serve; there are: {}",
-                names.join(", ")
-            ))
-        })?;
-    // Else that is what is not wanted any more.
-    let stays = wish == Wish::Anywhere || wish == Wish::On(node);
-    if stays && active.is_some_and(|active| active.node == node) {
-        return Err(error(format!("service `{name}` is on node {to} already")));
-    }
-    if !services.cluster.lives(node, &services.state()) {
-        return Err(error(format!(
-            "node {to} has not renewed its lease lately, so it can't take service `{name}`"
-        )));
-    }
-    let fails = {
-        let state = services.state();
-        let service = state.service(service);
-        service.is_some_and(|service| service.failing().contains(&node))
-    };
-    if fails
-        && !(to == services.config.node_name() && repaired::believe(services, name, service).await)
-    {
-        return Err(error(format!(
-            "the storage of service `{name}` does not work on node {to}, as that node says: see \
-             `havenfs service list` there\nhint: where commands make it ready, the node can't try \
-             it; once it is repaired, say `havenfs service take {name}` on that node"
-        )));
-    }
-    let is_stale = {
-        let state = services.state();
-        let service = state.service(service);
-        service.is_some_and(|service| service.is_stale_on(node))
-    };
-    if is_stale {
-        return Err(error(format!(
-            "node {to} runs with other addresses than service `{name}` has now\nhint: restart node \
-             {to} first"
-        )));
-    }
-    let command = ClusterCommand::Move { service, to: node };
-    change(services, name, Command::Cluster(command), "moved").await?;
-    let began = if wish == Wish::Nobody {
-        "is not released any more, and begins on"
-    } else {
-        "moves to"
-    };
-    Ok(json!({
-        "done": format!("service `{name}` {began} node {to}; see `havenfs status`"),
-    }))
 }
 
 /// `release SERVICE`: nobody serves it from now on.
@@ -411,7 +323,7 @@ fn names_of(services: &Services, slot: &Slot) -> Vec<String> {
     )
 }
 
-fn error(text: String) -> Value {
+pub(super) fn error(text: String) -> Value {
     json!({ "error": text })
 }
 
@@ -441,7 +353,7 @@ pub(super) fn known<'a>(
 }
 
 /// Has the log note what an operator wants.
-async fn change(
+pub(super) async fn change(
     services: &Services,
     name: &str,
     command: Command,

@@ -1,12 +1,15 @@
 //! The ways to look into a running server: the control socket and the metrics page.
 
 mod acts;
+mod applicants;
+mod bringing;
 mod cluster;
 pub mod early;
 mod forgetting;
 pub mod locks;
 mod looks;
 pub mod metrics_page;
+mod moving;
 mod reload;
 mod repaired;
 pub mod socket;

@@ -3,11 +3,12 @@
 //! Requests: `status`, `clients`, `exports`, `reload [VERSION]`, `hosts`, `locks`, `waiting`,
 //! `refused`, `end-grace`, `host ADDRESS`, `notify ADDRESS`, `verify ADDRESS`, `expire ADDRESS`,
 //! and with `ADDRESS [PATH]` behind them `would-break`, `break`, `refuse` and `allow`; `cluster`,
-//! `services`, `move SERVICE NODE`, `confirm-fence SERVICE [NODE]`, and with a `SERVICE` behind
-//! them `take`, `release`, `announce`, `would-forget` and `forget`; `transfer [NODE]`,
-//! `add NAME ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a request names the
-//! service that it is about, if there are several. The socket belongs to the server's user and to
-//! nobody else. A socket that is left over from a dead server is replaced.
+//! `services`, `move SERVICE NODE [wait]`, `take SERVICE [wait]`, `confirm-fence SERVICE [NODE]`,
+//! and with a `SERVICE` behind them `release`, `announce`, `would-forget` and `forget`;
+//! `transfer [NODE]`, `add NAME ADDRESS [witness]` and `remove NAME`. `@NAME ` in front of a
+//! request names the service that it is about, if there are several. With `wait` the answer says
+//! what came of it; empty lines before it say that the server is still there. The socket belongs to
+//! the server's user and to nobody else. A socket that is left over from a dead server is replaced.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -31,6 +32,8 @@ use crate::services::Services;
 const REQUEST_BYTES_MAX: usize = 4096;
 /// How long a request may take to arrive.
 const TIME_MAX: Duration = Duration::from_secs(5);
+/// How often whoever waits long for an answer hears that it is to come.
+const STILL_THERE: Duration = Duration::from_secs(5);
 /// How often it is looked whether a service leaves, while somebody asks something of it.
 const OVER_CHECK: Duration = Duration::from_millis(100);
 
@@ -110,12 +113,32 @@ async fn answer(services: &Arc<Services>, mut stream: UnixStream) -> io::Result<
                     .map_or((None, &*request), |(name, rest)| (Some(name), rest)),
                 None => (None, &*request),
             };
-            let answer = answer_of(services, name, request).await;
+            let answering = answer_of(services, name, request);
+            let answer = if request.ends_with(" wait") {
+                answer_patiently(&mut stream, answering).await?
+            } else {
+                answering.await
+            };
             answer.unwrap_or_else(|error| error)
         }
         Err(error) => error,
     };
     reply(&mut stream, &answer).await
+}
+
+/// Waits for an answer that may take long, and lets whoever asked know that somebody is there;
+/// fails when that one has left.
+async fn answer_patiently(
+    stream: &mut UnixStream,
+    answering: impl Future<Output = Result<Value, Value>>,
+) -> io::Result<Result<Value, Value>> {
+    let mut answering = std::pin::pin!(answering);
+    loop {
+        match tokio::time::timeout(STILL_THERE, &mut answering).await {
+            Ok(answer) => return Ok(answer),
+            Err(_) => stream.write_all(b"\n").await?,
+        }
+    }
 }
 
 /// Reads a request; the inner error is the answer to one that is none.
@@ -217,7 +240,11 @@ async fn status_of_all(services: &Arc<Services>, name: Option<&str>) -> Value {
         match services.open(name) {
             Ok(node) => {
                 let mut status = status(&node);
-                status["locking"] = listed(&node, locks::status).await;
+                let mut locking = listed(&node, locks::status).await;
+                if locking["complete"] == false {
+                    locking["cause"] = json!(cause(services, name));
+                }
+                status["locking"] = locking;
                 status
             }
             Err(_) => json!({}),
@@ -229,6 +256,17 @@ async fn status_of_all(services: &Arc<Services>, name: Option<&str>) -> Value {
         }
     }
     all
+}
+
+/// Why locks may be missing.
+fn cause(services: &Services, name: Option<&str>) -> &'static str {
+    let slot = services.slot(name);
+    let is_told = slot.is_ok_and(|slot| slot.config.settings.recover);
+    if is_told || services.cluster.generation() == 0 {
+        "started with --recover"
+    } else {
+        "a sole survivor goes on, who may not have had all of them"
+    }
 }
 
 fn status(node: &Node) -> Value {

@@ -226,8 +226,9 @@ fn locks(locking: &Value) -> String {
         format!("complete since epoch {}", get("since_epoch"))
     } else {
         format!(
-            "locks may be missing since epoch {} (started with --recover)",
-            get("since_epoch")
+            "locks may be missing since epoch {} ({})",
+            get("since_epoch"),
+            get("cause")
         )
     };
     let grace = if is("in_grace") {

@@ -20,6 +20,8 @@
 
 mod error;
 mod joint;
+mod majority;
+mod namesake;
 mod promote;
 mod sight;
 
@@ -67,6 +69,7 @@ pub enum MemberChange {
 
 pub use self::error::ChangeError;
 pub(super) use self::joint::{is_joint, keep_finished};
+pub use self::majority::go_alone;
 pub(super) use self::sight::heir_of_witness;
 
 /// Who changes the members, or the leader, has it: one at a time.
@@ -162,6 +165,12 @@ impl Changes {
                     }
                     return Err(match error {
                         ChangeError::NotLeader => ChangeError::NoLeader,
+                        // It led, and nobody does now.
+                        ChangeError::Unreachable { was_asked, .. }
+                            if !was_asked && !self.peers.hears_leader(LEADER_MAX) =>
+                        {
+                            ChangeError::NoLeader
+                        }
                         error => error,
                     });
                 }
@@ -302,6 +311,7 @@ impl Changes {
                 "the name of a node has 1 to {NAME_BYTES_MAX} bytes"
             )));
         }
+        self.wait_for_majority().await?;
         joint::finish(&self.engine).await?;
         let before = sight(&self.engine);
         if let Some((node, _)) = before.find(name)
@@ -319,10 +329,7 @@ impl Changes {
                     hello.is_empty_node() && hello.store_id() != member.store_id
                 });
                 if is_wiped {
-                    return Err(refused(format!(
-                        "node `{name}` is a member with the store that it had before\nhint: say \
-                         `havenfs cluster remove {name}` first"
-                    )));
+                    return Err(self.has_namesake(name, member, address).await);
                 }
                 // What an earlier try has done, perhaps that of a leader that is gone.
                 if member.address == address && member.witness == witness {
@@ -387,6 +394,7 @@ impl Changes {
     }
 
     async fn remove(&self, name: &str) -> Result<String, ChangeError> {
+        self.wait_for_majority().await?;
         joint::finish(&self.engine).await?;
         let sight = sight(&self.engine);
         let (node, member) = sight.find(name).ok_or_else(|| unknown(&sight, name))?;

@@ -1,6 +1,7 @@
 //! Who is in the cluster, as this node sees it, and the way to change that.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::clock::boot_time;
 use crate::cluster::lease::wait;
 use crate::cluster::placement::Seen;
 use crate::cluster::service::Active;
-use crate::cluster::{ClusterState, NodeId};
+use crate::cluster::{ClusterState, NodeId, ServiceId};
 
 /// The members, the leader, and this node. A handle: clones are alike.
 #[derive(Clone)]
@@ -35,7 +36,7 @@ pub struct MemberSeen {
     /// Its name.
     pub name: String,
     /// Where the others reach it.
-    pub address: String,
+    pub address: SocketAddr,
     /// Whether it only votes.
     pub witness: bool,
     /// Whether it votes already.
@@ -97,16 +98,33 @@ impl Cluster {
     }
 
     /// Who leads, as far as this node knows; a leader that a majority has not answered lately leads
-    /// nobody.
+    /// nobody, and nor does one that was not heard of.
     pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.last_leader()?;
+        if leader != self.own.node {
+            let changes = self.changes.as_ref();
+            let hears = changes.is_none_or(|one| one.peers().hears_leader(LEADER_SILENT_MAX));
+            return hears.then_some(leader);
+        }
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow_watched();
         let heard = metrics.last_quorum_acked.map(|heard| heard.elapsed());
         // The only member is a majority, and asks nobody.
         let is_only = metrics.membership_config.voter_ids().count() == 1;
-        let leads = is_only || heard.is_none_or(|ago| ago < SILENT_MAX);
-        let leader = metrics.current_leader.map(NodeId);
-        leader.filter(|leader| *leader != self.own.node || leads)
+        (is_only || heard.is_none_or(|ago| ago < SILENT_MAX)).then_some(leader)
+    }
+
+    /// Who led when this node last knew of a leader.
+    pub fn last_leader(&self) -> Option<NodeId> {
+        let metrics = self.engine.server_metrics();
+        let leader = metrics.borrow_watched().current_leader;
+        leader.map(NodeId)
+    }
+
+    /// How often the cluster was begun anew by a sole survivor; never without a cluster.
+    pub fn generation(&self) -> u32 {
+        let changes = self.changes.as_ref();
+        changes.map_or(0, |changes| changes.peers().generation())
     }
 
     /// The term of the leader that this node follows.
@@ -123,7 +141,7 @@ impl Cluster {
         let seen = membership.nodes().map(|(node, member)| MemberSeen {
             node: NodeId(*node),
             name: member.name.to_string(),
-            address: member.address.to_string(),
+            address: member.address,
             witness: member.witness,
             votes: voters.contains(node),
         });
@@ -162,6 +180,12 @@ impl Cluster {
         self.log.seen(node)
     }
 
+    /// Whether a service was opened in this epoch, as far as this node knows: what was said before
+    /// its process began it does not.
+    pub fn is_open_in(&self, service: ServiceId, epoch: u32) -> bool {
+        self.log.open.is_open_in(service, epoch)
+    }
+
     /// Whether a node has renewed its lease lately.
     pub fn lives(&self, node: NodeId, state: &ClusterState) -> bool {
         if node == self.own.node {
@@ -192,6 +216,8 @@ impl Cluster {
 
 /// A leader that has heard of no majority for so long has none.
 const SILENT_MAX: Duration = Duration::from_secs(1);
+/// A leader that lives is heard of many times in this; another one is elected in less.
+const LEADER_SILENT_MAX: Duration = Duration::from_secs(2);
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use super::change::Changes;
 use super::error::StoreError;
 use super::opened::Opened;
-use super::peer::{Alone, ClusterKey, Configured, Peers, Served, form, serve_peers};
+use super::peer::{Alone, ClusterKey, Configured, Peers, Served, check_name, form, serve_peers};
 use super::proposer::{Driver, Proposer};
 use super::stored::Formed;
 use super::types::{Member, Types};
@@ -125,6 +125,9 @@ pub(super) async fn start_member(
         let problem = format!("node `{}` is no member", cluster.node);
         return Err(StoreError::Cluster(problem));
     };
+    // Whoever has the store of another node would be told about that one's address.
+    check_name(&cluster.node, opened.stored.formed.as_ref())
+        .map_err(|error| StoreError::Cluster(error.to_string()))?;
     // What it was admitted with counts; it can't be changed but by removing it and adding it anew.
     let address = moved::settle(&dir, &mut opened, own.address).await?;
     let listener = listen(address, own.address)?;

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::Engine;
 use super::change::{Turn, heir_of_witness, keep_finished, transfer};
+use super::differing::compare;
 use super::peer::{Configured, Membership, Peers, Refusal};
 use super::types::{Member, StoredMembership};
 use crate::cluster::{ClusterState, NodeId};
@@ -51,7 +52,7 @@ impl Log {
     }
 }
 
-fn members(membership: &StoredMembership) -> BTreeMap<u64, Member> {
+pub(super) fn members(membership: &StoredMembership) -> BTreeMap<u64, Member> {
     let nodes = membership.nodes();
     nodes
         .map(|(node, member)| (*node, member.clone()))
@@ -85,8 +86,8 @@ pub(super) async fn see_to(
     tokio::join!(
         hand_over_to_data(&engine, &turn),
         keep_finished(&engine, &turn),
-        note_removal(&engine, &peers, settled, &state),
-        compare(&engine, &configured),
+        note_removal(&engine, &peers, settled.clone(), &state),
+        compare(*engine.node_id(), settled, &configured),
     );
 }
 
@@ -152,37 +153,4 @@ async fn note_removal(
             return;
         }
     }
-}
-
-/// Says once what the configuration has otherwise than the cluster, whose members are used.
-async fn compare(engine: &Engine, configured: &[Configured]) {
-    let mut known = engine.server_metrics();
-    loop {
-        let members = members(&known.borrow_watched().membership_config);
-        if !members.is_empty() {
-            if let Some(difference) = difference(&members, configured) {
-                tracing::warn!(
-                    "the cluster has other members than the configuration, and these count: \
-                     {difference}\nhint: correct [[cluster.member]] in the configuration"
-                );
-            }
-            return;
-        }
-        if known.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-fn difference(members: &BTreeMap<u64, Member>, configured: &[Configured]) -> Option<String> {
-    let mut actual: Vec<Configured> = members
-        .values()
-        .map(|member| Configured {
-            name: member.name.clone(),
-            address: member.address,
-            witness: member.witness,
-        })
-        .collect();
-    actual.sort();
-    super::peer::difference(configured, &actual)
 }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::codec::{self, Past};
 use super::error::StoreError;
 use super::index::{self, Index, Piece};
+use super::open::Open;
 use super::pending::Pending;
 use super::recover::{self, next_index};
 use super::segment::put_record;
@@ -56,6 +57,8 @@ pub(super) struct Shared {
     has_others: AtomicBool,
     /// Whether this node is the only voter.
     pub(super) sole: Sole,
+    /// Which services are open.
+    pub(super) open: Open,
     /// Changes that the log's thread has not carried out yet.
     queued: AtomicUsize,
 }
@@ -144,6 +147,7 @@ impl Shared {
     /// An entry that was appended in an earlier life of this process is first seen when it is
     /// applied.
     pub(super) fn see_applied(&self, command: &Command) {
+        self.open.see(command);
         if let Some(renewal) = renewal_in(command) {
             self.see(renewal, false);
         }
@@ -272,6 +276,7 @@ impl Log {
             seen: Mutex::default(),
             has_others: AtomicBool::new(false),
             sole: Sole::default(),
+            open: Open::default(),
             queued: AtomicUsize::new(0),
         });
         let (jobs, queue) = mpsc::channel(JOBS_MAX);

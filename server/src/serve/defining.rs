@@ -79,7 +79,8 @@ impl Following {
     }
 
     /// Whoever waits for a definition is told of it also if it came into force by a takeover; that
-    /// it was refused before does not count any more.
+    /// it was refused before does not count any more. It is told also if it was before, since
+    /// whoever has moved the service knows by it that the service is open.
     async fn tell_opened(&self) {
         let told = {
             let state = self.shared.services.state();
@@ -87,11 +88,13 @@ impl Following {
             service.map(|service| Arc::clone(service.in_force()))
         };
         let told = told.unwrap_or_default();
-        if told.version != self.running.version || told.refused {
+        let said = if told.version == self.running.version && !told.refused {
+            told.said.to_string()
+        } else {
             let count = self.node.exports.load().exports().len();
-            let said = format!("{count} exports in force");
-            self.tell(self.running.version, false, said).await;
-        }
+            format!("{count} exports in force")
+        };
+        self.tell(self.running.version, false, said).await;
     }
 
     async fn bring(&mut self, defined: Arc<Defined>) {

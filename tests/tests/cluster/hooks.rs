@@ -309,12 +309,21 @@ fn a_node_whose_storage_does_not_come_leaves_the_service_to_others() -> Result<(
         let to = hooked.cluster.others(&[before.node])[0];
         hooked.fails("takeover", to, true)?;
         let from = hooked.events().len();
-        let asked = hooked.cluster.ask(to, &format!("move {ALPHA} {to}"))?;
-        ensure!(asked["error"].is_null(), "{asked}");
+        // Whoever has moved it hears what came of that.
+        let moved = move_by_hand(hooked, before.node, to);
+        let told = moved.err().map(|error| error.to_string());
         let after = hooked
             .cluster
             .wait_serving(ALPHA, |serving| serving.epoch > before.epoch)?;
         ensure!(after.node != to, "{after:?}");
+        let expected = format!(
+            "`{ALPHA}` did not come to node {to}, and is on node {}",
+            after.node
+        );
+        ensure!(
+            told.as_ref().is_some_and(|told| told.contains(&expected)),
+            "{told:?}"
+        );
         scene.is_held()?;
         let events = hooked.events().split_off(from);
         let epoch = before.epoch + 1;
@@ -329,8 +338,23 @@ fn a_node_whose_storage_does_not_come_leaves_the_service_to_others() -> Result<(
         let log = hooked.cluster.log(to)?;
         let said = "takeover hook exited with status 3: the takeover has no power";
         ensure!(log.contains(said), "{log}");
+        let other = hooked.cluster.others(&[after.node, to])[0];
+        let told = move_by_hand(hooked, to, other)?;
+        let expected = format!("service `{ALPHA}` is served by node {other}, ");
+        ensure!(told.starts_with(&expected), "{told}");
+        hooked
+            .cluster
+            .wait_serving(ALPHA, |serving| serving.node == other)?;
         Ok(())
     })
+}
+
+/// As an operator does, who is told what comes of it.
+fn move_by_hand(hooked: &Hooked, asked: &str, to: &str) -> Result<String> {
+    let control = hooked.cluster.site.control(asked);
+    let control = control.to_string_lossy();
+    let words = ["service", "move", ALPHA, "--to", to, "--control", &control];
+    hooked.cluster.command(&words)
 }
 
 /// A node that wakes after its lease lets its storage go, so that it can be used again.

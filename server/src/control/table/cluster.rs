@@ -42,9 +42,11 @@ fn members(answer: &Value) -> String {
     if members.is_empty() {
         return String::new();
     }
-    let leads = match answer.get("leader").and_then(Value::as_str) {
-        Some(leader) => format!("{leader} leads"),
-        None => "NOBODY LEADS: there is no majority".to_owned(),
+    let said = |name: &str| answer.get(name).and_then(Value::as_str);
+    let leads = match (said("leader"), said("led")) {
+        (Some(leader), _) => format!("{leader} leads"),
+        (None, Some(led)) => format!("NOBODY LEADS: {led} led, and is not heard of"),
+        (None, None) => "NOBODY LEADS: there is no majority".to_owned(),
     };
     let mut out = format!("node             {}; {leads}\n", text_of(answer, "node"));
     for (place, member) in members.iter().enumerate() {
@@ -83,8 +85,13 @@ fn members(answer: &Value) -> String {
     }
     for (place, applicant) in list(answer, "waiting").iter().enumerate() {
         let head = if place == 0 { "to be added" } else { "" };
-        let (name, command) = (text_of(applicant, "name"), text_of(applicant, "command"));
-        let _ = writeln!(out, "{head:<17}{name} waits: `{command}`");
+        let name = text_of(applicant, "name");
+        let said = applicant.get("problem").and_then(Value::as_str);
+        let said = said.map_or_else(
+            || format!("`{}`", text_of(applicant, "command")),
+            |problem| problem.replace('\n', &format!("\n{:17}", "")),
+        );
+        let _ = writeln!(out, "{head:<17}{name} waits: {said}");
     }
     out
 }
@@ -106,6 +113,12 @@ fn one(answer: &Value, service: &Value) -> String {
             )
         }
         Some(active) if active == here => format!("on {active}, here, and SILENT: no lease"),
+        Some(active) if !list(service, "unfenced").is_empty() => {
+            format!(
+                "on {active}, and waits for the fence of {}",
+                get("unfenced")
+            )
+        }
         Some(active) => format!("on {active}"),
         None => "on NO NODE".to_owned(),
     };
@@ -324,9 +337,18 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         answer["members"][0]["leaves"] = json!(true);
         answer["joint"] = json!(true);
         answer["waiting"] = json!([{ "name": "n4", "command": "havenfs cluster add n4" }]);
+        if let Some(waiting) = answer["waiting"].as_array_mut() {
+            waiting.push(json!({ "name": "n2", "problem": "node `n2` lives\nhint: wait" }));
+        }
         answer["services"][0]["interface"]["link"] = json!(false);
         let shown = whole(&answer);
-        assert!(shown.contains("n1; NOBODY LEADS"), "{shown}");
+        let waits = "\n                 n2 waits: node `n2` lives\n                 hint: wait\n";
+        assert!(shown.contains(waits), "{shown}");
+        assert!(shown.contains("n1; NOBODY LEADS: there is no"), "{shown}");
+        answer["led"] = json!("n2");
+        let shown = whole(&answer);
+        let led = "n1; NOBODY LEADS: n2 led, and is not heard of\n";
+        assert!(shown.contains(led), "{shown}");
         assert!(shown.contains("witness, NOT HEARD OF"), "{shown}");
         assert!(shown.contains("lately, DOES NOT VOTE YET"), "{shown}");
         let leaves =
@@ -341,6 +363,11 @@ service          alpha: on n1, here; epoch 3, NSM state 7
         assert!(shown.contains(waits), "{shown}");
         assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
         assert!(shown.contains("confirm-fence alpha --node n2`"), "{shown}");
+        answer["node"] = json!("w");
+        let shown = whole(&answer);
+        let waits = "alpha: on n1, and waits for the fence of n2,n3;";
+        assert!(shown.contains(waits), "{shown}");
+        assert!(shown.contains("DOWN UNTIL FENCED: n2,n3;"), "{shown}");
     }
 
     #[test]

@@ -31,17 +31,30 @@ pub struct Applicant {
 }
 
 impl Applicant {
-    /// What adds it, in one line for a shell.
-    pub fn command(&self) -> String {
+    /// What adds it if there is no member of its name.
+    pub fn add_command(&self) -> String {
         let witness = if self.witness { " --witness" } else { "" };
         let (name, address) = (&self.name, self.address);
-        let add = format!("havenfs cluster add {name} --address {address}{witness}");
+        format!("havenfs cluster add {name} --address {address}{witness}")
+    }
+
+    /// What adds it, in one line for a shell.
+    pub fn command(&self) -> String {
+        let (name, add) = (&self.name, self.add_command());
         if self.replaces {
             format!("havenfs cluster remove {name} && {add}")
         } else {
             add
         }
     }
+}
+
+/// What to say where a machine, `which` for people, has the name of a member that lives.
+pub fn lives(name: &str, address: SocketAddr, which: &str) -> String {
+    format!(
+        "node `{name}` lives at {address}: give {which} another name; only if that one is to be \
+         replaced, stop it first"
+    )
 }
 
 /// All of them.
@@ -83,19 +96,63 @@ impl Applicants {
             let is_news = known
                 .insert(key, (applicant.clone(), Instant::now()))
                 .is_none();
-            if is_news {
-                let (name, command) = (&applicant.name, applicant.command());
+            let Applicant { name, address, .. } = &applicant;
+            if is_news && applicant.replaces {
+                // Whether the member is to make way depends on whether it lives.
+                tracing::warn!(
+                    %name,
+                    %address,
+                    "an empty node has the name of a member\nhint: see `havenfs cluster status` \
+                     for what to do"
+                );
+            } else if is_news {
+                let command = applicant.command();
                 tracing::info!(%name, "an empty node waits to be added: `{command}`");
             }
         }
     }
 
-    /// Who has asked lately.
-    pub(super) fn list(&self) -> Vec<Applicant> {
+    /// Who has asked lately and is none of `members` by now.
+    pub(super) fn list(&self, members: &BTreeMap<u64, Member>) -> Vec<Applicant> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = known
-            .values()
-            .filter(|(_, asked)| asked.elapsed() < FORGOTTEN_AFTER);
-        lately.map(|(applicant, _)| applicant.clone()).collect()
+            .iter()
+            .filter(|(_, (_, asked))| asked.elapsed() < FORGOTTEN_AFTER);
+        let left = lately.filter(|((_, store_id), _)| {
+            let mut members = members.values();
+            members.all(|member| member.store_id != *store_id)
+        });
+        left.map(|(_, (applicant, _))| applicant.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::raft::peer::hello::Configured;
+
+    #[test]
+    fn who_was_added_waits_no_more() {
+        let own = Configured {
+            name: "n2".into(),
+            address: SocketAddr::from(([192, 0, 2, 2], 7300)),
+            witness: false,
+        };
+        let hello = Hello {
+            name: own.name.clone(),
+            store_id: 7,
+            standing: Standing::Unformed {
+                empty: true,
+                configured: Arc::new([own]),
+            },
+        };
+        let applicants = Applicants::default();
+        let before = BTreeMap::from([(1, Member::alone(6))]);
+        applicants.note(&before, &hello);
+        assert_eq!(applicants.list(&before).len(), 1);
+        let after = BTreeMap::from([(1, Member::alone(6)), (2, Member::alone(7))]);
+        assert_eq!(applicants.list(&after), []);
     }
 }

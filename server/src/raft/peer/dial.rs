@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -93,6 +93,8 @@ struct Shared {
     removed: watch::Sender<Option<String>>,
     counters: Counters,
     pace: Pace,
+    /// When the leader, if that is another node, was heard of last.
+    leader_heard: Mutex<Option<Instant>>,
 }
 
 /// What came to the members' port.
@@ -137,6 +139,7 @@ impl Peers {
             removed: watch::Sender::new(None),
             counters: Counters::default(),
             pace: Pace::default(),
+            leader_heard: Mutex::default(),
         }));
         if let Some(formed) = &stored.formed {
             peers.join(formed);
@@ -169,7 +172,23 @@ impl Peers {
 
     /// Empty nodes that have asked for a cluster lately, and are not in it.
     pub(in crate::raft) fn applicants(&self) -> Vec<Applicant> {
-        self.0.applicants.list()
+        match self.standing() {
+            Standing::Formed { members, .. } => self.0.applicants.list(&members),
+            Standing::Unformed { .. } => Vec::new(),
+        }
+    }
+
+    /// The leader has asked something of this node.
+    pub(super) fn note_leader(&self) {
+        let heard = self.0.leader_heard.lock();
+        *heard.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether the leader, if that is another node, was heard of within that time.
+    pub(in crate::raft) fn hears_leader(&self, within: Duration) -> bool {
+        let heard = self.0.leader_heard.lock();
+        let heard = *heard.unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|heard| heard.elapsed() < within)
     }
 
     /// Notes an empty node that asks who is there, if there is a cluster here.
@@ -237,6 +256,14 @@ impl Peers {
             }
         }
         standing
+    }
+
+    /// How often the cluster was begun anew by a sole survivor.
+    pub(in crate::raft) fn generation(&self) -> u32 {
+        match self.standing() {
+            Standing::Formed { generation, .. } => generation,
+            Standing::Unformed { .. } => 0,
+        }
     }
 
     /// What this node says first, to a node that belongs to a cluster or to one that does not.

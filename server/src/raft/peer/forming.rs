@@ -20,6 +20,8 @@
 //! Should the founder's disk be lost before the log has begun, no other node begins it: stop all,
 //! move their (empty) stores away, and they form anew.
 
+mod namesake;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::applicants::Applicant;
+use super::applicants::{Applicant, lives};
 use super::dial::{PeerError, Peers};
 use super::hello::{Configured, Hello, Standing};
 use crate::raft::error::StoreError;
@@ -92,7 +94,8 @@ pub(in crate::raft) async fn form(
                 node,
                 members,
             };
-            return formed_before(peers, formed);
+            check_name(peers.name(), Some(&formed))?;
+            return Ok(formed);
         }
         Standing::Unformed { empty: false, .. } => return Err(FormError::NotEmpty),
         Standing::Unformed { configured, .. } => configured,
@@ -114,6 +117,7 @@ pub(in crate::raft) async fn form(
             },
             Decision::Join(formed) => formed,
             Decision::Wait(hindrances) => {
+                let hindrances = namesake::look_for(peers, hindrances).await;
                 missing.send_replace(hindrances.iter().map(ToString::to_string).collect());
                 if reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
                     reported = Some(Instant::now());
@@ -144,16 +148,17 @@ pub(in crate::raft) async fn form(
     }
 }
 
-fn formed_before(peers: &Peers, formed: Formed) -> Result<Formed, FormError> {
-    if let Some(own) = formed.members.get(&formed.node)
-        && *own.name != *peers.name()
-    {
-        return Err(FormError::OtherName {
-            stored: own.name.clone(),
-            configured: peers.name().into(),
-        });
+/// Makes sure that the store, of which `formed` was settled, is that of the node `name`.
+pub(in crate::raft) fn check_name(name: &str, formed: Option<&Formed>) -> Result<(), FormError> {
+    let own = formed.and_then(|formed| formed.members.get(&formed.node));
+    let stored = own.map(|own| own.name.clone());
+    match stored.filter(|stored| **stored != *name) {
+        Some(stored) => Err(FormError::OtherName {
+            stored,
+            configured: name.into(),
+        }),
+        None => Ok(()),
     }
-    Ok(formed)
 }
 
 /// Whether these can be the members of a cluster of which `own` is one.
@@ -271,15 +276,18 @@ enum Hindrance {
     )]
     OtherList { name: Box<str>, difference: String },
     #[error(
-        "the cluster of node `{peer}` has this node with another store, so this one's was lost or \
-         replaced\nhint: remove this node from the cluster and add it anew, on one of its members: \
-         `havenfs cluster remove {name}`, then `{command}`; until then its old self counts as down"
+        "the cluster of node `{peer}` has this node with another store, as `{name}` at {}\nhint: \
+         {hint}", member.address
     )]
     OtherStore {
         peer: Box<str>,
         name: Box<str>,
-        command: String,
+        /// What the cluster has under that name.
+        member: Member,
+        hint: String,
     },
+    #[error("{}", lives(name, *address, "this machine"))]
+    Lives { name: Box<str>, address: SocketAddr },
     #[error(
         "node `{peer}` belongs to a cluster that does not have this node\nhint: add this node to \
          it on one of its members: `{command}`; if the cluster is not the one that was meant, \
@@ -374,9 +382,9 @@ fn cluster_of(own: &Own<'_>, hello: &Hello) -> Result<Formed, Hindrance> {
         .iter()
         .filter(|(_, member)| *member.name == *own.name)
         .peekable();
-    if named.peek().is_none() {
+    let Some((_, namesake)) = named.peek().copied() else {
         return Err(not_admitted());
-    }
+    };
     let found = named.find(|(_, member)| member.store_id == own.store_id);
     match found {
         Some((node, _)) => Ok(Formed {
@@ -388,7 +396,8 @@ fn cluster_of(own: &Own<'_>, hello: &Hello) -> Result<Formed, Hindrance> {
         None => Err(Hindrance::OtherStore {
             peer: peer(),
             name: own.name.into(),
-            command: own.command(),
+            member: namesake.clone(),
+            hint: namesake::hint(own.name, &peer(), members, &own.command()),
         }),
     }
 }
@@ -435,9 +444,13 @@ pub(in crate::raft) fn difference(ours: &[Configured], theirs: &[Configured]) ->
     };
     match (only(theirs, ours), only(ours, theirs)) {
         (more, less) if more.is_empty() && less.is_empty() => None,
-        (more, less) if less.is_empty() => Some(format!("it has {more} too")),
-        (more, less) if more.is_empty() => Some(format!("it lacks {less}")),
-        (more, less) => Some(format!("it has {more}, and this node {less}")),
+        (more, less) if less.is_empty() => {
+            Some(format!("it has {more}, which this node's file lacks"))
+        }
+        (more, less) if more.is_empty() => {
+            Some(format!("it lacks {less}, which this node's file has"))
+        }
+        (more, less) => Some(format!("it has {more}, and this node's file has {less}")),
     }
 }
 

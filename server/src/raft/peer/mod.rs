@@ -47,12 +47,12 @@ mod tests;
 mod transfer;
 mod wire;
 
-pub use self::applicants::Applicant;
+pub use self::applicants::{Applicant, lives};
 
 pub(super) use self::alone::Alone;
 pub(super) use self::{
     dial::{Membership, PeerError, Peers, ask_for},
-    forming::{difference, form},
+    forming::{check_name, difference, form},
     forward::Forwarder,
     hello::{Configured, Refusal},
     key::ClusterKey,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::raft::AppendEntriesResponse;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -60,6 +61,13 @@ impl Served {
             engine,
             dir: dir.to_path_buf(),
             snapshots: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// The leader is heard of just now.
+    fn note_leader(&self) {
+        if let Some(changes) = &self.changes {
+            changes.peers().note_leader();
         }
     }
 }
@@ -211,7 +219,12 @@ async fn answered(served: &Served, link: &mut Link) -> Result<bool, TransferErro
     let answer = match link.receiver.receive().await? {
         Message::Append(request) => {
             let response = engine.append_entries(request).await;
-            Message::Appended(response.map_err(|_| TransferError::Stopped)?)
+            let response = response.map_err(|_| TransferError::Stopped)?;
+            // Else it leads nobody any more.
+            if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                served.note_leader();
+            }
+            Message::Appended(response)
         }
         Message::Vote(request) => {
             let response = engine.vote(request).await;

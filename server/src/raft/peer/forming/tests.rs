@@ -143,12 +143,13 @@ fn lists_that_differ_are_told_apart() {
         "{text}"
     );
     let text = with(configured(&["n1", "n2", "n3", "n4"]));
-    assert!(text.contains("it has `n4` at 127.0.0.4:7300 too"), "{text}");
+    let more = "it has `n4` at 127.0.0.4:7300, which this node's file lacks";
+    assert!(text.contains(more), "{text}");
     let mut list = configured(&["n1", "n2", "n3"]);
     list[2].witness = false;
     let text = with(list);
     assert!(
-        text.contains("it has `n3` at 127.0.0.3:7300, and this node"),
+        text.contains("it has `n3` at 127.0.0.3:7300, and this node's file has `n3`"),
         "{text}"
     );
 }
@@ -181,7 +182,7 @@ fn a_wiped_or_strange_node_waits_and_says_what_to_do() {
     };
     let text = found[0].to_string();
     assert!(
-        text.contains("remove this node from the cluster and add it anew"),
+        text.contains("`havenfs cluster remove n3`, then `havenfs cluster add n3"),
         "{text}"
     );
 
