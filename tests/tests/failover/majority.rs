@@ -1,9 +1,14 @@
 //! Nodes die that serve nothing, two die at once, one dies while it takes over.
 
-use anyhow::{Result, ensure};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use havenfs_tests::cluster::LEASE_TIME;
+use havenfs_tests::lab::clock::Micros;
 use havenfs_tests::lab::cluster::{Cluster, NODES, Plan, Serving};
 
-use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene};
+use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene, now};
 
 #[test]
 fn loss_of_others() -> Result<()> {
@@ -16,6 +21,7 @@ fn loss_of_others_without_notices() -> Result<()> {
 }
 
 fn others(scene: &mut Scene<'_>) -> Result<()> {
+    let mut alone = None;
     scene.case(
         "two of three nodes lose their power, and one of them comes back",
         Expected::Any,
@@ -24,7 +30,7 @@ fn others(scene: &mut Scene<'_>) -> Result<()> {
             for node in &gone {
                 cluster.power_off(node)?;
             }
-            falls_silent(cluster, before)?;
+            alone = Some((before.node, stays_silent(cluster, before)?));
             cluster.power_on(gone[0])
         },
         |cluster, before| {
@@ -32,6 +38,8 @@ fn others(scene: &mut Scene<'_>) -> Result<()> {
             cluster.power_on(gone[1])
         },
     )?;
+    let (last, times) = alone.context("the case has happened")?;
+    scene.was_silent(last, times)?;
     scene.case(
         "the active node and another one are killed, and one of them comes back",
         Expected::Again,
@@ -74,12 +82,20 @@ fn others(scene: &mut Scene<'_>) -> Result<()> {
     )
 }
 
-/// Waits until the active node serves nothing any more.
-fn falls_silent(cluster: &Cluster<'_>, before: Serving) -> Result<()> {
+/// The active node serves nothing any more, for some time; returns since when it had no majority,
+/// and until when this was looked at.
+fn stays_silent(cluster: &Cluster<'_>, before: Serving) -> Result<[Micros; 2]> {
+    let (from, deadline) = (now(), Instant::now() + LEASE_TIME + SILENT_TIME);
     cluster.wait("the last node falls silent", |cluster| {
         let told = cluster.service(before.node, ALPHA.name)?;
         (!told.serving).then_some(())
-    })
+    })?;
+    while Instant::now() < deadline {
+        let serving = cluster.serving(ALPHA.name)?;
+        ensure!(serving.is_none(), "served without a majority: {serving:?}");
+        thread::sleep(POLL);
+    }
+    Ok([from, now()])
 }
 
 /// The node that the service is assigned to next, whether it serves already or not.
@@ -123,3 +139,7 @@ fn two_nodes_and_a_witness() -> Result<()> {
         )
     })
 }
+
+/// How long a node without a majority is looked at after the end of its lease.
+const SILENT_TIME: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(20);
