@@ -15,3 +15,4 @@ mod scene;
 mod services;
 mod silence;
 mod storage;
+mod twice;
