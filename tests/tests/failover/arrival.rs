@@ -7,6 +7,8 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use havenfs_rpc::program::{NFS_PORT, NLM_PORT};
@@ -50,6 +52,19 @@ impl Scene<'_> {
                 .with_context(|| format!("{connection:?} of {}", before.node))?;
         }
         Ok(())
+    }
+
+    /// Waits until all nodes know of a connection of a client, as they do after a moment.
+    pub(crate) fn somebody_is_known(&self, before: Serving) -> Result<()> {
+        let deadline = Instant::now() + KNOWN_TIME_MAX;
+        loop {
+            let frames = self.capture.frames()?;
+            if !self.connections_of(before, &frames, now())?.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "nobody stays connected");
+            thread::sleep(POLL);
+        }
     }
 
     /// The connections that clients had for some time when a case began, on which the active node
@@ -184,5 +199,7 @@ const LATE_US_MAX: Micros = 500_000;
 const KNOWN_AFTER_US: Micros = 1_500_000;
 /// A connection on which something was said so lately has not ended.
 const LIVES_US: Micros = 300_000;
+const KNOWN_TIME_MAX: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(100);
 /// A client that is not stuck answers at once; it is told three times in one second.
 const ANSWER_US_MAX: Micros = 1_500_000;

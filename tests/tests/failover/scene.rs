@@ -191,6 +191,7 @@ impl<'s> Scene<'s> {
         must_not(&self.contender, HELD)?;
         self.waiter.ask_blocked(HELD)?;
         self.read_clocks()?;
+        self.somebody_is_known(before)?;
         let records = self.records()?.count();
 
         let began = now();

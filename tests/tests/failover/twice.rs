@@ -50,6 +50,7 @@ fn lost_twice(scene: &mut Scene<'_>, name: &str, step: Step) -> Result<()> {
             let third = cluster.others(&[before.node, second])[0];
             nodes.set(Some([before.node, second, third]));
             cluster.let_go(ALPHA.name, third, step)?;
+            serves_nothing(cluster, second)?;
             cluster.cut_from_peers(second)?;
             lab.cut(host_of(second))?;
             cluster.power_on_without_clients(before.node)?;
@@ -89,6 +90,18 @@ fn lost_twice(scene: &mut Scene<'_>, name: &str, step: Step) -> Result<()> {
     };
     let events = &events[told..];
     ensure!(events == wanted.concat(), "{events:?}, not {wanted:?}");
+    Ok(())
+}
+
+/// As long as its commands have not ended, a node does not serve, though clients could reach it.
+fn serves_nothing(cluster: &Cluster<'_>, second: &str) -> Result<()> {
+    let deadline = Instant::now() + UNFENCED_TIME;
+    while Instant::now() < deadline {
+        let told = cluster.service(second, ALPHA.name);
+        let told = told.with_context(|| format!("{second} says nothing"))?;
+        ensure!(!told.serving, "{second} served in its takeover: {told:?}");
+        thread::sleep(POLL);
+    }
     Ok(())
 }
 
@@ -135,6 +148,6 @@ fn says_nothing_by_the_address(scene: &Scene<'_>, node: &str, since: Micros) -> 
     scene.nothing_is_left_on(node)
 }
 
-/// Long enough for a node that would not wait.
+/// Long enough for a node that would not wait, neither for a fence nor for its own command.
 const UNFENCED_TIME: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
