@@ -47,12 +47,21 @@ pub struct Frame {
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// ARP, a request or a reply.
-    Arp,
+    /// ARP.
+    Arp {
+        /// Whether it is a reply and no request.
+        is_reply: bool,
+    },
     /// TCP.
     Tcp {
         /// The sender's port.
         port: u16,
+        /// The receiver's port.
+        to_port: u16,
+        /// The sequence number and the number that is acknowledged.
+        numbers: [u32; 2],
+        /// Whether the sender begins the connection, or answers that.
+        syn: bool,
         /// Whether the sender says that it sends no more.
         fin: bool,
         /// Whether the sender ends the connection.
@@ -120,8 +129,34 @@ impl Frame {
             Kind::Tcp {
                 fin, rst, payload, ..
             } => fin || rst || payload > 0,
-            Kind::Arp | Kind::Udp { .. } | Kind::Icmp(_) => true,
+            Kind::Arp { .. } | Kind::Udp { .. } | Kind::Icmp(_) => true,
         }
+    }
+
+    /// Whether it tells all neighbours where an address is that nobody has asked for.
+    #[must_use]
+    pub fn announces(&self) -> bool {
+        match self.kind {
+            Kind::Arp { .. } => self.from == self.to,
+            Kind::Icmp(ADVERTISEMENT) => self.to == IpAddr::V6(ALL_NODES),
+            _ => false,
+        }
+    }
+
+    /// Whether it is an ACK that no connection has sent: its numbers are in no window.
+    #[must_use]
+    pub fn wakes(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Tcp {
+                numbers: [0, 0],
+                syn: false,
+                fin: false,
+                rst: false,
+                payload: 0,
+                ..
+            }
+        )
     }
 
     /// Whether it says that something can't be reached, whose first bytes it then has.
@@ -138,7 +173,7 @@ impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from, to, kind, .. } = self;
         match kind {
-            Kind::Arp => write!(f, "ARP of {from} to {to}"),
+            Kind::Arp { .. } => write!(f, "ARP of {from} to {to}"),
             Kind::Icmp(number) => write!(f, "ICMP {number} from {from} to {to}"),
             Kind::Udp { port } => write!(f, "UDP from {from} port {port} to {to}"),
             Kind::Tcp {
@@ -146,6 +181,7 @@ impl fmt::Display for Frame {
                 fin,
                 rst,
                 payload,
+                ..
             } => {
                 let fin = if *fin { " FIN" } else { "" };
                 let rst = if *rst { " RST" } else { "" };
@@ -185,7 +221,7 @@ fn frame(at: Micros, bytes: &[u8]) -> Option<Frame> {
     let mac = bytes.get(6..12)?.try_into().ok()?;
     let inner = bytes.get(14..)?;
     let (from, to, kind) = match bytes.get(12..14)? {
-        [0x08, 0x06] => (v4(inner, 14)?, v4(inner, 24)?, Kind::Arp),
+        [0x08, 0x06] => (v4(inner, 14)?, v4(inner, 24)?, arp(inner)?),
         [0x08, 0x00] => {
             let header = usize::from(inner.first()? & 0xf) * 4;
             let length = usize::from(u16_at(inner, 2)?);
@@ -216,6 +252,11 @@ fn frame(at: Micros, bytes: &[u8]) -> Option<Frame> {
     })
 }
 
+fn arp(inner: &[u8]) -> Option<Kind> {
+    let is_reply = u16_at(inner, 6)? == 2;
+    Some(Kind::Arp { is_reply })
+}
+
 /// What a packet of so many bytes is, of which perhaps only the first ones were kept.
 fn kind(protocol: u8, bytes: &[u8], length: usize) -> Option<Kind> {
     let port = || u16_at(bytes, 0);
@@ -227,6 +268,9 @@ fn kind(protocol: u8, bytes: &[u8], length: usize) -> Option<Kind> {
             let flags = *bytes.get(13)?;
             Some(Kind::Tcp {
                 port: port()?,
+                to_port: u16_at(bytes, 2)?,
+                numbers: [u32_at(bytes, 4)?, u32_at(bytes, 8)?],
+                syn: flags & 2 != 0,
                 fin: flags & 1 != 0,
                 rst: flags & 4 != 0,
                 payload: length.saturating_sub(header),
@@ -241,6 +285,11 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(two))
 }
 
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let four = bytes.get(at..at + 4)?.try_into().ok()?;
+    Some(u32::from_be_bytes(four))
+}
+
 fn v4(bytes: &[u8], at: usize) -> Option<IpAddr> {
     let four: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
     Some(Ipv4Addr::from(four).into())
@@ -252,7 +301,8 @@ fn v6(bytes: &[u8], at: usize) -> Option<IpAddr> {
 }
 
 /// ICMPv6: a neighbour advertisement. In IPv4 nothing has this number.
-const ADVERTISEMENT: u8 = 136;
+pub const ADVERTISEMENT: u8 = 136;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const FILE_HEADER_BYTES: usize = 24;
 const RECORD_HEADER_BYTES: usize = 16;
 /// Times in microseconds, numbers in this machine's order.
@@ -319,6 +369,40 @@ mod tests {
         );
         let speaks: Vec<bool> = frames.iter().map(Frame::speaks).collect();
         assert_eq!(speaks, [true, false, true, true], "{said:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn an_announcement_names_its_address_twice() -> Result<()> {
+        let (mut gratuitous, mut question) = (vec![0; 28], vec![0; 28]);
+        gratuitous[7] = 2;
+        for sender in [14, 24] {
+            gratuitous[sender..sender + 4].copy_from_slice(&[10, 77, 0, 100]);
+        }
+        question[24..28].copy_from_slice(&[10, 77, 0, 100]);
+        let frames = frames(&file(&[
+            &ethernet([8, 6], &gratuitous),
+            &ethernet([8, 6], &question),
+        ]))?;
+        assert_eq!(frames[0].kind, Kind::Arp { is_reply: true });
+        assert_eq!(frames[1].kind, Kind::Arp { is_reply: false });
+        let announces: Vec<bool> = frames.iter().map(Frame::announces).collect();
+        assert_eq!(announces, [true, false]);
+        Ok(())
+    }
+
+    #[test]
+    fn an_ack_without_numbers_wakes() -> Result<()> {
+        let mut numbered = tcp(0x10);
+        numbered[7] = 1;
+        let frames = frames(&file(&[
+            &ipv4(6, 40, &tcp(0x10)),
+            &ipv4(6, 40, &numbered),
+            &ipv4(6, 40, &tcp(0x12)),
+            &ipv4(6, 41, &tcp(0x10)),
+        ]))?;
+        let wakes: Vec<bool> = frames.iter().map(Frame::wakes).collect();
+        assert_eq!(wakes, [true, false, false, false]);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
-pub use self::storage::Storage;
+pub use self::storage::{Step, Storage};
 use super::{Host, Lab, Process, havenfs_binary, havenfs_fault_binary};
 pub use crate::cluster::{NODES, Serving};
 use crate::cluster::{POLL, ServiceStatus, TIME_MAX, status};
@@ -178,9 +178,19 @@ impl<'lab> Cluster<'lab> {
 
     /// Takes the power away from a node's host.
     pub fn power_off(&mut self, name: &str) -> Result<()> {
+        self.cut_storage(name)?;
         self.lab.crash(host_of(name))?;
         drop(self.node(name)?.process.take());
         Ok(())
+    }
+
+    /// Boots a node's host again and starts the node, which has no cable to the clients and may not
+    /// be ready yet.
+    pub fn power_on_without_clients(&mut self, name: &str) -> Result<()> {
+        self.lab.boot_host(host_of(name))?;
+        self.lab.unplug(host_of(name))?;
+        self.mount_storage(name)?;
+        self.spawn(name)
     }
 
     /// Boots a node's host again, starts the node and waits until all that run know that it lives.
@@ -216,7 +226,9 @@ impl<'lab> Cluster<'lab> {
         })
     }
 
-    fn lives(&self, asked: &str, name: &str) -> bool {
+    /// Whether a node says that another one, or itself, lives.
+    #[must_use]
+    pub fn lives(&self, asked: &str, name: &str) -> bool {
         let Ok(status) = self.ask(asked, "cluster") else {
             return false;
         };
@@ -238,6 +250,13 @@ impl<'lab> Cluster<'lab> {
         let mut nodes = NODES.to_vec();
         nodes.retain(|name| !than.contains(name) && !self.is_witness(name));
         nodes
+    }
+
+    /// What a node's process, which runs, wrote so far.
+    pub fn output(&self, name: &str) -> Result<String> {
+        let node = self.nodes.iter().find(|node| node.name == name);
+        let process = node.and_then(|node| node.process.as_ref());
+        process.context("the node does not run")?.output()
     }
 
     /// Asks a node over its control socket.

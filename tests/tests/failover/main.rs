@@ -5,6 +5,7 @@
 //! the lab. Each case prints a line of figures; none of them is judged, but for a time that nobody
 //! would wait. Needs root.
 
+mod arrival;
 mod majority;
 mod moves;
 mod pause;
@@ -14,3 +15,4 @@ mod scene;
 mod services;
 mod silence;
 mod storage;
+mod twice;

@@ -81,30 +81,37 @@ fn moves(scene: &mut Scene<'_>) -> Result<()> {
 
 #[test]
 fn twenty_takeovers() -> Result<()> {
-    in_scene("twenty", &Setting::usual(true), |scene| {
-        const TAKEOVERS: usize = 20;
-        for round in 0..TAKEOVERS {
-            if round % 2 == 0 {
-                scene.case(
-                    &format!("{round}: moved"),
-                    Expected::Move,
-                    |cluster, before| {
-                        let to = cluster.others(&[before.node])[round / 2 % 2];
-                        cluster.order_move(ALPHA.name, to)
-                    },
-                    |_, _| Ok(()),
-                )?;
-            } else {
-                scene.case(
-                    &format!("{round}: killed"),
-                    Expected::Takeover,
-                    |cluster, before| cluster.kill(before.node),
-                    |cluster, before| cluster.restart(before.node),
-                )?;
-            }
+    in_scene("twenty", &Setting::usual(true), twenty)
+}
+
+#[test]
+fn twenty_takeovers_without_notices() -> Result<()> {
+    in_scene("twenty-quiet", &Setting::usual(false), twenty)
+}
+
+fn twenty(scene: &mut Scene<'_>) -> Result<()> {
+    const TAKEOVERS: usize = 20;
+    for round in 0..TAKEOVERS {
+        if round % 2 == 0 {
+            scene.case(
+                &format!("{round}: moved"),
+                Expected::Move,
+                |cluster, before| {
+                    let to = cluster.others(&[before.node])[round / 2 % 2];
+                    cluster.order_move(ALPHA.name, to)
+                },
+                |_, _| Ok(()),
+            )?;
+        } else {
+            scene.case(
+                &format!("{round}: killed"),
+                Expected::Takeover,
+                |cluster, before| cluster.kill(before.node),
+                |cluster, before| cluster.restart(before.node),
+            )?;
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// The test is over before.

@@ -1,8 +1,12 @@
 //! The active node stands still, or can't be reached, and is back after another one has taken its
-//! service: it must find out before it says anything.
+//! service: it must find out before it says anything. And what no node can know, since all links
+//! are up: that clients don't reach it.
+
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use havenfs_tests::lab::cluster::{NODES, Plan, host_of};
+use havenfs_tests::lab::cluster::{Cluster, NODES, Plan, Serving, host_of};
 
 use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene, is_caught};
 
@@ -123,3 +127,54 @@ fn unplugged(scene: &mut Scene<'_>) -> Result<()> {
         },
     )
 }
+
+/// A node whose link is up can't know that frames get lost behind it, so it keeps the service.
+#[test]
+fn clients_that_do_not_reach_the_active_node_wait_until_they_do_or_it_is_moved() -> Result<()> {
+    in_scene("clients-cut-off", &Setting::usual(true), |scene| {
+        let lab = scene.lab;
+        let from = scene.records()?.count();
+        scene.case(
+            "the active node is cut off from clients for a while, its link is up",
+            Expected::Nothing,
+            |cluster, before| {
+                lab.cut(host_of(before.node))?;
+                stays(cluster, before)?;
+                lab.heal(host_of(before.node))
+            },
+            |_, _| Ok(()),
+        )?;
+        let silent = scene.records()?.longest_gap(from);
+        ensure!(silent >= CUT_OFF_TIME, "they had answers: {silent:?}");
+        let from = scene.records()?.count();
+        scene.case(
+            "the active node is cut off from clients until the service is moved",
+            Expected::Move,
+            |cluster, before| {
+                lab.cut(host_of(before.node))?;
+                stays(cluster, before)?;
+                let to = cluster.others(&[before.node])[0];
+                cluster.order_move(ALPHA.name, to)
+            },
+            |_, before| lab.heal(host_of(before.node)),
+        )?;
+        let silent = scene.records()?.longest_gap(from);
+        ensure!(silent >= CUT_OFF_TIME, "they had answers: {silent:?}");
+        Ok(())
+    })
+}
+
+/// For some time the service stays where it is.
+fn stays(cluster: &Cluster<'_>, before: Serving) -> Result<()> {
+    let deadline = Instant::now() + CUT_OFF_TIME;
+    while Instant::now() < deadline {
+        let serving = cluster.serving(ALPHA.name)?;
+        ensure!(serving == Some(before), "{before:?}, {serving:?}");
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Twice as long as any node takes to find out what it can find out.
+const CUT_OFF_TIME: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(20);

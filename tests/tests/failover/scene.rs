@@ -103,6 +103,8 @@ pub(crate) fn in_scene(
         cluster.spawn_all()?;
         let (c1, c2) = boot_two(lab)?;
         cluster.wait_started()?;
+        // From the beginning of the connections on.
+        let capture = lab.capture("bridge")?;
         for client in [&c1, &c2] {
             mount(client, setting)?;
         }
@@ -124,7 +126,7 @@ pub(crate) fn in_scene(
             contender: there.actor(LOCKED)?,
             waiter: there.actor(LOCKED)?,
             writer: c1.spawn_writer(JOURNAL)?,
-            capture: lab.capture("bridge")?,
+            capture,
             cluster,
             c1: &c1,
             c2: &c2,
@@ -189,7 +191,8 @@ impl<'s> Scene<'s> {
         must_not(&self.contender, HELD)?;
         self.waiter.ask_blocked(HELD)?;
         self.read_clocks()?;
-        let records = Records::of(&self.writer)?.count();
+        self.somebody_is_known(before)?;
+        let records = self.records()?.count();
 
         let began = now();
         happens(&mut self.cluster, before)?;
@@ -216,6 +219,7 @@ impl<'s> Scene<'s> {
         }
         wait_for_records(&self.writer, SOME, RECONNECT_TIME_MAX)?;
         let heard = self.notices_since(notices, expected)?;
+        let reclaims = self.reclaims(before, after)?;
         self.waiter.still_blocked()?;
         self.holder.unlock(HELD)?;
         self.waiter.acquired(GRANT_TIME_MAX).context("the waiter")?;
@@ -224,10 +228,7 @@ impl<'s> Scene<'s> {
         for fresh in &self.fresh {
             fresh.unlock(new)?;
         }
-        let reclaims = self
-            .cluster
-            .counter(after.node, "havenfs_reclaims_granted_total")?;
-        let gap = Records::of(&self.writer)?.longest_gap(records);
+        let gap = self.records()?.longest_gap(records);
 
         put_right(&mut self.cluster, before)?;
         let last = self.cluster.wait_serving(ALPHA.name, |_| true)?;
@@ -258,10 +259,19 @@ impl<'s> Scene<'s> {
         if expected == Expected::Nothing {
             ensure!(after == before, "{before:?}, {after:?}");
         }
+        if after.epoch > before.epoch {
+            self.new_node_arrives(before, after, began)?;
+        }
         if before.node != after.node {
             self.old_node_is_silent(expected, before, after, [began, happened])?;
+            self.nothing_is_left_on(before.node)?;
         }
         self.kernels_do_not_complain()
+    }
+
+    /// What the writer was told so far.
+    pub(crate) fn records(&self) -> Result<Records> {
+        Records::of(&self.writer)
     }
 
     /// The waiter gets in line; returns who serves.
@@ -303,6 +313,26 @@ impl<'s> Scene<'s> {
                 return Ok(heard);
             }
             ensure!(Instant::now() < deadline, "no SM_NOTIFY was heard");
+            thread::sleep(POLL);
+        }
+    }
+
+    /// How many locks clients have claimed again from a node that was given the service: all that
+    /// they had, if they were told.
+    fn reclaims(&self, before: Serving, after: Serving) -> Result<u64> {
+        let is_due = self.setting.has_notices && after.epoch > before.epoch;
+        let deadline = Instant::now() + NOTIFY_TIME_MAX;
+        loop {
+            // Counted anew in each epoch.
+            let counter = "havenfs_reclaims_granted_total";
+            let reclaims = self.cluster.counter(after.node, counter)?;
+            if !is_due || reclaims >= LOCKS_HELD {
+                return Ok(reclaims);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{reclaims} of {LOCKS_HELD} locks were reclaimed"
+            );
             thread::sleep(POLL);
         }
     }
@@ -411,7 +441,8 @@ fn must_not(actor: &Actor<'_>, lock: Lock) -> Result<()> {
     Ok(())
 }
 
-fn now() -> Micros {
+/// This machine's clock, which captures have as well.
+pub(crate) fn now() -> Micros {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as Micros)
 }
@@ -424,6 +455,8 @@ const JOURNAL: &str = "/mnt/journal";
 const HELD: Lock = Lock::exclusive(0, 100);
 /// One that nobody touches in a case.
 const ALSO_HELD: Lock = Lock::exclusive(200, 10);
+/// Both of them, and one of the second client.
+const LOCKS_HELD: u64 = 3;
 /// How many records show that writing goes on.
 pub(crate) const SOME: usize = 10;
 /// What a kernel says while it waits for a server.

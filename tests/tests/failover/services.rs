@@ -16,14 +16,23 @@ const BETA: Service = Service {
 
 #[test]
 fn active_active() -> Result<()> {
+    two_services("two-services", true)
+}
+
+#[test]
+fn active_active_without_notices() -> Result<()> {
+    two_services("two-services-quiet", false)
+}
+
+fn two_services(name: &str, has_notices: bool) -> Result<()> {
     let setting = Setting {
         plan: Plan {
             services: vec![ALPHA, BETA],
             ..Plan::default()
         },
-        ..Setting::usual(true)
+        ..Setting::usual(has_notices)
     };
-    in_scene("two-services", &setting, |scene| {
+    in_scene(name, &setting, |scene| {
         let (c2, export) = (scene.c2, BETA.export);
         c2.sh(&format!(
             "mkdir /tmp/beta && mount -t nfs -o vers=3 nfs-service2:{export} /tmp/beta"
@@ -65,21 +74,29 @@ fn active_active() -> Result<()> {
 
 #[test]
 fn over_ipv6() -> Result<()> {
+    in_scene("ipv6", &with_ipv6(true), in_ipv6)
+}
+
+#[test]
+fn over_ipv6_without_notices() -> Result<()> {
+    in_scene("ipv6-quiet", &with_ipv6(false), in_ipv6)
+}
+
+fn with_ipv6(has_notices: bool) -> Setting {
     const BOTH: Service = Service {
         names: &["nfs-service", "nfs-service6"],
         addresses: &["10.77.0.100/24", "fd77::100/64"],
         ..ALPHA
     };
-    let setting = Setting {
+    Setting {
         plan: Plan {
             services: vec![BOTH],
             ..Plan::default()
         },
         mounted: "nfs-service6",
         options: "vers=3,proto=tcp6,mountproto=tcp6",
-        ..Setting::usual(true)
-    };
-    in_scene("ipv6", &setting, in_ipv6)
+        ..Setting::usual(has_notices)
+    }
 }
 
 fn in_ipv6(scene: &mut Scene<'_>) -> Result<()> {

@@ -102,14 +102,43 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// Judges that a node said nothing by the service's address for some time. Whatever was to
+    /// silence it had happened at the first of the two times.
+    pub(crate) fn was_silent(&self, node: &str, [from, to]: [Micros; 2]) -> Result<()> {
+        let since = from + Micros::try_from(LEASE_TIME.as_micros())?;
+        ensure!(since < to, "too short for the end of a lease");
+        let address = self.address()?;
+        let mac = mac_of(host_of(node));
+        let frames = self.capture.frames()?;
+        let own = |frame: &&Frame| frame.mac == mac && frame.from == address && frame.speaks();
+        let is_seen = frames.iter().any(|it| own(&it) && it.at < from);
+        ensure!(is_seen, "the capture does not show {node} at all");
+        let late = frames
+            .iter()
+            .find(|it| own(it) && (since..to).contains(&it.at));
+        if let Some(frame) = late {
+            let ms = (frame.at - from) / 1000;
+            bail!("{node} spoke without a majority, after {ms} ms: {frame}");
+        }
+        Ok(())
+    }
+
     /// The address that clients use.
-    fn address(&self) -> Result<IpAddr> {
-        let service = self.setting.plan.services.first().context("a service")?;
+    pub(crate) fn address(&self) -> Result<IpAddr> {
         let is_v6 = self.setting.options.contains("tcp6");
-        let mut addresses = service.addresses.iter();
-        let address = addresses.find(|address| address.contains(':') == is_v6);
-        let (address, _) = address.and_then(|it| it.split_once('/')).context("one")?;
-        Ok(address.parse()?)
+        let mut addresses = self.addresses()?.into_iter();
+        let address = addresses.find(|address| address.is_ipv6() == is_v6);
+        address.context("an address that clients use")
+    }
+
+    /// The addresses of the service.
+    pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>> {
+        let service = self.setting.plan.services.first().context("a service")?;
+        let addresses = service.addresses.iter().map(|address| {
+            let (address, _) = address.split_once('/').context("a prefix")?;
+            Ok(address.parse()?)
+        });
+        addresses.collect()
     }
 }
 

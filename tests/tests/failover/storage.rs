@@ -1,20 +1,43 @@
-//! A file system that one node at a time may mount goes with the service, and never to a node while
-//! another one may still write to it.
+//! A file system that one node at a time may mount goes with the service, never to a node while
+//! another one may still write to it, and with all that was acknowledged when a power cut took the
+//! rest: what the lost node's kernel had not written.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use havenfs_tests::lab::acks::{Answered, wait_for_changes};
 use havenfs_tests::lab::cluster::{Cluster, Plan, Serving, Storage};
 
-use crate::scene::{ALPHA, Expected, Scene, Setting, in_scene};
+use crate::scene::{ALPHA, Expected, RECONNECT_TIME_MAX, Scene, Setting, in_scene, is_caught};
 
 #[test]
 fn a_file_system_of_one_node_at_a_time() -> Result<()> {
     in_scene("image", &in_image(true), one_at_a_time)
 }
 
-fn in_image(has_notices: bool) -> Setting {
+#[test]
+fn a_file_system_of_one_node_at_a_time_without_notices() -> Result<()> {
+    in_scene("image-quiet", &in_image(false), power_loss)
+}
+
+/// The checks would see a node that answers what only its page cache has.
+#[test]
+fn writes_that_were_never_synced_are_caught() -> Result<()> {
+    let mut broken = in_image(true);
+    broken.plan.fault = Some("no-sync");
+    in_scene("caught-no-sync", &broken, |scene| {
+        // What was there before is on the disk, or the client would miss the file itself.
+        let before = scene.cluster.wait_serving(ALPHA.name, |_| true)?;
+        let host = scene.cluster.host(before.node);
+        host.sh(&format!("sync -f {}", ALPHA.export))?;
+        power_loss(scene)?;
+        scene.end_writing()?;
+        is_caught(scene.nothing_is_lost(), &["acknowledged, but lost"])
+    })
+}
+
+pub(crate) fn in_image(has_notices: bool) -> Setting {
     let usual = Setting::usual(has_notices);
     Setting {
         plan: Plan {
@@ -25,13 +48,33 @@ fn in_image(has_notices: bool) -> Setting {
     }
 }
 
-fn one_at_a_time(scene: &mut Scene<'_>) -> Result<()> {
+fn power_loss(scene: &mut Scene<'_>) -> Result<()> {
     scene.case(
         "power loss, ext4 that is mounted by the active node",
         Expected::Takeover,
         |cluster, before| cluster.power_off(before.node),
         |cluster, before| cluster.power_on(before.node),
-    )?;
+    )
+}
+
+fn one_at_a_time(scene: &mut Scene<'_>) -> Result<()> {
+    // Stable writes, COMMITs, and changes of names: each is on the disk when it is answered.
+    let worker = scene.c2.spawn_worker(WORKER, 1)?;
+    wait_for_changes(&worker, CHANGES, RECONNECT_TIME_MAX)?;
+    each_way(scene)?;
+    wait_for_changes(&worker, CHANGES, RECONNECT_TIME_MAX)?;
+    // Nobody answers it after that, so its last words have come through when they are read.
+    let files = scene.cluster.directory_in_the_end(ALPHA.name, WORKER)?;
+    let answered = Answered::parse(&worker.output()?)?;
+    let losses = answered.losses(&files, WORKER);
+    let changes = answered.changes();
+    eprintln!("failover: {changes} changes were acknowledged");
+    ensure!(losses.is_empty(), "acknowledged, but lost: {losses:#?}");
+    Ok(())
+}
+
+fn each_way(scene: &mut Scene<'_>) -> Result<()> {
+    power_loss(scene)?;
     let told = scene.cluster.events(ALPHA.name)?.len();
     scene.case(
         "moved, ext4 that is mounted by the active node",
@@ -100,6 +143,10 @@ fn stays_with(cluster: &Cluster<'_>, before: Serving) -> Result<()> {
     Ok(())
 }
 
+/// The directory of the worker.
+const WORKER: &str = "w1";
+/// How many show that it goes on.
+const CHANGES: usize = 20;
 /// Long enough for a node that would not wait.
 const UNFENCED_TIME: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
