@@ -60,6 +60,7 @@ pub mod fault;
 pub mod gate;
 pub mod host_calls;
 pub mod lock_service;
+pub mod looks;
 pub mod metrics;
 pub mod mount_help;
 pub mod mount_list;

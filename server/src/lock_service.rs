@@ -284,9 +284,10 @@ impl LockService {
         let locks = Arc::clone(self);
         let answer = move |_: Outcome, writer: &mut Writer<'_>| {
             locks.reclaims.clear();
-            let telling = locks.start_telling();
             if let Some(serving) = &mut *locks.serving() {
-                serving.telling = telling;
+                // First: it would send the old number to those who are to hear of the new one.
+                serving.telling.task.abort();
+                serving.telling = locks.start_telling();
             }
             reply(writer);
             true

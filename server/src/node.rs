@@ -16,6 +16,7 @@ use crate::clients::Clients;
 use crate::export::{ExportTable, Groups, Names, NoAnswer, Resolver};
 use crate::gate::Gate;
 use crate::lock_service::{LockConnections, LockService};
+use crate::looks::Looks;
 use crate::metrics::Metrics;
 use crate::mount_list::MountList;
 use crate::net::limits::{Budget, CONNECTIONS_MAX, ConnectionCounts};
@@ -67,6 +68,8 @@ pub struct Node {
     pub probes: Arc<AtomicUsize>,
     /// The counters.
     pub metrics: Metrics,
+    /// The turns of people who look at its files.
+    pub looks: Looks,
     /// The bytes that all connections hold.
     pub budget: Arc<Budget>,
     /// The open connections, by peer.
@@ -146,6 +149,7 @@ impl Node {
         let opened_max = (descriptors / 6).clamp(64, 65_536);
         let files = Files::new(signer, handles, file_systems, opened_max, Arc::clone(&gate));
         Ok(Self {
+            looks: Looks::default(),
             gate,
             floats,
             guard,

@@ -17,6 +17,7 @@ use crate::config::cluster::NodeConfig;
 use crate::config::service::ServiceConfig;
 use crate::definitions;
 use crate::export::ExportSpec;
+use crate::looks::Looks;
 use crate::node::Node;
 use crate::raft::{Cluster, Proposer};
 use crate::volumes::overlap::Shown;
@@ -60,6 +61,8 @@ pub struct Slot {
     departure: Mutex<Option<Departure>>,
     files: Mutex<Option<Arc<Definition>>>,
     shown: Mutex<Weak<Vec<Shown>>>,
+    /// The turns of people who have its files read again.
+    pub looks: Looks,
     /// The version of the definition that this node has a copy of; held while it is written.
     pub copied: Mutex<u64>,
 }
@@ -163,6 +166,7 @@ impl Slot {
             departure: Mutex::default(),
             files: Mutex::default(),
             shown: Mutex::default(),
+            looks: Looks::default(),
             copied: Mutex::default(),
         }
     }

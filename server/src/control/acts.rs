@@ -11,7 +11,6 @@ use havenfs_nlm::keys::FileKey;
 use serde_json::{Value, json};
 
 use super::locks::View;
-use super::looks;
 use crate::lock_service::LockService;
 use crate::node::Node;
 use crate::raft::Unavailable;
@@ -82,7 +81,7 @@ pub(super) async fn would_break(node: &Arc<Node>, words: &str) -> Result<Value, 
     let subject = Subject::parse(words)?;
     let file = subject.file(node).await?;
     let (address, what) = (subject.address, subject.what());
-    let counted = viewed(node, move |view| {
+    let counted = counted(node, move |view| {
         let is_meant = |of: &FileKey| file.as_ref().is_none_or(|file| file == of);
         let (mut locks, mut files) = (0, BTreeSet::new());
         for held in view.table.held_entries() {
@@ -107,14 +106,27 @@ pub(super) async fn would_break(node: &Arc<Node>, words: &str) -> Result<Value, 
     Ok(json!({ "done": text, "locks": locks }))
 }
 
+/// Looks at the locks, and at no file, where that holds nobody up.
+async fn counted<T: Send + 'static>(
+    node: &Arc<Node>,
+    look: impl FnOnce(&View<'_>) -> T + Send + 'static,
+) -> Result<T, Value> {
+    let node = Arc::clone(node);
+    let looking = tokio::task::spawn_blocking(move || View::of(&node).map(|view| look(&view)));
+    let looked = looking
+        .await
+        .map_err(|problem| error(problem.to_string()))?;
+    looked.ok_or_else(|| error("locks are not served yet".to_owned()))
+}
+
 /// Looks at the locks on a thread that may wait for a disk.
 async fn viewed<T: Send + 'static>(
     node: &Arc<Node>,
     look: impl FnOnce(&View<'_>) -> T + Send + 'static,
 ) -> Result<T, Value> {
-    let node = Arc::clone(node);
-    let looking = looks::look(move || {
-        let view = View::of(&node).ok_or("locks are not served yet")?;
+    let viewed = Arc::clone(node);
+    let looking = node.looks.look(move || {
+        let view = View::of(&viewed).ok_or("locks are not served yet")?;
         Ok::<_, &str>(look(&view))
     });
     looking.await.map_err(error)

@@ -43,6 +43,8 @@ struct Look {
     wish: Wish,
     /// Whether the active node has opened it.
     is_open: bool,
+    /// Whether this node serves it, if it is the one that is to have it.
+    serves: Option<bool>,
 }
 
 /// What is known of it by now.
@@ -70,6 +72,8 @@ struct Watching {
     before: u32,
     /// It was assigned to the node.
     was_there: bool,
+    /// A node that was about to release it and has not done so by then goes on.
+    stays_after: Duration,
 }
 
 impl Watching {
@@ -86,11 +90,11 @@ impl Watching {
         match active {
             // It was about to release it, and may go on, or do so and begin anew.
             Some(_) if is_there && !is_later => {
-                if waited >= STAYS_AFTER {
-                    Course::Served
-                } else {
-                    Course::Open
-                }
+                let stays = match look.serves {
+                    Some(serves) => serves && waited >= STAYS_AFTER,
+                    None => waited >= self.stays_after,
+                };
+                if stays { Course::Served } else { Course::Open }
             }
             Some(_) if is_there && look.is_open => Course::Served,
             Some(_) if is_there => Course::Open,
@@ -118,11 +122,12 @@ impl Bringing<'_> {
     /// Says what comes of it. `before` is the epoch in which it was `asked` for.
     pub(super) async fn wait(&self, before: u32, asked: Instant) -> Result<Value, Value> {
         let mut changes = self.services.changes.clone();
-        let deadline = asked + self.time_max();
+        let deadline = asked + WAIT_MAX + self.commands();
         let mut watching = Watching {
             to: self.to,
             before,
             was_there: false,
+            stays_after: STOP_MAX + self.commands(),
         };
         let mut is_said_again = false;
         loop {
@@ -149,9 +154,13 @@ impl Bringing<'_> {
     }
 
     fn look(&self) -> Result<Look, Value> {
+        let is_own = self.to == self.services.cluster.own().node;
+        let slot = self.services.slot(Some(self.name)).ok();
+        let serves = slot.filter(|_| is_own).map(|slot| slot.serving().is_some());
         let state = self.services.state();
         let service = state.service(self.service);
         let found = service.map(|service| Look {
+            serves,
             epoch: service.epoch(),
             active: service.active().map(|active| active.node),
             wish: service.wish(),
@@ -164,16 +173,15 @@ impl Bringing<'_> {
         found.ok_or_else(|| error(format!("service `{name}` was forgotten meanwhile")))
     }
 
-    /// Its commands may take as long as they may.
-    fn time_max(&self) -> Duration {
+    /// How long its commands may take.
+    fn commands(&self) -> Duration {
         let mut slots = self.services.slots.iter();
         let slot = slots.find(|slot| slot.config.name == *self.name);
-        let commands = slot.map_or(Duration::ZERO, |slot| {
+        slot.map_or(Duration::ZERO, |slot| {
             let hooks = &slot.config.hooks;
             let count = [&hooks.release, &hooks.takeover].into_iter().flatten();
             hooks.time_max * u32::try_from(count.count()).unwrap_or_default()
-        });
-        WAIT_MAX + commands
+        })
     }
 
     fn told(&self, course: Course, look: Look, waited: Duration) -> Result<Value, Value> {
@@ -268,8 +276,11 @@ fn seconds(time: Duration) -> String {
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// However quiet it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// A node that was about to stop, and has not done so by then, goes on.
+/// This node serves what it was about to stop, and would have begun to by then.
 const STAYS_AFTER: Duration = Duration::from_secs(1);
+/// How long another node may take to stop, besides its commands: to finish calls, and to bring all
+/// to disk.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {
@@ -284,6 +295,7 @@ mod tests {
             to: TWO,
             before: 5,
             was_there: false,
+            stays_after: STOP_MAX,
         }
     }
 
@@ -293,6 +305,7 @@ mod tests {
             active,
             wish,
             is_open,
+            serves: None,
         }
     }
 
@@ -354,7 +367,15 @@ mod tests {
     fn a_node_that_was_about_to_release_it_may_go_on() {
         let mut watching = watching();
         let kept = look(5, Some(TWO), Wish::On(TWO), true);
-        assert_eq!(watching.judge(kept, Duration::ZERO), Course::Open);
-        assert_eq!(watching.judge(kept, STAYS_AFTER), Course::Served);
+        assert_eq!(watching.judge(kept, STAYS_AFTER), Course::Open);
+        assert_eq!(watching.judge(kept, STOP_MAX), Course::Served);
+        // This node knows of itself.
+        let own = |serves| Look {
+            serves: Some(serves),
+            ..kept
+        };
+        assert_eq!(watching.judge(own(true), Duration::ZERO), Course::Open);
+        assert_eq!(watching.judge(own(true), STAYS_AFTER), Course::Served);
+        assert_eq!(watching.judge(own(false), STOP_MAX), Course::Open);
     }
 }

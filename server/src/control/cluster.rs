@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::socket::unless_over;
 use super::{acts, applicants, forgetting, moving};
 use crate::cluster::definition::Defined;
 use crate::cluster::{
@@ -305,7 +306,16 @@ async fn release(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
 /// `announce SERVICE`: tells all its hosts again that it was restarted.
 async fn announce(services: &Arc<Services>, name: &str) -> Result<Value, Value> {
     let node = services.open(Some(name)).map_err(error)?;
-    let mut done = acts::announce(&node, name).await?;
+    let gate = Arc::clone(&node.gate);
+    // It is not to keep the service from leaving.
+    let announced = async move { acts::announce(&node, name).await };
+    let announced = tokio::time::timeout(ASK_TIME_MAX, unless_over(&gate, announced));
+    let mut done = announced.await.map_err(|_| {
+        error(
+            "the cluster has no majority now; hosts are told when it has one, or by a takeover"
+                .to_owned(),
+        )
+    })??;
     if let Ok(slot) = services.slot(Some(name)) {
         done["names"] = json!(names_of(services, slot));
     }

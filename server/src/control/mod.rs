@@ -7,7 +7,6 @@ mod cluster;
 pub mod early;
 mod forgetting;
 pub mod locks;
-mod looks;
 pub mod metrics_page;
 mod moving;
 mod reload;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cluster::ASK_TIME_MAX;
-use super::looks::look;
 use crate::cluster::definition::{Definition, InForce, Undefined};
 use crate::cluster::{ClusterCommand, Command, Outcome, ServiceId, ServiceState};
 use crate::config::cluster::NodeConfig;
@@ -54,11 +53,12 @@ pub(super) async fn reload(
     let node = node.ok_or_else(|| format!("service `{name}` is not served now"))?;
     let sources = slot.config.settings.sources.clone();
     let services = Arc::clone(services);
-    look(move || {
-        volumes::check_lists(&services.config.export_lists())?;
-        volumes::reload(volumes::read_lists(&sources)?, &node, false)
-    })
-    .await
+    slot.looks
+        .look(move || {
+            volumes::check_lists(&services.config.export_lists())?;
+            volumes::reload(volumes::read_lists(&sources)?, &node, false)
+        })
+        .await
 }
 
 async fn propose(
@@ -75,7 +75,10 @@ async fn propose(
         .map_or(0, ServiceState::version);
     let definition = {
         let (services, name) = (Arc::clone(services), name.clone());
-        let reading = timeout(READ_TIME_MAX, look(move || read(&services, &name)));
+        let reading = timeout(
+            READ_TIME_MAX,
+            slot.looks.look(move || read(&services, &name)),
+        );
         let late = |_| {
             "the export lists or exported directories do not answer\nhint: a disk may hang, also \
              that of another service: see the kernel's log (`dmesg`), or reload on another node"

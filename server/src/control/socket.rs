@@ -22,7 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::{acts, cluster, locks, looks};
+use super::{acts, cluster, locks};
 use crate::clock::unix_seconds;
 use crate::gate::Gate;
 use crate::node::Node;
@@ -197,13 +197,20 @@ async fn answer_of(
     let gate = Arc::clone(&node.gate);
     // Nobody who asks for something keeps the service from leaving: whoever holds the node keeps
     // its storage in use.
+    unless_over(&gate, of_service(node, request)).await
+}
+
+/// Asks something of a service, for as long as it is open here.
+pub(super) async fn unless_over(
+    gate: &Gate,
+    answer: impl Future<Output = Result<Value, Value>>,
+) -> Result<Value, Value> {
     tokio::select! {
-        answer = of_service(node, request) => answer,
-        () = over(&gate) => Err(error(
-            "the service is leaving this node\nhint: see `havenfs service list` for where it is, \
-             and look there what became of this"
-                .to_owned(),
-        )),
+        answer = answer => answer,
+        () = over(gate) => Err(json!({
+            "error": "the service is leaving this node\nhint: see `havenfs service list` for where \
+                      it is, and look there what became of this"
+        })),
     }
 }
 
@@ -316,8 +323,11 @@ async fn looked_up(
     node: &Arc<Node>,
     list: impl FnOnce(&Node) -> Value + Send + 'static,
 ) -> Result<Value, Value> {
-    let node = Arc::clone(node);
-    let made = looks::look(move || Ok::<_, String>(list(&node))).await;
+    let listed = Arc::clone(node);
+    let made = node
+        .looks
+        .look(move || Ok::<_, String>(list(&listed)))
+        .await;
     made.map_err(|problem| json!({ "error": problem }))
 }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::error::StoreError;
-use super::offline::OfflineError;
+use super::offline::{self, OfflineError};
 use super::peer::{ClusterKey, Configured, Peers};
 use super::stored::{self, Formed, Stored};
 use crate::config::cluster::ClusterConfig;
@@ -25,7 +25,8 @@ pub(super) fn configured(cluster: &ClusterConfig) -> Vec<Configured> {
 /// # Errors
 /// If one does, or one that is not in `absent` does not say.
 pub fn check_none_formed(cluster: &ClusterConfig, absent: &[String]) -> Result<(), OfflineError> {
-    judge(&cluster.node, &ask_all(cluster)?, absent).map_err(OfflineError::Refused)
+    let said = ask_all(cluster, &configured(cluster))?;
+    judge(&cluster.node, &said, absent).map_err(OfflineError::Refused)
 }
 
 /// Makes sure that no other member answers as one of the cluster of the store in `dir`, before this
@@ -39,14 +40,21 @@ pub fn check_none_lives(cluster: &ClusterConfig, dir: &Path) -> Result<(), Offli
     let Some(formed) = formed else {
         return Ok(());
     };
-    judge_lost(&ask_all(cluster)?, formed.cluster_id).map_err(OfflineError::Refused)
+    // The configuration may lack some that were added, and may know some by newer addresses.
+    let mut all = configured(cluster);
+    for member in offline::members(dir)? {
+        if !all.contains(&member) {
+            all.push(member);
+        }
+    }
+    judge_lost(&ask_all(cluster, &all)?, formed.cluster_id).map_err(OfflineError::Refused)
 }
 
 /// What a member said: the cluster that it belongs to, if any; or why it said nothing.
 type Said = (Box<str>, Result<Option<u64>, String>);
 
-/// Asks all other members of the configuration.
-fn ask_all(cluster: &ClusterConfig) -> Result<Vec<Said>, OfflineError> {
+/// Asks all of these members but this node.
+fn ask_all(cluster: &ClusterConfig, all: &[Configured]) -> Result<Vec<Said>, OfflineError> {
     let key = ClusterKey::read(&cluster.key_file);
     let key = key.map_err(|error| StoreError::Cluster(error.to_string()))?;
     let nobody = Stored {
@@ -54,13 +62,12 @@ fn ask_all(cluster: &ClusterConfig) -> Result<Vec<Said>, OfflineError> {
         formed: None,
         pending: None,
     };
-    let configured = configured(cluster);
-    let peers = Peers::new(key, &cluster.node, &nobody, false, &configured);
+    let peers = Peers::new(key, &cluster.node, &nobody, false, all);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(StoreError::io("start a runtime for", Path::new("asking")))?;
-    let said = runtime.block_on(peers.look(&configured));
+    let said = runtime.block_on(peers.look(all));
     let said = said.into_iter().map(|(member, said)| {
         let said = said.map(|hello| hello.cluster_id());
         (member.name, said.map_err(|error| error.to_string()))

@@ -40,6 +40,7 @@ use openraft::vote::RaftLeaderId as _;
 
 use super::error::StoreError;
 use super::opened::Opened;
+use super::peer::Configured;
 use super::stored::{self, FOUNDER, Formed, Stored};
 use super::types::{Entry, LeaderId, LogId, Member, Membership, Payload, Proposed, Types, Vote};
 use super::wal::Options;
@@ -173,6 +174,22 @@ pub fn survive(
             lost,
             is_incomplete,
         })
+    })
+}
+
+/// The members as the last membership in the log of a store has them.
+///
+/// # Errors
+/// If the store can't be read.
+pub(super) fn members(dir: &Path) -> Result<Vec<Configured>, OfflineError> {
+    run(dir, async |opened| {
+        let whole = Whole::read(opened).await?;
+        let members = whole.membership.nodes().map(|(_, member)| Configured {
+            name: member.name.clone(),
+            address: member.address,
+            witness: member.witness,
+        });
+        Ok(members.collect())
     })
 }
 
