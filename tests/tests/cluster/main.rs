@@ -26,6 +26,7 @@ mod operator;
 mod pause;
 mod pause_long;
 mod phases;
+mod programs;
 mod repairs;
 mod root_disks;
 mod root_power;

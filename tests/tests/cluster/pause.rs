@@ -30,6 +30,31 @@ const SETTLED: Duration = Duration::from_secs(1);
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
 const SOME: usize = 50;
 
+/// Two connections that stand, with a call answered over each.
+pub(crate) fn connections(cluster: &Cluster, scene: &Scene) -> Result<(Nfs, Nlm)> {
+    let connect = |port| {
+        let own = SocketAddr::new(scene.c.address, 0);
+        Peer::connect_from(Transport::Tcp, own, SocketAddr::new(scene.c.service, port))
+    };
+    let mut nfs = Nfs::new(connect(cluster.site.ports.nfs)?, Cred::root());
+    nfs.attributes(&scene.fh)?;
+    let mut nlm = Nlm::new(connect(cluster.site.ports.nlm)?, Cred::root());
+    nlm.null()?;
+    Ok((nfs, nlm))
+}
+
+/// Sends a call whose answer nobody waits for.
+pub(crate) fn send(
+    peer: &mut Peer,
+    (program, version): (u32, u32),
+    procedure: u32,
+    args: &[u8],
+) -> Result<()> {
+    let header = Header::new(program, version, procedure, &Cred::root());
+    peer.send(&header.message(next_xid(), args))?;
+    Ok(())
+}
+
 #[test]
 fn a_paused_node_says_nothing_when_it_goes_on() -> Result<()> {
     Cluster::run(&ONE, |cluster| {
@@ -39,25 +64,13 @@ fn a_paused_node_says_nothing_when_it_goes_on() -> Result<()> {
         let path = cluster.site.export(ALPHA).join("late");
         fs::write(&path, "")?;
         let late = scene.c.find(&cluster.site, ALPHA, "late")?;
-        // Two connections that stand, with a call answered over each.
-        let connect = |port| {
-            let own = SocketAddr::new(scene.c.address, 0);
-            Peer::connect_from(Transport::Tcp, own, SocketAddr::new(scene.c.service, port))
-        };
-        let mut nfs = Nfs::new(connect(cluster.site.ports.nfs)?, Cred::root());
-        nfs.attributes(&scene.fh)?;
-        let mut nlm = Nlm::new(connect(cluster.site.ports.nlm)?, Cred::root());
-        nlm.null()?;
+        let (mut nfs, mut nlm) = connections(cluster, &scene)?;
         let writer = scene.writer(cluster);
         writer.wait_more(SOME)?;
 
         let paused = Instant::now();
         cluster.pause(before.node)?;
         // The kernel takes them, and the node must never carry them out.
-        let send = |peer: &mut Peer, (program, version), procedure, args: &[u8]| {
-            let header = Header::new(program, version, procedure, &Cred::root());
-            peer.send(&header.message(next_xid(), args))
-        };
         let write = write_args(&late, 0, 4, FILE_SYNC, b"late");
         send(
             &mut nfs.peer,

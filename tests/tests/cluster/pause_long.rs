@@ -8,19 +8,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use havenfs_rpc::program;
+use havenfs_tests::client::Peer;
 use havenfs_tests::client::nfs::{self, FILE_SYNC, write_args};
 use havenfs_tests::client::nlm::{procedure, stat};
-use havenfs_tests::client::peer::Transport;
-use havenfs_tests::client::rpc::{Cred, Header, next_xid};
-use havenfs_tests::client::{Nfs, Nlm, Peer};
 use havenfs_tests::cluster::Cluster;
 
-use crate::pause::{ends_silently, wait_until};
+use crate::pause::{connections, ends_silently, send, wait_until};
 use crate::scene::{ALPHA, ONE, Scene, ms, rises_by_one};
 
 /// How long the node is paused.
@@ -64,22 +61,11 @@ fn what_a_node_has_in_hand_when_it_is_paused_for_long_is_never_done() -> Result<
         let late_fh = scene.c.find(&cluster.site, ALPHA, "late")?;
         // Connections that stand, with a call answered over each: two for what is sent before the
         // pause, two for what is sent in it.
-        let connect = |port| {
-            let own = SocketAddr::new(scene.c.address, 0);
-            Peer::connect_from(Transport::Tcp, own, SocketAddr::new(scene.c.service, port))
-        };
         let mut peers = Vec::new();
         for _ in 0..2 {
-            let mut nfs = Nfs::new(connect(cluster.site.ports.nfs)?, Cred::root());
-            nfs.attributes(&scene.fh)?;
-            let mut nlm = Nlm::new(connect(cluster.site.ports.nlm)?, Cred::root());
-            nlm.null()?;
+            let (nfs, nlm) = connections(cluster, &scene)?;
             peers.extend([nfs.peer, nlm.peer]);
         }
-        let send = |peer: &mut Peer, (program, version), procedure, args: &[u8]| {
-            let header = Header::new(program, version, procedure, &Cred::root());
-            peer.send(&header.message(next_xid(), args))
-        };
         let write = |peer: &mut Peer, fh: &[u8], number: u64| {
             let at = number * RECORD.len() as u64;
             let args = write_args(fh, at, RECORD.len() as u32, FILE_SYNC, RECORD);

@@ -10,7 +10,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,6 +17,7 @@ use havenfs_tests::client::nlm::stat;
 use havenfs_tests::cluster::site::{Plan, Site};
 use havenfs_tests::cluster::{Cluster, NODES, POLL, Serving};
 
+use crate::programs::{is_root, sh, text};
 use crate::scene::{ALPHA, BETA, Scene, ms};
 
 /// What is configured: how long a disk may take.
@@ -45,10 +45,7 @@ struct Disks {
 
 impl Disks {
     fn run(test: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
-        ensure!(
-            rustix::process::geteuid().is_root(),
-            "disks need root: run ./test --user to leave this out"
-        );
+        is_root()?;
         let mut disks = Self {
             cluster: Cluster::new(&ON_N1)?,
         };
@@ -124,18 +121,6 @@ fn within(site: &Site, node: &str) -> Vec<String> {
     );
     let words = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
     words.map(str::to_owned).into()
-}
-
-fn text(path: &std::path::Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-fn sh(words: &[&str]) -> Result<()> {
-    let output = Command::new(words[0]).args(&words[1..]).output();
-    let output = output.with_context(|| words.join(" "))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {said}", words.join(" "));
-    Ok(())
 }
 
 /// Has all writes to a node's disk hang.

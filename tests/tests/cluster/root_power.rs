@@ -14,8 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use havenfs_tests::client::peer::Transport;
@@ -25,6 +24,7 @@ use havenfs_tests::cluster::client::Client;
 use havenfs_tests::cluster::{Cluster, NODES};
 use havenfs_tests::lab::random::Random;
 
+use crate::programs::{is_root, sh, text};
 use crate::scene::{ALPHA, ONE, Scene, rises_by_one};
 
 /// How many answers those get who take and drop locks, and how many records are written.
@@ -48,10 +48,7 @@ struct Power {
 
 impl Power {
     fn run(test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        ensure!(
-            rustix::process::geteuid().is_root(),
-            "disks need root: run ./test --user to leave this out"
-        );
+        is_root()?;
         let mut power = Self {
             cluster: Cluster::new(&ONE)?,
             cuts: 0,
@@ -144,18 +141,6 @@ impl Drop for Power {
         }
         let _ = sh(&["umount", "-l", &text(&self.disk())]);
     }
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
-
-fn sh(words: &[&str]) -> Result<()> {
-    let output = Command::new(words[0]).args(&words[1..]).output();
-    let output = output.with_context(|| words.join(" "))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {said}", words.join(" "));
-    Ok(())
 }
 
 /// Owners of locks, each on a file of its own.

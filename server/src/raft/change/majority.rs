@@ -58,28 +58,12 @@ pub fn go_alone(lost: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
+    use super::super::sight::tests::sight_of;
     use super::*;
-    use crate::raft::types::Member;
 
     fn said(voters: &[u64], witnesses: &[u64], heard: &[u64]) -> String {
-        let member = |node: &u64| {
-            let member = Member {
-                name: format!("n{node}").into(),
-                witness: witnesses.contains(node),
-                ..Member::alone(*node)
-            };
-            (*node, member)
-        };
-        let sight = Sight {
-            own: heard.first().copied().unwrap_or_default(),
-            voters: voters.iter().copied().collect(),
-            members: voters.iter().map(member).collect(),
-            matched: BTreeMap::new(),
-            heard: heard.iter().copied().collect(),
-            last: 0,
-        };
+        let own = heard.first().copied().unwrap_or_default();
+        let sight = sight_of(own, voters, witnesses, heard);
         has_majority(&sight)
             .err()
             .map_or_else(String::new, |error| error.to_string())

@@ -158,10 +158,15 @@ pub(super) fn unknown(sight: &Sight, name: &str) -> ChangeError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn sight_of(own: u64, voters: &[u64], witnesses: &[u64], heard: &[u64]) -> Sight {
+    pub(in crate::raft::change) fn sight_of(
+        own: u64,
+        voters: &[u64],
+        witnesses: &[u64],
+        heard: &[u64],
+    ) -> Sight {
         let member = |node: &u64| {
             let member = Member {
                 name: format!("n{node}").into(),
