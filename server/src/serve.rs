@@ -32,6 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use self::closing::{CLOSE_TIME_MAX, close_all};
 use self::keeper::{Event, Keeper};
 use self::leases::Leases;
 use self::opening::{HandleKeys, Shared};
@@ -375,10 +376,7 @@ async fn serve(
     // Nobody may be left to listen. Services answer what they have taken, and close; also those
     // that had nothing to do with the failure of another one.
     let _ = stop.send(true);
-    let closed = {
-        let time_max = closing::CLOSE_TIME_MAX;
-        closing::close_all(&mut keepers, result.is_err(), renewing, time_max).await
-    };
+    let closed = close_all(&mut keepers, result.is_err(), renewing, CLOSE_TIME_MAX).await;
     result = result.and(closed);
     control.close().await;
     result

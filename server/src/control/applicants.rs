@@ -167,6 +167,7 @@ mod tests {
         assert_eq!(said(at(2), Some(false)), replace);
         assert_eq!(said(at(9), Some(true)), replace);
     }
+
     #[test]
     fn without_a_majority_nobody_is_removed() {
         let said = |others: &[(&str, bool)]| {

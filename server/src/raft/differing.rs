@@ -67,14 +67,7 @@ impl Differing {
 }
 
 fn difference(members: &BTreeMap<u64, Member>, configured: &[Configured]) -> Option<String> {
-    let mut actual: Vec<Configured> = members
-        .values()
-        .map(|member| Configured {
-            name: member.name.clone(),
-            address: member.address,
-            witness: member.witness,
-        })
-        .collect();
+    let mut actual: Vec<Configured> = members.values().map(Configured::of).collect();
     actual.sort();
     peer::difference(configured, &actual)
 }

@@ -184,12 +184,8 @@ pub fn survive(
 pub(super) fn members(dir: &Path) -> Result<Vec<Configured>, OfflineError> {
     run(dir, async |opened| {
         let whole = Whole::read(opened).await?;
-        let members = whole.membership.nodes().map(|(_, member)| Configured {
-            name: member.name.clone(),
-            address: member.address,
-            witness: member.witness,
-        });
-        Ok(members.collect())
+        let members = whole.membership.nodes();
+        Ok(members.map(|(_, member)| Configured::of(member)).collect())
     })
 }
 

@@ -141,8 +141,8 @@ impl World {
             let have = (0..NODES).filter(|n| raft.matched[*n] >= index);
             have.fold(Set(0), Set::with)
         };
-        let mut matched = raft.matched.into_iter();
-        let agreed = matched.by_ref().filter(|index| members.agree(have(*index)));
+        let matched = raft.matched.into_iter();
+        let agreed = matched.filter(|index| members.agree(have(*index)));
         let commit = agreed.max().unwrap_or(0);
         if commit > raft.commit && raft.term_at(commit) == Some(raft.term) {
             raft.commit = commit;

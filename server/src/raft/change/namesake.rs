@@ -16,8 +16,7 @@ impl Changes {
         member: &Member,
         address: SocketAddr,
     ) -> ChangeError {
-        let asked = self.peers.ask(member.address).await;
-        if asked.is_ok_and(|hello| hello.store_id() == member.store_id) {
+        if self.peers.is_there(member).await {
             let which = format!("the machine at {address}");
             return refused(lives(name, member.address, &which));
         }

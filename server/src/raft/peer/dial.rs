@@ -336,6 +336,12 @@ impl Peers {
         Ok(hello)
     }
 
+    /// Whether a member answers where it is reached, with the store that the log knows.
+    pub(in crate::raft) async fn is_there(&self, member: &Member) -> bool {
+        let asked = self.ask(member.address).await;
+        asked.is_ok_and(|hello| hello.store_id == member.store_id)
+    }
+
     pub(super) async fn greet(
         &self,
         address: SocketAddr,

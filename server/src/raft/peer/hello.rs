@@ -22,6 +22,17 @@ pub(in crate::raft) struct Configured {
     pub(in crate::raft) witness: bool,
 }
 
+impl Configured {
+    /// A member of the log, as a file would name it.
+    pub(in crate::raft) fn of(member: &Member) -> Self {
+        Self {
+            name: member.name.clone(),
+            address: member.address,
+            witness: member.witness,
+        }
+    }
+}
+
 /// What a node says first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::raft) struct Hello {

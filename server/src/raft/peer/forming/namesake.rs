@@ -40,9 +40,7 @@ pub(super) async fn look_for(peers: &Peers, hindrances: Vec<Hindrance>) -> Vec<H
     for hindrance in hindrances {
         let seen_now = match &hindrance {
             Hindrance::OtherStore { name, member, .. } => {
-                let asked = peers.ask(member.address).await;
-                let lives = asked.is_ok_and(|hello| hello.store_id == member.store_id);
-                lives.then(|| Hindrance::Lives {
+                peers.is_there(member).await.then(|| Hindrance::Lives {
                     name: name.clone(),
                     address: member.address,
                 })
