@@ -24,9 +24,8 @@ const TCP_FROM_TRY: usize = 3;
 const TRIES_PER_LOOKUP: usize = 4;
 /// Tries under way at a time: each takes one of the few hundred reserved ports.
 const UNDER_WAY_MAX: usize = 256;
-/// How long a call may take. The first try of a host is short: many hosts may be gone for good, and
-/// those that live must not wait for them.
-const CALL_MS_MAX: u64 = 2000;
+/// How long a call of the first try of a host may take: many hosts may be gone for good, and those
+/// that live must not wait for them.
 const FIRST_CALL_MS_MAX: u64 = 600;
 
 /// A host, and the address of ours that it knows.
@@ -49,8 +48,8 @@ pub struct Notice {
     pub tcp: bool,
     /// Whether to ask for the port anew.
     pub look_up: bool,
-    /// How long each call may take, in milliseconds.
-    pub time_max_ms: u64,
+    /// How long each call may take, in milliseconds; as long as calls take if none.
+    pub time_max_ms: Option<u64>,
 }
 
 /// How far a host was told.
@@ -180,11 +179,7 @@ impl Notifier {
             names: telling.unanswered.iter().copied().collect(),
             tcp: number >= TCP_FROM_TRY && (number - TCP_FROM_TRY).is_multiple_of(2),
             look_up: number > 0 && number.is_multiple_of(TRIES_PER_LOOKUP),
-            time_max_ms: if number == 0 {
-                FIRST_CALL_MS_MAX
-            } else {
-                CALL_MS_MAX
-            },
+            time_max_ms: (number == 0).then_some(FIRST_CALL_MS_MAX),
         })
     }
 
@@ -334,7 +329,7 @@ mod tests {
         while left > 0 {
             while let Some(notice) = notifier.poll(now) {
                 let answers_after = if gone.contains(&notice.target) {
-                    notice.time_max_ms
+                    notice.time_max_ms.unwrap_or(2000)
                 } else {
                     5
                 };

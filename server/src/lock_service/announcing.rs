@@ -192,15 +192,18 @@ async fn send(calls: &HostCalls, names: &[String], state: NsmState, notice: &Not
             state: state.0,
         };
         let call = calls.call(callee, wire::procedure::SM_NOTIFY, &args, look_up);
-        let result = timeout(Duration::from_millis(notice.time_max_ms), call).await;
+        let result = match notice.time_max_ms.map(Duration::from_millis) {
+            Some(time_max) => timeout(time_max, call).await.ok(),
+            None => Some(call.await),
+        };
         look_up = false;
         let problem = match result {
-            Ok(Ok(_)) => {
+            Some(Ok(_)) => {
                 answered.push(*number);
                 continue;
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it does not answer".to_owned(),
+            Some(Err(error)) => error.to_string(),
+            None => "it does not answer".to_owned(),
         };
         tracing::debug!(host = %callee.address, name, problem, "cannot tell of the restart");
         // The other names would fare no better now.
