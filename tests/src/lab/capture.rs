@@ -126,11 +126,32 @@ impl Frame {
     #[must_use]
     pub fn speaks(&self) -> bool {
         match self.kind {
-            Kind::Tcp {
-                fin, rst, payload, ..
-            } => fin || rst || payload > 0,
+            Kind::Tcp { payload, .. } => self.ends() || payload > 0,
             Kind::Arp { .. } | Kind::Udp { .. } | Kind::Icmp(_) => true,
         }
+    }
+
+    /// Whether it begins a TCP connection, or answers that.
+    #[must_use]
+    pub fn begins(&self) -> bool {
+        matches!(self.kind, Kind::Tcp { syn: true, .. })
+    }
+
+    /// Whether it says that a TCP connection ends.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        matches!(self.kind, Kind::Tcp { fin, rst, .. } if fin || rst)
+    }
+
+    /// Whether it goes the other way on the same TCP connection.
+    #[must_use]
+    pub fn answers(&self, other: &Self) -> bool {
+        let sides = |frame: &Self| match frame.kind {
+            Kind::Tcp { port, to_port, .. } => Some([(frame.from, port), (frame.to, to_port)]),
+            _ => None,
+        };
+        let [own, other] = [sides(self), sides(other)];
+        own.is_some_and(|[from, to]| other == Some([to, from]))
     }
 
     /// Whether it tells all neighbours where an address is that nobody has asked for.
@@ -369,6 +390,29 @@ mod tests {
         );
         let speaks: Vec<bool> = frames.iter().map(Frame::speaks).collect();
         assert_eq!(speaks, [true, false, true, true], "{said:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn an_answer_goes_back_on_the_same_connection() -> Result<()> {
+        let mut back = tcp(0x11);
+        back.swap(0, 2);
+        back.swap(1, 3);
+        let mut back = ipv4(6, 40, &back);
+        // The addresses change their places as well.
+        let (from, to) = back[26..34].split_at_mut(4);
+        from.swap_with_slice(to);
+        let frames = frames(&file(&[
+            &ipv4(6, 40, &tcp(2)),
+            &back,
+            &ipv4(1, 28, &[3, 3]),
+            &ipv4(6, 40, &tcp(4)),
+        ]))?;
+        let answers: Vec<bool> = frames.iter().map(|it| it.answers(&frames[0])).collect();
+        assert_eq!(answers, [false, true, false, false]);
+        assert!(frames[1].answers(&frames[3]) && !frames[2].answers(&frames[2]));
+        assert!(frames[0].begins() && frames[1].ends() && frames[3].ends());
+        assert!(!frames[0].ends() && !frames[1].begins());
         Ok(())
     }
 

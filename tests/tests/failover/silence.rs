@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use havenfs_tests::cluster::LEASE_TIME;
-use havenfs_tests::lab::capture::{Frame, Kind, mac_of};
+use havenfs_tests::lab::capture::{Frame, mac_of};
 use havenfs_tests::lab::clock::Micros;
 use havenfs_tests::lab::cluster::{Serving, host_of};
 
@@ -54,12 +54,8 @@ impl Scene<'_> {
         };
         let ms = |frame: &Frame| (frame.at - began) / 1000;
         for frame in old.iter().filter(|it| it.at >= began && it.at < since) {
-            let is_end = match frame.kind {
-                // What is asked there ends its connection itself.
-                Kind::Tcp { port, fin, rst, .. } => rst || fin && !SHORT_PORTS.contains(&port),
-                _ => false,
-            };
-            if by_address(frame) && is_end || frame.is_unreachable() {
+            let is_end = by_address(frame) && frame.ends() && !answers_an_end(frame, &frames);
+            if is_end || frame.is_unreachable() {
                 eprintln!("  the old node after {} ms: {frame}", ms(frame));
                 // A process that is killed can't help it.
                 ensure!(expected != Expected::Move, "a client was turned away");
@@ -142,8 +138,15 @@ impl Scene<'_> {
     }
 }
 
-/// The ports of the portmapper and of MOUNT.
-const SHORT_PORTS: [u16; 2] = [111, 20048];
+/// Whether the other side had ended the connection itself before this frame: what says so as well
+/// then turns nobody away. That may be a reset: an end that crosses an acknowledgement is answered
+/// once more, to a socket that is closed by then.
+fn answers_an_end(frame: &Frame, frames: &[Frame]) -> bool {
+    let before = frames.iter().filter(|it| it.at <= frame.at);
+    let mut turns = before.filter(|it| it.answers(frame) && (it.begins() || it.ends()));
+    turns.next_back().is_some_and(Frame::ends)
+}
+
 /// How much earlier than the new node's first word the lease of the old one is over: half of the
 /// margin that others wait. The rest is for what was answered in time, but sent a little later.
 const MARGIN: Duration = Duration::from_millis(25);
