@@ -110,19 +110,10 @@ impl Scene<'_> {
             (from, it.to, to_port) == (port, client, client_port)
         });
         let first = wakes.next().context("the client was not woken")?;
+        let in_time = first.at..first.at + ANSWER_US_MAX;
         let answer = frames.iter().find(|it| {
-            let Kind::Tcp {
-                port: from,
-                to_port,
-                syn: false,
-                payload: 0,
-                ..
-            } = it.kind
-            else {
-                return false;
-            };
-            let answers = (it.from, from, it.to, to_port) == (client, client_port, address, port);
-            answers && (first.at..first.at + ANSWER_US_MAX).contains(&it.at)
+            let is_empty = matches!(it.kind, Kind::Tcp { payload: 0, .. });
+            it.answers(first) && is_empty && !it.begins() && in_time.contains(&it.at)
         });
         let answer = answer.context("the client was woken, and did not answer")?;
         let us = answer.at - first.at;
