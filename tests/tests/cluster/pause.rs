@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use havenfs_rpc::program;
 use havenfs_tests::client::nfs::{self, FILE_SYNC, args, write_args};
-use havenfs_tests::client::nlm::{procedure, stat};
+use havenfs_tests::client::nlm::{Lock, procedure, stat};
 use havenfs_tests::client::peer::Transport;
 use havenfs_tests::client::rpc::{Cred, Header, next_xid};
 use havenfs_tests::client::{Nfs, Nlm, Peer};
+use havenfs_tests::cluster::client::Client;
 use havenfs_tests::cluster::{Cluster, POLL};
 
 use crate::scene::{ALPHA, Locked, ONE, Scene, ms, rises_by_one};
@@ -52,6 +53,24 @@ pub(crate) fn send(
 ) -> Result<()> {
     let header = Header::new(program, version, procedure, &Cred::root());
     peer.send(&header.message(next_xid(), args))?;
+    Ok(())
+}
+
+/// Waits until another node has the service; it can't listen yet, since the paused process has the
+/// sockets.
+pub(crate) fn taken_from(cluster: &Cluster, paused: &str) -> Result<String> {
+    cluster.wait("another node has the service", |cluster| {
+        let node = cluster.running().next()?;
+        let active = cluster.service(node, ALPHA).ok()?.active?;
+        (active != paused).then_some(active)
+    })
+}
+
+/// A LOCK that the paused node had in hand was not done, as another client sees it.
+pub(crate) fn is_free(other: &mut Client, late: &Lock) -> Result<()> {
+    let asked = other.lock_of(&late.fh, 12, late.l_offset, late.l_len);
+    let holder = other.holder(&asked)?;
+    ensure!(holder.is_none(), "the late LOCK was done: {holder:?}");
     Ok(())
 }
 
@@ -93,11 +112,7 @@ fn a_paused_node_says_nothing_when_it_goes_on() -> Result<()> {
             procedure::LOCK,
             &lock_args,
         )?;
-        let taken = cluster.wait("another node has the service", |cluster| {
-            let node = cluster.running().next()?;
-            let active = cluster.service(node, ALPHA).ok()?.active?;
-            (active != before.node).then_some(active)
-        })?;
+        let taken = taken_from(cluster, before.node)?;
         let taken_after = paused.elapsed();
         wait_until(paused + SETTLED);
         let answered = writer.done();
@@ -131,9 +146,7 @@ fn a_paused_node_says_nothing_when_it_goes_on() -> Result<()> {
         ensure!(verifiers.len() == 2, "{verifiers:02x?}");
         scene.check_written(&written)?;
         ensure!(fs::read(&path)?.is_empty(), "the late WRITE was done");
-        let free = scene.a.lock_of(&scene.fh, 12, 3000, 10);
-        let holder = scene.a.holder(&free)?;
-        ensure!(holder.is_none(), "the late LOCK was done: {holder:?}");
+        is_free(&mut scene.a, &lock)?;
         scene.is_held()?;
 
         // It is a standby like any other.

@@ -17,7 +17,7 @@ use havenfs_tests::client::nfs::{self, FILE_SYNC, write_args};
 use havenfs_tests::client::nlm::{procedure, stat};
 use havenfs_tests::cluster::Cluster;
 
-use crate::pause::{connections, ends_silently, send, wait_until};
+use crate::pause::{connections, ends_silently, is_free, send, taken_from, wait_until};
 use crate::scene::{ALPHA, ONE, Scene, ms, rises_by_one};
 
 /// How long the node is paused.
@@ -89,12 +89,7 @@ fn what_a_node_has_in_hand_when_it_is_paused_for_long_is_never_done() -> Result<
             write(&mut peers[2], &late_fh, number)?;
             lock(&mut peers[3], BURST + number)?;
         }
-        // It can't listen yet, since the paused process has the sockets.
-        let taken = cluster.wait("another node has the service", |cluster| {
-            let node = cluster.running().next()?;
-            let active = cluster.service(node, ALPHA).ok()?.active?;
-            (active != before.node).then_some(active)
-        })?;
+        let taken = taken_from(cluster, before.node)?;
         let taken_after = paused.elapsed();
         let replies = [drain(&mut peers[0])?, drain(&mut peers[1])?];
         let table = cluster.service(&taken, ALPHA)?.locks;
@@ -138,11 +133,7 @@ fn what_a_node_has_in_hand_when_it_is_paused_for_long_is_never_done() -> Result<
         let now = cluster.service(after.node, ALPHA)?.locks;
         ensure!(now == table, "{table} locks, then {now}");
         for number in 0..3 {
-            let free = scene
-                .a
-                .lock_of(&scene.fh, 12, lock_of(BURST + number).l_offset, 10);
-            let holder = scene.a.holder(&free)?;
-            ensure!(holder.is_none(), "the late LOCK was done: {holder:?}");
+            is_free(&mut scene.a, &lock_of(BURST + number))?;
         }
         let wanted = lock_of(BURST);
         scene.is_held()?;
