@@ -2,8 +2,8 @@
 //! a node makes of it by itself: whether it may serve, and whether it is its turn to take over.
 //!
 //! Owns [`ClusterState`] and [`Command`]; [`lease`], [`sole`], [`placement`], [`failback`] and
-//! [`reconcile`]
-//! are local.
+//! [`reconcile`] are local.
+//!
 //! Pure: no clock, no randomness, no files, no tasks; what a command needs of these it carries. The
 //! log of `raft` feeds [`ClusterState::apply`], and nothing else does.
 
